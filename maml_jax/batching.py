@@ -1,0 +1,174 @@
+"""The task axis: how one task's function becomes a meta-batch's, on one device and on many.
+
+Problems and losses are written for one task. Here, and nowhere else, they are spread over tasks:
+`"vmap"` runs all tasks as one batched program, `"scan"` one task after the other, and a whole
+number runs chunks of that many vmapped tasks one after the other. The result is the same; time and
+memory are not (docs/meta_gradient_modes.md has the measurements).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from maml_jax import types
+from maml_jax.types import Array, Metrics, Params, PyTree, Task, TaskLoss
+
+TASK_AXIS = "tasks"
+Batching = str | int | None
+
+_MEASURED_DEFAULT: dict[str, Batching] = {"cpu": "vmap", "gpu": "vmap", "tpu": "vmap"}
+
+
+def default_batching(platform: str | None = None) -> Batching:
+    """The task batching that was fastest for small networks on a platform.
+
+    On a CPU the sinusoid's meta-step is 5 times faster under `"vmap"` than under `"scan"`: its
+    kernels are too small for anything else. Large convolutions are the other way round there,
+    because weights of one's own turn `vmap` into a grouped convolution; a problem that knows this
+    passes its own choice. On accelerators one batched program is the rule.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu"; default that of the first device.
+    """
+    return _MEASURED_DEFAULT.get(platform or jax.default_backend(), "vmap")
+
+
+def resolve_batching(batching: Batching, num_tasks: int) -> int:
+    """The number of tasks that are vmapped together, from 1 (scan) to `num_tasks` (vmap).
+
+    Raises:
+        ValueError: `batching` is neither None, "vmap", "scan" nor a chunk size of 1 or more.
+    """
+    if batching is None:
+        batching = default_batching()
+    if batching == "vmap":
+        return num_tasks
+    if batching == "scan":
+        return 1
+    if isinstance(batching, (int, np.integer)) and not isinstance(batching, bool) and batching > 0:
+        return min(int(batching), num_tasks)
+    raise ValueError(
+        "batching must be None, 'vmap', 'scan' or a chunk size of 1 or more tasks; "
+        f"received {batching!r}."
+    )
+
+
+def map_tasks(fn: Callable[[Any], Any], tasks: PyTree, batching: Batching = None) -> PyTree:
+    """`fn` of each task, stacked: `jax.vmap(fn)(tasks)`, in the way that `batching` asks for."""
+    chunk = resolve_batching(batching, axis_size(tasks))
+    if chunk == axis_size(tasks):
+        return jax.vmap(fn)(tasks)
+    return jax.lax.map(fn, tasks, batch_size=None if chunk == 1 else chunk)
+
+
+def sum_gradient(
+    task_loss: TaskLoss, params: Params, tasks: Task, batching: Batching = None
+) -> tuple[Array, Metrics, Params]:
+    """The gradient of the sum of a loss over tasks, in bounded memory.
+
+    Chunks are differentiated one by one and their gradients added up, so that the memory needed is
+    that of one chunk, whatever the number of tasks.
+
+    Args:
+        task_loss: `task_loss(params, task) -> (scalar, metrics)` for one task.
+        params: what to differentiate in.
+        tasks: a task pytree with a leading axis of T on every leaf.
+        batching: see the module's docstring.
+
+    Returns:
+        The losses [T]; the metrics with a leading axis of T; the gradient of the losses' sum.
+    """
+    num_tasks = axis_size(tasks)
+    chunk = resolve_batching(batching, num_tasks)
+
+    def chunk_gradient(chunk_tasks: Task) -> tuple[Array, Metrics, Params]:
+        def total(p):
+            losses, metrics = jax.vmap(task_loss, (None, 0))(p, chunk_tasks)
+            return jnp.sum(losses), (losses, metrics)
+
+        (_, (losses, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
+        return losses, metrics, grads
+
+    if chunk == num_tasks:
+        return chunk_gradient(tasks)
+
+    whole = num_tasks // chunk
+    head = jax.tree.map(lambda x: x[: whole * chunk].reshape(whole, chunk, *x.shape[1:]), tasks)
+
+    def body(total, chunk_tasks):
+        losses, metrics, grads = chunk_gradient(chunk_tasks)
+        return jax.tree.map(jnp.add, total, grads), (losses, metrics)
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    grads, stacked = jax.lax.scan(body, zero, head)
+    losses, metrics = jax.tree.map(lambda x: x.reshape(whole * chunk, *x.shape[2:]), stacked)
+    if whole * chunk < num_tasks:
+        tail = jax.tree.map(lambda x: x[whole * chunk :], tasks)
+        tail_losses, tail_metrics, tail_grads = chunk_gradient(tail)
+        grads = jax.tree.map(jnp.add, grads, tail_grads)
+        losses = jnp.concatenate([losses, tail_losses])
+        metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, tail_metrics)
+    return losses, metrics, grads
+
+
+def axis_size(tasks: PyTree) -> int:
+    """T, the length of the leading axis that every leaf of `tasks` shares.
+
+    Raises:
+        ValueError: there is no leaf, or leaves disagree.
+    """
+    leaves = jax.tree.leaves(tasks)
+    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            "tasks must have one leading axis of T tasks on every leaf; received shapes "
+            f"{[jnp.shape(leaf) for leaf in leaves]}."
+        )
+    return int(sizes.pop())
+
+
+def task_mesh(num_tasks: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with one axis, `TASK_AXIS`, over as many devices as divide the tasks evenly.
+
+    Args:
+        num_tasks: T.
+        devices: to choose from; default all that JAX sees. Of D devices the largest number that
+            divides T is used: 25 tasks on 8 devices run on 5.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    count = max(d for d in range(1, len(devices) + 1) if num_tasks % d == 0)
+    return Mesh(np.array(devices[:count]), (TASK_AXIS,))
+
+
+def check_mesh(mesh: Mesh, num_tasks: int) -> int:
+    """The number of devices of a task mesh.
+
+    Raises:
+        ValueError: its axes are not `(TASK_AXIS,)`, or it does not divide the tasks.
+    """
+    if mesh.axis_names != (TASK_AXIS,):
+        raise ValueError(f"the mesh must have one axis {TASK_AXIS!r}; received {mesh.axis_names}.")
+    if num_tasks % mesh.size:
+        raise ValueError(
+            f"the number of tasks must be a multiple of the mesh's devices; received {num_tasks} "
+            f"tasks for {mesh.size} devices. task_mesh({num_tasks}) makes one that fits."
+        )
+    return mesh.size
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The tree with a copy of every leaf on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def check_tasks(tasks: PyTree) -> None:
+    """Raises a ValueError or TypeError if `tasks` is no batch of tasks."""
+    if not isinstance(tasks, Task):
+        types.check_same_structure(tasks)
+    axis_size(tasks)

@@ -1,0 +1,219 @@
+"""Ways to differentiate the inner loop: the same meta-gradient, other memory and time.
+
+The meta-gradient needs, for each inner step, the product of a vector with the Hessian of the inner
+loss. The modes differ in how they come by it:
+
+=============== ==================================================================== ==============
+mode            how                                                                  kept per step
+=============== ==================================================================== ==============
+`"reverse"`     reverse over reverse: `jax.grad` of a loss that contains `jax.grad`  activations
+`"remat"`       the same, each inner step recomputed in the backward pass            parameters
+`"mixed"`       each inner step's backward pass is a forward-over-reverse product    parameters
+`"first_order"` the Hessian is taken as zero (paper section 5.2): another gradient   nothing
+=============== ==================================================================== ==============
+
+Remat recomputes an inner step and then differentiates its gradient in reverse, which holds the
+intermediates of a gradient's gradient while it does so; mixed mode pushes a tangent forward through
+the gradient instead and holds those of a plain gradient. The idea of mixed mode is that of
+MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.extend import core as jex
+
+from maml_jax import types
+from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree
+
+MODES = ("reverse", "remat", "mixed", "first_order")
+EXACT_MODES = ("reverse", "remat", "mixed")
+
+GradientFn = Callable[[Params, Batch], tuple[Params, tuple[Array, Metrics]]]
+
+
+def gradient(loss_fn: LossFn, mode: str = "reverse") -> GradientFn:
+    """Returns the gradient of an inner loss, to be differentiated again in the given mode.
+
+    Args:
+        loss_fn: `loss_fn(params, batch) -> (scalar, metrics)`.
+        mode: one of `MODES`. `"remat"` is the same as `"reverse"` here: what is recomputed is a
+            whole inner step, by `maml.adapt`.
+
+    Returns:
+        `fn(params, batch) -> (gradient, (loss, metrics))`, the gradient in the form of `params`.
+
+    Raises:
+        ValueError: the mode is none of these.
+    """
+    types.check_choice(mode, MODES, "mode")
+    if mode == "mixed":
+        return _mixed_gradient(loss_fn)
+
+    def fn(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+        if mode == "first_order":  # the one place where second-order terms are dropped
+            grads = jax.lax.stop_gradient(grads)
+        return grads, (loss, dict(metrics))
+
+    return fn
+
+
+def _mixed_gradient(loss_fn: LossFn) -> GradientFn:
+    """The gradient whose own reverse derivative is a forward-over-reverse product."""
+
+    def fn(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
+        # Everything the loss depends on becomes an argument, what it closes over included: a
+        # custom derivative rule may neither lose a derivative nor keep a tracer past its time.
+        closed, shape = jax.make_jaxpr(loss_fn, return_shape=True)(params, batch)
+        out_tree = jax.tree.structure(shape)
+        others = (jax.tree.leaves(batch), list(closed.consts))
+        leaves, others_tree = jax.tree.flatten(others)
+        smooth = [leaf if types.is_float(leaf) else None for leaf in leaves]
+        rest = [None if types.is_float(leaf) else leaf for leaf in leaves]
+
+        def pure_loss(params: Params, smooth: list[Any], rest: list[Any]) -> tuple[Array, Metrics]:
+            merged = [r if s is None else s for s, r in zip(smooth, rest, strict=True)]
+            batch_leaves, consts = jax.tree.unflatten(others_tree, merged)
+            call = jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))
+            return jax.tree.unflatten(out_tree, call(*jax.tree.leaves(params), *batch_leaves))
+
+        return _forward_over_reverse(pure_loss)(params, smooth, rest)
+
+    return fn
+
+
+def _forward_over_reverse(
+    pure_loss: Callable[[Params, PyTree, PyTree], tuple[Array, Metrics]],
+) -> Callable[[Params, PyTree, PyTree], tuple[Params, tuple[Array, Metrics]]]:
+    """`(params, smooth, rest) -> (gradient, (loss, metrics))` with a derivative rule of its own.
+
+    With L the loss, p the parameters, z the other differentiable inputs and v the cotangent of the
+    gradient dL/dp, reverse mode has to return v' d2L/dp2 and v' d2L/dpdz. Second derivatives
+    commute, so both are the tangent of (dL/dp, dL/dz) along (v, 0): one `jvp` of one `grad`. Its
+    primal output, (dL/dp, dL/dz), is what the cotangent of the loss itself multiplies.
+    """
+
+    @jax.custom_vjp
+    def grad_fn(params, smooth, rest):
+        (loss, metrics), grads = jax.value_and_grad(pure_loss, has_aux=True)(params, smooth, rest)
+        return grads, (loss, metrics)
+
+    def forward(params, smooth, rest):
+        args = jax.tree.map(lambda p: p.value, (params, smooth, rest))
+        return grad_fn(*args), args
+
+    def backward(residuals, cotangents):
+        params, smooth, rest = residuals
+        grads_bar, (loss_bar, metrics_bar) = cotangents
+        direction = jax.tree.map(_instantiate, grads_bar, params, is_leaf=_is_zero)
+
+        def joint_gradient(p):
+            return jax.grad(lambda p, z: pure_loss(p, z, rest)[0], argnums=(0, 1))(p, smooth)
+
+        try:
+            first, out = jax.jvp(joint_gradient, (params,), (direction,))
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise TypeError(
+                "mode='mixed' differentiates the inner gradient in forward mode, but the inner "
+                "loss uses a function with a reverse-mode rule only (jax.custom_vjp). Use "
+                "mode='remat', which needs reverse mode alone."
+            ) from error
+        if not _is_zero(loss_bar):
+            out = jax.tree.map(lambda o, g: o + loss_bar * g, out, first)
+        if not all(_is_zero(leaf) for leaf in jax.tree.leaves(metrics_bar, is_leaf=_is_zero)):
+            metrics, pull = jax.vjp(lambda p, z: pure_loss(p, z, rest)[1], params, smooth)
+            bar = jax.tree.map(_instantiate, metrics_bar, metrics, is_leaf=_is_zero)
+            out = jax.tree.map(jnp.add, out, pull(bar))
+        return *out, None
+
+    grad_fn.defvjp(forward, backward, symbolic_zeros=True)
+    return grad_fn
+
+
+def _is_zero(leaf: Any) -> bool:
+    return isinstance(leaf, SymbolicZero) or getattr(leaf, "dtype", None) == jax.dtypes.float0
+
+
+def _instantiate(leaf: Any, like: Any) -> Any:
+    if not isinstance(leaf, SymbolicZero):
+        return leaf
+    dtype = jnp.result_type(like) if types.is_float(like) else jax.dtypes.float0
+    return np.zeros(jnp.shape(like), dtype)
+
+
+class MemoryUse(NamedTuple):
+    """What a compiled meta-gradient needs, in bytes.
+
+    Attributes:
+        temporary: scratch memory, where activations and tapes live; what the modes differ in.
+        arguments: the parameters and tasks that go in.
+        outputs: the loss and gradient that come out.
+    """
+
+    temporary: int
+    arguments: int
+    outputs: int
+
+
+def memory_report(
+    loss_of_mode: Callable[[str], Callable[..., Any]],
+    *args: Any,
+    modes: Sequence[str] = MODES,
+    has_aux: bool = True,
+) -> dict[str, MemoryUse]:
+    """Compiles the meta-gradient of a user's own problem in each mode and reports its memory.
+
+    Nothing is run, so that a mode which would not fit can be asked about: `args` may be arrays or
+    `jax.ShapeDtypeStruct`s.
+
+        report = memory_report(
+            lambda mode: functools.partial(meta_loss, loss_fn, inner_lr=0.1, num_steps=10,
+                                           mode=mode),
+            params, task)
+
+    Args:
+        loss_of_mode: `loss_of_mode(mode) -> fn(params, ...)`, to be differentiated in `params`.
+        *args: the arguments of `fn`.
+        modes: which of `MODES` to compile.
+        has_aux: whether `fn` returns `(loss, metrics)` rather than the loss alone.
+
+    Returns:
+        For each mode its `MemoryUse`, as the compiler accounts for it.
+
+    Raises:
+        ValueError: a mode is none of `MODES`.
+        NotImplementedError: the platform's compiler does not report memory.
+    """
+    report = {}
+    for mode in modes:
+        types.check_choice(mode, MODES, "mode")
+        fn = jax.value_and_grad(loss_of_mode(mode), has_aux=has_aux)
+        analysis = jax.jit(fn).lower(*args).compile().memory_analysis()
+        if analysis is None:
+            raise NotImplementedError(
+                f"the compiler of platform {jax.default_backend()!r} does not report memory."
+            )
+        report[mode] = MemoryUse(
+            int(analysis.temp_size_in_bytes),
+            int(analysis.argument_size_in_bytes),
+            int(analysis.output_size_in_bytes),
+        )
+    return report
+
+
+def format_memory_report(report: Mapping[str, MemoryUse]) -> str:
+    """A memory report as a text table in megabytes, one mode a line."""
+    lines = [f"{'mode':<12} {'temporary MB':>13} {'arguments MB':>13} {'outputs MB':>11}"]
+    for mode, use in report.items():
+        temporary, arguments, outputs = (value / 1e6 for value in use)
+        lines.append(f"{mode:<12} {temporary:>13,.2f} {arguments:>13,.2f} {outputs:>11,.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""What MAML is compared with: learning all tasks at once, and averaging single-task networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax.networks import Network
+from maml_jax.regression.losses import Examples, mean_squared_error
+from maml_jax.regression.sinusoid import Sinusoid, examples, sample_inputs
+from maml_jax.types import Array, LossFn, Metrics, Params, Task, TaskLoss
+
+REGULARIZERS = ("none", "l2", "to_mean")
+
+
+def multi_task_loss(loss_fn: LossFn) -> TaskLoss:
+    """The loss on all of a task's points without adaptation: pretraining on all tasks.
+
+    With inputs that name the task it trains the oracle. Support and query points count alike, so
+    that a baseline sees as much data a meta-step as MAML does.
+    """
+
+    def task_loss(params: Params, task: Task) -> tuple[Array, Metrics]:
+        every = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, task.query)
+        loss, metrics = loss_fn(params, every)
+        return loss, dict(metrics)
+
+    return task_loss
+
+
+def tune_inner_lr(
+    curve: Callable[[Array], Array], candidates: Array
+) -> tuple[Array, Array]:
+    """Picks the step size for fine-tuning a baseline, on tasks that are not the test tasks.
+
+    Args:
+        curve: `curve(inner_lr) -> loss [S + 1]` after 0 to S steps, averaged over validation tasks.
+        candidates: step sizes to try, one axis.
+
+    Returns:
+        The candidate with the smallest loss averaged over steps 1 to S (one that diverges counts as
+        infinite), and that average for each candidate.
+    """
+    scores = jax.lax.map(lambda rate: jnp.mean(curve(rate)[1:]), candidates)
+    scores = jnp.where(jnp.isfinite(scores), scores, jnp.inf)
+    return candidates[jnp.argmin(scores)], scores
+
+
+def init_many(network: Network, key: Array, num_networks: int) -> Params:
+    """Parameters of many networks, each drawn with its own key; leaves [M, ...]."""
+    return jax.vmap(network.init)(jax.random.split(key, num_networks))
+
+
+def sample_single_task_batches(num_points: int) -> Callable[..., Task]:
+    """A sampler for training M networks at once, each on new points of its own sinusoid.
+
+    Returns:
+        `sample(params, key, sinusoids) -> Task` with leaves [M, num_points, 1] as query batch, for
+        `training.make_train_fn` with `num_tasks=1`.
+    """
+
+    def sample(params: Params, key: Array, sinusoids: Sinusoid) -> Task:
+        del params
+        keys = jax.random.split(key, sinusoids.amplitude.shape[0])
+        points = jax.vmap(lambda s, k: examples(s, sample_inputs(k, num_points)))(sinusoids, keys)
+        return Task((), points)
+
+    return sample
+
+
+def single_task_loss(network: Network, regularizer: str, coefficient: float) -> TaskLoss:
+    """The sum of M networks' losses on their own tasks, each with its own parameters.
+
+    The paper (appendix C) trains the networks one after the other and regularises towards the mean
+    of those trained so far; here all are trained at once, towards the mean of all as it is now.
+
+    Args:
+        network: the network that each of the M is a copy of.
+        regularizer: "none", "l2" (squared norm) or "to_mean" (squared distance to the mean).
+        coefficient: weight of that penalty.
+
+    Returns:
+        `task_loss(params [M, ...], task) -> (sum over networks, {"mse": mean error})`.
+    """
+    if regularizer not in REGULARIZERS:
+        raise ValueError(f"regularizer must be one of {REGULARIZERS}; received {regularizer!r}.")
+    loss_fn = mean_squared_error(network.apply)
+
+    def penalty(params: Params) -> Array:
+        if regularizer == "none":
+            return jnp.zeros(())
+        if regularizer == "to_mean":
+            params = jax.tree.map(
+                lambda p: p - jax.lax.stop_gradient(jnp.mean(p, axis=0, keepdims=True)), params
+            )
+        return coefficient * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
+
+    def task_loss(params: Params, task: Task) -> tuple[Array, Metrics]:
+        points: Examples = task.query
+        errors, _ = jax.vmap(loss_fn)(params, points)
+        return jnp.sum(errors) + penalty(params), {"mse": jnp.mean(errors)}
+
+    return task_loss
+
+
+def average_networks(params: Params) -> Params:
+    """The mean over the leading axis of M networks."""
+    return jax.tree.map(lambda p: jnp.mean(p, axis=0), params)

@@ -1,0 +1,245 @@
+"""Meta-training: many meta-steps in one compiled dispatch, the task axis on a device mesh.
+
+One meta-step is the outer line of the paper's Algorithm 1: draw T tasks, take the gradient of the
+mean of their meta-losses, and hand it to any optax optimizer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
+
+from maml_jax import batching as tasks_lib
+from maml_jax import types
+from maml_jax.types import Array, Metrics, NonFiniteError, Params, Task, TaskLoss
+
+
+class MetaState(NamedTuple):
+    """Everything that meta-training carries from one meta-step to the next.
+
+    Attributes:
+        params: the meta-parameters: theta, and whatever else is meta-learned.
+        optimizer_state: of the meta-optimizer.
+        step: meta-steps taken, int32.
+        key: PRNG key of the run; never used itself, only folded with the step and the task.
+    """
+
+    params: Params
+    optimizer_state: Any
+    step: Array
+    key: Array
+
+
+Sampler = Callable[..., Task]
+TrainFn = Callable[..., tuple[MetaState, Metrics]]
+
+
+def init(
+    params: Params, meta_optimizer: optax.GradientTransformation, key: Array | int
+) -> MetaState:
+    """A `MetaState` at step 0.
+
+    Args:
+        params: initial meta-parameters, floating-point arrays only.
+        meta_optimizer: any optax transformation.
+        key: a typed PRNG key (`jax.random.key`), or a seed.
+
+    Raises:
+        TypeError: a leaf of `params` is not floating point, or `key` is not a typed key.
+    """
+    types.check_all_float(params)
+    if isinstance(key, (int, np.integer)):
+        key = jax.random.key(int(key))
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"key must be a typed PRNG key, jax.random.key(seed); received {key.dtype}.")
+    # Copies, because training donates the state and must not eat the caller's arrays.
+    params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+    step = jnp.zeros((), jnp.int32)
+    return MetaState(params, meta_optimizer.init(params), step, jnp.array(key, copy=True))
+
+
+def meta_step(
+    state: MetaState,
+    tasks: Task,
+    task_loss: TaskLoss,
+    meta_optimizer: optax.GradientTransformation,
+    *,
+    batching: tasks_lib.Batching = None,
+) -> tuple[MetaState, Metrics]:
+    """One meta-step on tasks that the caller brings (paper Algorithm 1, lines 4 to 8).
+
+    Pure: put it under `jax.jit`, into a loop, or under `vmap` over states.
+
+    Args:
+        state: from `init` or an earlier step.
+        tasks: a task pytree with a leading axis of T on every leaf.
+        task_loss: `task_loss(params, task) -> (loss, metrics)` for one task, most often
+            `functools.partial(meta_loss, loss_fn, inner_lr=0.1)`.
+        meta_optimizer: any optax transformation.
+        batching: how tasks are batched, see `maml_jax.batching`.
+
+    Returns:
+        The next state; and the metrics of `task_loss`, averaged over tasks, with `"loss"`,
+        `"nonfinite_tasks"` (how many tasks had a loss that is not finite) and
+        `"first_nonfinite_task"` (the first of these, or -1).
+    """
+    tasks_lib.check_tasks(tasks)
+    return _step(state, tasks, task_loss, meta_optimizer, batching, 1)
+
+
+def make_train_fn(
+    sample: Sampler,
+    task_loss: TaskLoss,
+    meta_optimizer: optax.GradientTransformation,
+    *,
+    num_tasks: int,
+    num_steps: int,
+    steps_per_draw: int | None = None,
+    batching: tasks_lib.Batching = None,
+    mesh: Mesh | None = None,
+) -> TrainFn:
+    """Compiles many meta-steps into one dispatch, with the tasks drawn inside it.
+
+    The result is `train(state, *data) -> (state, metrics)`. It donates `state`, moves nothing
+    between host and device, and splits the tasks over the devices of `mesh`: each device draws and
+    differentiates its own tasks, one all-reduce adds the gradients up, and every device takes the
+    same step. Which task is drawn depends on the state's key, the step and the task's index alone,
+    so that results do not depend on the number of devices, on `num_steps` or on `steps_per_draw`.
+
+    Args:
+        sample: `sample(params, key, *data) -> Task`, one task.
+        task_loss: as in `meta_step`.
+        meta_optimizer: any optax transformation.
+        num_tasks: T, tasks of a meta-batch.
+        num_steps: meta-steps of one dispatch.
+        steps_per_draw: for how many meta-steps tasks are drawn at a time. More than 1 is faster for
+            small problems, at the memory of that many meta-batches, and `sample` then gets None as
+            its `params`. Default 1, which suits samplers that look at the parameters.
+        batching: how tasks are batched on each device, see `maml_jax.batching`.
+        mesh: a mesh with the one axis "tasks"; default `task_mesh(num_tasks)`.
+
+    Returns:
+        A jitted function. `data` are arrays that `sample` needs (a data set, say), replicated on
+        the mesh; metrics are those of `meta_step` with a leading axis of `num_steps`.
+
+    Raises:
+        ValueError: a count below 1, or a mesh that does not fit.
+    """
+    for name, value in (("num_tasks", num_tasks), ("num_steps", num_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more; received {value}.")
+    mesh = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
+    num_devices = tasks_lib.check_mesh(mesh, num_tasks)
+    local_tasks = num_tasks // num_devices
+    block = 1 if steps_per_draw is None else min(max(1, int(steps_per_draw)), num_steps)
+
+    def draw(params, step, key, data):
+        first = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
+        step_key = jax.random.fold_in(key, step)
+        indices = first + jnp.arange(local_tasks)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, indices)
+        return jax.vmap(lambda k: sample(params, k, *data))(keys)
+
+    update = functools.partial(
+        _step,
+        task_loss=task_loss,
+        meta_optimizer=meta_optimizer,
+        batching=batching,
+        num_devices=num_devices,
+    )
+
+    def one(state, data):
+        return update(state, draw(state.params, state.step, state.key, data))
+
+    def one_block(state, data, length):
+        steps = state.step + jnp.arange(length)
+        drawn = jax.vmap(lambda step: draw(None, step, state.key, data))(steps)
+        return jax.lax.scan(update, state, drawn)
+
+    def train(state, *data):
+        if block == 1:
+            return jax.lax.scan(lambda s, _: one(s, data), state, length=num_steps)
+        blocks, rest = divmod(num_steps, block)
+        state, metrics = jax.lax.scan(
+            lambda s, _: one_block(s, data, block), state, length=blocks
+        )
+        metrics = jax.tree.map(lambda x: x.reshape(blocks * block, *x.shape[2:]), metrics)
+        if rest:
+            state, tail = one_block(state, data, rest)
+            metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, tail)
+        return state, metrics
+
+    # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
+    # between devices. `_step` adds up over devices by itself, in one place.
+    sharded = jax.shard_map(
+        train, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
+    )
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
+    """One meta-step on this device's share of the tasks."""
+    local_tasks = tasks_lib.axis_size(tasks)
+    num_tasks = local_tasks * num_devices
+    losses, metrics, grads = tasks_lib.sum_gradient(task_loss, state.params, tasks, batching)
+    means = jax.tree.map(lambda x: jnp.sum(x, axis=0) / num_tasks, _floats(metrics))
+    grads = jax.tree.map(lambda g: g / num_tasks, grads)
+    if num_devices > 1:
+        # Each device fills in its own tasks' losses; one all-reduce carries everything.
+        start = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
+        everyone = jnp.zeros((num_tasks,), losses.dtype)
+        losses = jax.lax.dynamic_update_slice(everyone, losses, (start,))
+        flat, unravel = ravel_pytree((losses, means, grads))
+        losses, means, grads = unravel(jax.lax.psum(flat, tasks_lib.TASK_AXIS))
+    updates, optimizer_state = meta_optimizer.update(grads, state.optimizer_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    bad = ~jnp.isfinite(losses)
+    report = {
+        **means,
+        "loss": jnp.mean(losses),
+        "nonfinite_tasks": jnp.sum(bad),
+        "first_nonfinite_task": jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
+    }
+    return MetaState(params, optimizer_state, state.step + 1, state.key), report
+
+
+def _floats(metrics: Metrics) -> Metrics:
+    return jax.tree.map(
+        lambda x: x if types.is_float(x) else jnp.asarray(x).astype(jnp.result_type(float)), metrics
+    )
+
+
+def check_finite(metrics: Metrics, first_step: int = 0) -> None:
+    """Raises if a meta-step's losses were not all finite. Reads the metrics back to the host.
+
+    Args:
+        metrics: from `meta_step` or a train function, with any leading axes (seeds, steps).
+        first_step: the meta-step that the metrics begin at.
+
+    Raises:
+        NonFiniteError: says at which meta-step, in how many tasks and in which first, and why that
+            most often happens.
+    """
+    counts = np.atleast_1d(np.asarray(metrics["nonfinite_tasks"]))
+    if not counts.any():
+        return
+    index = np.unravel_index(np.argmax(np.any(counts, axis=tuple(range(counts.ndim - 1)))), (counts.shape[-1],))[0]
+    at_step = counts[..., index].reshape(-1)
+    run = int(np.argmax(at_step > 0))
+    task = int(np.atleast_1d(np.asarray(metrics["first_nonfinite_task"]))[..., index].reshape(-1)[run])
+    which_run = f" of run {run}" if at_step.size > 1 else ""
+    raise NonFiniteError(
+        f"the meta-loss is not finite at meta-step {first_step + int(index)}{which_run}: "
+        f"{int(at_step[run])} task(s), the first of them task {task}. Likely causes: an inner "
+        "learning rate that makes the inner loop diverge, a meta learning rate that is too large, "
+        "inputs or targets that are not finite, or a square root, logarithm or division at 0 in "
+        "the loss or the inner optimizer (optax.adam needs eps_root > 0 to be differentiated)."
+    )

@@ -1,0 +1,172 @@
+"""The words that every module shares, and the checks on what users hand over.
+
+Axis letters, in every docstring of the library:
+
+====== ==========================================
+letter axis
+====== ==========================================
+T      tasks of a meta-batch
+S      inner gradient steps
+N      ways: classes of an episode
+K      shots: support examples (of a class)
+Q      query examples (of a class)
+E      episodes (rollouts) of a task
+H      horizon: time steps of an episode
+====== ==========================================
+
+Shapes in docstrings leave the task axis out: problems are written for one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+PyTree = Any
+Params = PyTree
+Batch = PyTree
+Metrics = dict[str, Any]
+LossFn = Callable[[Params, Batch], tuple[Array, Mapping[str, Any]]]
+TaskLoss = Callable[[Params, "Task"], tuple[Array, Metrics]]
+
+
+class Task(NamedTuple):
+    """One task: what the inner loop sees and what the outer loop is judged on.
+
+    Attributes:
+        support: batch that the parameters are adapted on (paper: D).
+        query: batch that the adapted parameters are judged on (paper: D').
+    """
+
+    support: Batch
+    query: Batch
+
+
+class Problem(NamedTuple):
+    """A meta-learning problem as four pure functions, each written for one task.
+
+    Attributes:
+        init: `init(key) -> params`.
+        sample: `sample(params, key) -> Task`. Only reinforcement learning looks at `params`.
+        inner_loss: `inner_loss(params, batch) -> (loss, metrics)`, loss a scalar.
+        outer_loss: the same form, on the query batch.
+    """
+
+    init: Callable[[Array], Params]
+    sample: Callable[[Params, Array], Task]
+    inner_loss: LossFn
+    outer_loss: LossFn
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss became NaN or infinite; the message says at which step and in which task."""
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf can be differentiated: a floating-point array or a Python float."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) if _has_dtype(leaf) else False
+
+
+def _has_dtype(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex, np.generic))
+
+
+def check_num_steps(num_steps: int) -> int:
+    """Returns `num_steps` if it is a whole number of inner steps, 0 or more.
+
+    Raises:
+        TypeError: it is not an integer (a traced value included: S is part of the program).
+        ValueError: it is negative.
+    """
+    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)):
+        raise TypeError(
+            "num_steps must be a Python int, because it fixes the shape of the program; "
+            f"received {num_steps!r} of type {type(num_steps).__name__}."
+        )
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be 0 or more inner steps; received {num_steps}.")
+    return int(num_steps)
+
+
+def check_has_float_leaf(params: Params, what: str = "params") -> None:
+    """Raises a ValueError if nothing in `params` can be differentiated."""
+    leaves = jax.tree.leaves(params)
+    if not any(is_float(leaf) for leaf in leaves):
+        found = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
+        raise ValueError(
+            f"{what} has no floating-point leaf to adapt; it has {len(leaves)} leaves"
+            + (f" of type {', '.join(found)}." if found else ".")
+        )
+
+
+def check_all_float(params: Params, what: str = "params") -> None:
+    """Raises a TypeError that names the leaves of `params` that cannot be differentiated."""
+    check_has_float_leaf(params, what)
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    bad = [jax.tree_util.keystr(path) for path, leaf in paths if not is_float(leaf)]
+    if bad:
+        raise TypeError(
+            f"{what} must hold floating-point arrays only, because the meta-optimizer updates "
+            f"every leaf; not floating point: {', '.join(bad[:5])}. Keep such values out of "
+            "params, for example with flax.nnx.split or equinox.partition."
+        )
+
+
+def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
+    """Returns `(loss, metrics)` if a loss function returned a float scalar and a mapping.
+
+    Raises:
+        TypeError: it is not a pair of an array and a mapping.
+        ValueError: the loss is not a scalar.
+    """
+    if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)):
+        raise TypeError(
+            f"{what} must return a pair (loss, metrics) with metrics a dict, which may be empty; "
+            f"received {_describe(output)}."
+        )
+    loss, metrics = output
+    if not _has_dtype(loss):
+        raise TypeError(f"{what} must return an array as its loss; received {_describe(loss)}.")
+    if jnp.shape(loss) != ():
+        raise ValueError(
+            f"{what} must return a scalar loss for one task; received shape {jnp.shape(loss)}. "
+            "Take the mean over examples, and leave the task axis to the core."
+        )
+    if not is_float(loss):
+        raise TypeError(f"{what} must return a float loss; received {jnp.result_type(loss)}.")
+    return loss, dict(metrics)
+
+
+def check_same_structure(task: Task) -> None:
+    """Raises a ValueError if one loss is to serve a support and a query of different form."""
+    if not hasattr(task, "support") or not hasattr(task, "query"):
+        raise TypeError(
+            f"a task must have the attributes support and query (maml_jax.Task); "
+            f"received {_describe(task)}."
+        )
+    support, query = jax.tree.structure(task.support), jax.tree.structure(task.query)
+    if support != query:
+        raise ValueError(
+            "support and query must have the same structure when one loss is used for both; "
+            f"received support {support} and query {query}. Pass outer_loss= for another form."
+        )
+
+
+def check_choice(value: Any, choices: tuple[Any, ...], what: str) -> None:
+    """Raises a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{what} must be one of {listed}; received {value!r}.")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)} ({', '.join(type(v).__name__ for v in value)})"
+    return f"{type(value).__name__}" + (
+        f" of shape {jnp.shape(value)}" if hasattr(value, "shape") else ""
+    )
