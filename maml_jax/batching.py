@@ -167,6 +167,11 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def split_tasks(tasks: PyTree, mesh: Mesh) -> PyTree:
+    """The tasks with their leading axis split over the devices of the mesh."""
+    return jax.device_put(tasks, NamedSharding(mesh, PartitionSpec(TASK_AXIS)))
+
+
 def check_tasks(tasks: PyTree) -> None:
     """Raises a ValueError or TypeError if `tasks` is no batch of tasks."""
     if not isinstance(tasks, Task):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -111,22 +112,23 @@ def make_evaluate_fn(
     def curves(params: Params, tasks: Task, inner_lr: maml.InnerRate) -> Metrics:
         return tasks_lib.map_tasks(lambda task: curve(params, task, inner_lr), tasks, batching)
 
+    @functools.partial(jax.jit, static_argnames="used")
+    def compiled(params: Params, tasks: Task, inner_lr: maml.InnerRate, used: Mesh) -> Evaluation:
+        whole, split = PartitionSpec(), PartitionSpec(tasks_lib.TASK_AXIS)
+        per_task = jax.shard_map(
+            curves, mesh=used, in_specs=(whole, split, whole), out_specs=split, check_vma=False
+        )(params, tasks, inner_lr)
+        return summarize(per_task)
+
     def evaluate(params: Params, tasks: Task, inner_lr: maml.InnerRate) -> Evaluation:
         tasks_lib.check_tasks(tasks)
         num_tasks = tasks_lib.axis_size(tasks)
         used = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
         tasks_lib.check_mesh(used, num_tasks)
-        replicated, split = PartitionSpec(), PartitionSpec(tasks_lib.TASK_AXIS)
-        per_task = jax.shard_map(
-            curves,
-            mesh=used,
-            in_specs=(replicated, split, replicated),
-            out_specs=split,
-            check_vma=False,
-        )(params, tasks, inner_lr)
-        return summarize(per_task)
+        params, inner_lr = tasks_lib.replicate((params, inner_lr), used)
+        return compiled(params, tasks_lib.split_tasks(tasks, used), inner_lr, used)
 
-    return jax.jit(evaluate)
+    return evaluate
 
 
 def summarize(per_task: Metrics) -> Evaluation:

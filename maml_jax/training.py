@@ -127,7 +127,8 @@ def make_train_fn(
         mesh: a mesh with the one axis "tasks"; default `task_mesh(num_tasks)`.
 
     Returns:
-        A jitted function. `data` are arrays that `sample` needs (a data set, say), replicated on
+        A function that runs the compiled program; it composes with `jax.jit` and `jax.vmap` (over
+        states, to train several seeds at once). `data` are arrays that `sample` needs (a data set, say), replicated on
         the mesh; metrics are those of `meta_step` with a leading axis of `num_steps`.
 
     Raises:
@@ -182,7 +183,15 @@ def make_train_fn(
     sharded = jax.shard_map(
         train, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
     )
-    return jax.jit(sharded, donate_argnums=0)
+    compiled = jax.jit(sharded, donate_argnums=0)
+
+    def train_on_mesh(state, *data):
+        # One placement for every call, or the first call (a state fresh from `init`) and the
+        # second (one that came out of the mesh) would each compile a program of their own.
+        state, data = tasks_lib.replicate((state, data), mesh)
+        return compiled(state, *data)
+
+    return train_on_mesh
 
 
 def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
@@ -231,13 +240,14 @@ def check_finite(metrics: Metrics, first_step: int = 0) -> None:
     counts = np.atleast_1d(np.asarray(metrics["nonfinite_tasks"]))
     if not counts.any():
         return
-    index = np.unravel_index(np.argmax(np.any(counts, axis=tuple(range(counts.ndim - 1)))), (counts.shape[-1],))[0]
-    at_step = counts[..., index].reshape(-1)
+    by_run = counts.reshape(-1, counts.shape[-1])  # [runs, meta-steps]
+    index = int(np.argmax(by_run.any(axis=0)))
+    at_step = by_run[:, index]
     run = int(np.argmax(at_step > 0))
-    task = int(np.atleast_1d(np.asarray(metrics["first_nonfinite_task"]))[..., index].reshape(-1)[run])
+    task = int(np.asarray(metrics["first_nonfinite_task"]).reshape(by_run.shape)[run, index])
     which_run = f" of run {run}" if at_step.size > 1 else ""
     raise NonFiniteError(
-        f"the meta-loss is not finite at meta-step {first_step + int(index)}{which_run}: "
+        f"the meta-loss is not finite at meta-step {first_step + index}{which_run}: "
         f"{int(at_step[run])} task(s), the first of them task {task}. Likely causes: an inner "
         "learning rate that makes the inner loop diverge, a meta learning rate that is too large, "
         "inputs or targets that are not finite, or a square root, logarithm or division at 0 in "

@@ -1,0 +1,158 @@
+"""Checkpoints that are either whole or not there: orbax, with a digest of what was written.
+
+Orbax writes a checkpoint under a temporary name and renames it when it is complete, so that a
+process that is killed leaves no half checkpoint under a good name. The digest catches what happens
+to files afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the message says why and what is still good."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint as it was saved.
+
+    Attributes:
+        step: meta-steps taken.
+        state: the whole training state.
+        info: the JSON that was saved beside it.
+    """
+
+    step: int
+    state: Any
+    info: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage of a run, in a directory of their own."""
+
+    def __init__(self, directory: Path, keep: int = 2):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax speaks of every save
+        self._directory = directory.resolve()
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, enable_async_checkpointing=False, create=True
+                ),
+            )
+        except OSError as error:
+            raise CheckpointError(f"cannot make {self._directory}: {error}.") from error
+
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        """Writes a checkpoint and waits until it is on the disk.
+
+        Raises:
+            CheckpointError: the disk is full, the directory is not writable, or the like. Earlier
+                checkpoints are untouched.
+        """
+        leaves = _to_host(state)
+        info = {**info, "step": step, "sha256": _digest(leaves)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves), info=ocp.args.JsonSave(info)
+                ),
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
+            last = max((s for s in self.steps() if s != step), default=None)
+            raise CheckpointError(
+                f"could not write the checkpoint of step {step} to {self._directory}: "
+                f"{_first_line(error)}. Is the disk full, or the directory not writable? "
+                + ("No earlier checkpoint." if last is None else f"The one of step {last} is good.")
+            ) from error
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, oldest first."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
+        """The newest checkpoint that is whole, or None if there is none.
+
+        Args:
+            like: a state of the same structure, shapes and types.
+            warn: is told of each damaged checkpoint that is passed over. It is deleted, so that
+                the run can write that step again.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self._restore(step, like)
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                warn(
+                    f"checkpoint of step {step} in {self._directory} is damaged and is passed "
+                    f"over: {_first_line(error)}"
+                )
+                self._delete(step)
+        return None
+
+    def _restore(self, step: int, like: Any) -> Restored:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(_to_host(like)), info=ocp.args.JsonRestore()
+            ),
+        )
+        leaves, info = restored["state"], restored["info"]
+        if _digest(leaves) != info["sha256"]:
+            raise ValueError("its content does not match its digest")
+        return Restored(step, _from_host(leaves, like), info)
+
+    def _delete(self, step: int) -> None:
+        shutil.rmtree(self._directory / str(step), ignore_errors=True)
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Releases what orbax holds open."""
+        self._manager.close()
+
+
+def _to_host(state: Any) -> dict[str, np.ndarray]:
+    """Each leaf as a NumPy array under its path; PRNG keys as their data."""
+    return {
+        jax.tree_util.keystr(path): np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _from_host(leaves: dict[str, np.ndarray], like: Any) -> Any:
+    def convert(path, old):
+        new = jnp.asarray(leaves[jax.tree_util.keystr(path)])
+        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
+
+    return jax.tree_util.tree_map_with_path(convert, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def _digest(leaves: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(leaves):
+        value = np.ascontiguousarray(leaves[name])
+        digest.update(f"{name}:{value.dtype}:{value.shape};".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")

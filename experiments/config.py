@@ -1,0 +1,176 @@
+"""Configurations: a frozen dataclass for each experiment, its flags, and its presets.
+
+A default value is written once, in the dataclass; flags, `--help`, range checks and `config.json`
+all come from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field of a configuration: its default, what it means with its unit, and its range."""
+    metadata = {
+        "help": help,
+        "above": above,
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": choices,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says what was expected."""
+
+
+def check_fields(config: Any) -> None:
+    """Checks every field of a configuration against its range; for `__post_init__`.
+
+    Raises:
+        ConfigError: names the field, what is allowed and what was received.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            expected = _violated(part, field.metadata)
+            if expected:
+                raise ConfigError(f"--{field.name} must be {expected}; received {part!r}.")
+        if isinstance(value, tuple) and not value:
+            raise ConfigError(f"--{field.name} must name at least one value; received none.")
+
+
+def _violated(value: Any, limits: Mapping[str, Any]) -> str | None:
+    choices, above = limits.get("choices"), limits.get("above")
+    minimum, maximum = limits.get("minimum"), limits.get("maximum")
+    if choices is not None:
+        return None if value in choices else "one of " + ", ".join(choices)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    inside = (
+        (above is None or value > above)
+        and (minimum is None or value >= minimum)
+        and (maximum is None or value <= maximum)
+        and value == value
+    )
+    return None if inside else describe_range(limits)
+
+
+def describe_range(limits: Mapping[str, Any]) -> str:
+    """The allowed values in words: "above 0", "from 1 to 10", "one of a, b"; "" for any."""
+    if limits.get("choices"):
+        return "one of " + ", ".join(limits["choices"])
+    above, minimum, maximum = (limits.get(key) for key in ("above", "minimum", "maximum"))
+    parts = []
+    if above is not None:
+        parts.append(f"above {above:g}")
+    if minimum is not None and maximum is not None:
+        return f"from {minimum:g} to {maximum:g}"
+    if minimum is not None:
+        parts.append(f"{minimum:g} or more")
+    if maximum is not None:
+        parts.append(f"at most {maximum:g}")
+    return " and ".join(parts)
+
+
+def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], module: str) -> None:
+    """Defines a flag for each field of a configuration, listed under `module` in `--help`."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kind = _flag_kind(hints[field.name])
+        allowed = describe_range(field.metadata)
+        per_preset = ", ".join(
+            f"{name}: {_shown(values[field.name])}"
+            for name, values in presets.items()
+            if field.name in values
+        )
+        text = field.metadata["help"]
+        text += f" Allowed: {allowed}." if allowed else ""
+        text += f" In presets: {per_preset}." if per_preset else ""
+        default = field.default
+        if kind is bool:
+            flags.DEFINE_boolean(field.name, default, text, module_name=module)
+        elif kind is int:
+            flags.DEFINE_integer(field.name, default, text, module_name=module)
+        elif kind is float:
+            flags.DEFINE_float(field.name, default, text, module_name=module)
+        elif kind is tuple:
+            shown = [str(item) for item in default]
+            flags.DEFINE_list(field.name, shown, text, module_name=module)
+        else:
+            flags.DEFINE_string(field.name, default, text, module_name=module)
+
+
+def _flag_kind(hint: Any) -> Any:
+    if isinstance(hint, types.GenericAlias):
+        return typing.get_origin(hint)
+    return hint
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def overrides_from_flags(config_class: type, values: flags.FlagValues) -> dict[str, Any]:
+    """The fields that were given on the command line, converted to their types."""
+    hints = typing.get_type_hints(config_class)
+    given = {}
+    for field in dataclasses.fields(config_class):
+        if not values[field.name].present:
+            continue
+        value = values[field.name].value
+        if _flag_kind(hints[field.name]) is tuple:
+            item = typing.get_args(hints[field.name])[0]
+            try:
+                value = tuple(item(part) for part in value)
+            except ValueError:
+                raise ConfigError(
+                    f"--{field.name} must be a list of {item.__name__} separated by commas; "
+                    f"received {','.join(value)!r}."
+                ) from None
+        given[field.name] = value
+    return given
+
+
+def build(
+    config_class: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    preset: str,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """A configuration: the class's defaults, then the preset's values, then the overrides.
+
+    Raises:
+        ConfigError: an unknown preset or field, or a value out of range.
+    """
+    if preset not in presets:
+        raise ConfigError(f"--preset must be one of {', '.join(presets)}; received {preset!r}.")
+    names = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(overrides) - names)
+    if unknown:
+        raise ConfigError(f"no such field: {', '.join(unknown)}; fields: {', '.join(names)}.")
+    return config_class(**{**presets[preset], **overrides})
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The configuration as `config.json` holds it: tuples become lists."""
+    return {
+        field.name: list(value) if isinstance(value, tuple) else value
+        for field in dataclasses.fields(config)
+        for value in [getattr(config, field.name)]
+    }

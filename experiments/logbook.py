@@ -1,0 +1,139 @@
+"""What a run tells while it runs: a progress bar, `metrics.jsonl` and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
+
+
+class Logbook:
+    """The metrics of a run, a line for each dispatch of meta-steps."""
+
+    def __init__(self, workdir: Path, resume_at: Mapping[str, int]):
+        """Opens the files; entries of a stage beyond its checkpoint are forgotten.
+
+        Args:
+            workdir: of the run.
+            resume_at: for each stage the step that it goes on from.
+        """
+        self._path = workdir / "metrics.jsonl"
+        kept = [e for e in read_metrics(workdir) if e["step"] <= resume_at.get(e["stage"], 0)]
+        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._file = self._path.open("a", buffering=1)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=30)
+
+    def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds an entry; `values` are numbers or lists of numbers (one a seed)."""
+        self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._file.close()
+        self._events.close()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, stage: str, total: int, start: int, stream: TextIO | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self._stage, self._total, self._done = stage, total, start
+        self._started_at, self._first = time.monotonic(), start
+        self._last_line = self._started_at
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=start,
+                desc=f"{stage:<16}",
+                unit=" meta-steps",
+                unit_scale=True,
+                file=self._stream,
+                dynamic_ncols=True,
+            )
+
+    def advance(self, steps: int, **shown: float) -> None:
+        """Moves on by `steps` and shows the latest metrics."""
+        self._done += steps
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(steps)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= QUIET_INTERVAL_S or self._done == self._total:
+            self._last_line = now
+            speed = (self._done - self._first) / max(now - self._started_at, 1e-9)
+            left = (self._total - self._done) / max(speed, 1e-9)
+            self._stream.write(
+                f"{self._stage}: {self._done:,}/{self._total:,} meta-steps  {text}  "
+                f"{speed:,.0f} meta-steps/s  {left:.0f} s left\n"
+            )
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over a dispatch: numbers, and for `loss` a list too where there are several seeds.
+
+    Args:
+        metrics: nested dicts of arrays with a last axis of meta-steps, and maybe a first of seeds.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in _flatten(metrics):
+        if name == "first_nonfinite_task":
+            continue
+        value = np.asarray(value, np.float64)
+        flat[name] = float(value.mean())
+        if name == "loss" and value.ndim > 1:
+            flat["loss_per_seed"] = [float(v) for v in value.mean(axis=-1)]
+    return flat
+
+
+def _flatten(metrics: Mapping[str, Any], prefix: str = ""):
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The entries of a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
+    path = workdir / "metrics.jsonl"
+    entries = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return entries
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

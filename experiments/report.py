@@ -1,0 +1,175 @@
+"""Tables and figures from runs: `python -m experiments.report DIR...`.
+
+A DIR is a run's directory, or one with runs below it. Runs that differ in nothing but the seed are
+averaged; runs of different settings are never put into one table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import results
+from experiments.results import format_table
+
+METHOD_TITLES = {
+    "maml": "MAML",
+    "first_order": "MAML, first order",
+    "pretrained": "pretrained on all tasks",
+    "oracle": "oracle",
+    "random": "random initialisation",
+    "averaged": "averaged networks",
+    "averaged_l2": "averaged networks, L2",
+    "averaged_to_mean": "averaged networks, to the mean",
+}
+
+
+def to_json(value: Any) -> str:
+    """JSON for a file that people read, too."""
+    return json.dumps(value, indent=1) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def run_table(run: dict[str, Any]) -> str:
+    """One run's results beside the paper's, with what it took."""
+    clock, where = run["wall_clock_s"], run["environment"]
+    speed = run["meta_steps_per_s"]
+    return (
+        f"{group_table([run])}\n\n"
+        f"{run['meta_steps']:,} meta-steps in all, {speed:,.0f} a second; "
+        f"compile {clock['compile']:.1f} s, train {clock['train']:.1f} s, "
+        f"evaluate {clock['evaluate']:.1f} s on {where['device']}"
+    )
+
+
+def group_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The results of runs that differ in their seed only, beside the paper's."""
+    paper = results.published()
+    pooled = pool(runs)
+    steps = sorted({k[2] for k in pooled if k[2] is not None})
+    chosen = [s for s in (0, 1, 2, 3, 5, 10) if s in steps] or [None]
+    metrics = sorted({k[3] for k in pooled})
+    blocks = []
+    for metric in metrics:
+        header = [f"{metric} after ... steps", "tasks", "seeds"]
+        for s in chosen:
+            header += [f"{s}" if s is not None else metric, "paper"]
+        lines = []
+        seen = dict.fromkeys((k[1], k[0]) for k in pooled if k[3] == metric)
+        for setting, method in seen:
+            cells = [pooled.get((method, setting, s, metric)) for s in chosen]
+            first = next(c for c in cells if c is not None)
+            line = [
+                f"{setting}  {METHOD_TITLES.get(method, method)}",
+                str(first["num_tasks"]),
+                str(first["num_seeds"]),
+            ]
+            for s, cell in zip(chosen, cells, strict=True):
+                theirs = paper.get((runs[0]["experiment"], method, setting, s, metric))
+                line.append("" if cell is None else f"{cell['mean']:.3f} ±{cell['ci95']:.3f}")
+                line.append("" if theirs is None else f"{theirs['mean']:.2f}")
+            lines.append(line)
+        keep = [i for i, h in enumerate(header) if h != "paper" or any(line[i] for line in lines)]
+        blocks.append(
+            format_table([header[i] for i in keep], [[line[i] for i in keep] for line in lines])
+        )
+    return "\n\n".join(blocks)
+
+
+def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str], dict[str, Any]]:
+    """Mean over runs of each row; the interval over tasks is averaged, seeds are counted.
+
+    Returns:
+        By (method, setting, gradient_steps, metric): mean, ci95, num_tasks, num_seeds and the
+        seeds' own means.
+    """
+    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        for row in run["rows"]:
+            key = (row["method"], row["setting"], row["gradient_steps"], row["metric"])
+            cells[key].append(row)
+    pooled = {}
+    for key, rows in cells.items():
+        per_seed = [m for row in rows for m in row.get("per_seed", [row["mean"]])]
+        intervals = [row["ci95"] for row in rows if row["ci95"] is not None]
+        pooled[key] = {
+            "mean": float(np.mean(per_seed)),
+            "ci95": float(np.mean(intervals)) if intervals else float("nan"),
+            "num_tasks": rows[0]["num_tasks"],
+            "num_seeds": len(per_seed),
+            "per_seed": per_seed,
+        }
+    return pooled
+
+
+def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Runs by experiment and configuration: those that differ in seed alone stand together."""
+    groups = defaultdict(list)
+    for run in runs:
+        settings = {k: v for k, v in run["config"].items() if k != "num_seeds"}
+        groups[json.dumps([run["experiment"], settings], sort_keys=True)].append(run)
+    return list(groups.values())
+
+
+def find_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The results of all runs at or below some directories.
+
+    Raises:
+        FileNotFoundError: there is none at or below one of them.
+    """
+    runs = []
+    for path in paths:
+        files = [path] if path.is_file() else sorted(path.rglob("results.json"))
+        if not files:
+            raise FileNotFoundError(f"no results.json at or below {path}; is the run done?")
+        runs += [results.read_results(file) for file in files]
+    return runs
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line."""
+    from absl import app, flags
+
+    out = flags.FLAGS.figure
+    if len(argv) < 2:
+        raise app.UsageError("name one or more directories of runs.")
+    try:
+        runs = find_runs([Path(arg) for arg in argv[1:]])
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    groups = group_runs(runs)
+    for group in groups:
+        first = group[0]
+        seeds = ", ".join(str(run["seed"]) for run in group)
+        settings = "  ".join(f"{k}={v}" for k, v in first["config"].items())
+        devices = "; ".join(sorted({run["environment"]["device"] for run in group}))
+        commits = ", ".join(sorted({run["environment"]["commit"] for run in group}))
+        seconds = ", ".join(f"{sum(run['wall_clock_s'].values()):.0f} s" for run in group)
+        print(f"{first['experiment']} ({first['preset']}), seed {seeds}: {settings}")
+        print(f"on {devices}; commit {commits}; {seconds} in all\n")
+        print(group_table(group) + "\n")
+    if out:
+        from experiments import plotting
+
+        plotting.compare_runs(Path(out), groups)
+        print(f"figure: {out}")
+
+
+if __name__ == "__main__":
+    from absl import app, flags
+
+    flags.DEFINE_string(
+        "figure", None, "Where to draw the metric against gradient steps, a PNG."
+    )
+    app.run(main)

@@ -1,0 +1,131 @@
+"""`results.json`: the one form in which every experiment says what came out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.logbook import write_text
+
+ROW_KEYS = ("method", "setting", "gradient_steps", "metric", "mean", "ci95", "num_tasks")
+
+
+def make_row(
+    method: str, setting: str, gradient_steps: int | None, metric: str, values: Any
+) -> dict[str, Any]:
+    """A row of results from one value for each task.
+
+    With several seeds a task's value is its mean over seeds, so that the interval is over tasks;
+    the mean of each seed is kept beside it.
+
+    Args:
+        method: maml, first_order, pretrained, oracle, ...
+        setting: "K=5", "5-way 1-shot", ...
+        gradient_steps: inner steps taken, or None where the notion does not apply.
+        metric: mse, accuracy (0 to 1) or return.
+        values: [T], or [number of seeds, T].
+    """
+    values = np.atleast_2d(np.asarray(values, np.float64))
+    per_task = values.mean(axis=0)
+    row = {
+        "method": method,
+        "setting": setting,
+        "gradient_steps": gradient_steps,
+        "metric": metric,
+        "mean": float(per_task.mean()),
+        "ci95": float(1.96 * per_task.std() / np.sqrt(per_task.size)),
+        "num_tasks": int(per_task.size),
+    }
+    if values.shape[0] > 1:
+        row["per_seed"] = [float(v) for v in values.mean(axis=1)]
+    return row
+
+
+def environment() -> dict[str, str]:
+    """Device, versions and commit of this run."""
+    device = jax.devices()[0]
+    kind = device.device_kind
+    if device.platform == "cpu":
+        kind = f"cpu ({_cpu_model()})"
+    return {
+        "device": f"{len(jax.devices())} x {kind}",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "--short=12", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("-modified" if changed else "")
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Writes `results.json`, whole or not at all.
+
+    Raises:
+        ValueError: a row lacks a key.
+    """
+    for row in results["rows"]:
+        missing = [key for key in ROW_KEYS if key not in row]
+        if missing:
+            raise ValueError(f"a row of results lacks {', '.join(missing)}: {row}")
+    write_text(path, json.dumps(results, indent=1) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads the `results.json` of a run's directory, or the file itself.
+
+    Raises:
+        FileNotFoundError: there is none (the run is not done, or the path is wrong).
+    """
+    file = path / "results.json" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(
+            f"no results at {file}: the run is not done, or this is not a run's directory."
+        )
+    return json.loads(file.read_text())
+
+
+def published() -> dict[tuple[str, str, str, int | None, str], dict[str, Any]]:
+    """The paper's numbers by (experiment, method, setting, gradient_steps, metric)."""
+    rows = json.loads((Path(__file__).parent / "paper_results.json").read_text())["rows"]
+    keys = ("experiment", "method", "setting", "gradient_steps", "metric")
+    return {tuple(row[key] for key in keys): row for row in rows}  # pyright: ignore
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A text table; the first column is left-aligned, the others right."""
+    widths = [max(len(str(line[i])) for line in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for line in [header, ["-" * w for w in widths], *rows]:
+        cells = [str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,465 @@
+"""What every run shares: flags, stages of meta-training, progress, checkpoints, resume, results.
+
+An experiment is a list of stages, each of which meta-trains one state, and an evaluation of what
+came out. A run is resumable at every checkpoint, and bit for bit: stages advance in dispatches
+whose boundaries do not depend on when a run was stopped, and nothing else carries state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+
+from experiments import config as config_lib
+from experiments import report, results
+from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.config import ConfigError
+from experiments.logbook import Logbook, Progress, read_metrics, summarize_metrics, write_text
+from maml_jax import MetaState, NonFiniteError, check_finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One meta-training of a run.
+
+    Attributes:
+        name: the method that is trained, and the name of its checkpoints.
+        num_steps: meta-steps in all.
+        steps_per_call: meta-steps of one dispatch; runs stop and checkpoint between dispatches.
+        init: makes the state at step 0.
+        make_advance: `make_advance(n)` compiles `state -> (state, metrics)` for n meta-steps.
+        shown: metrics for the progress bar, by their name in `metrics.jsonl`.
+    """
+
+    name: str
+    num_steps: int
+    steps_per_call: int
+    init: Callable[[], MetaState]
+    make_advance: Callable[[int], Callable[[MetaState], tuple[MetaState, Any]]]
+    shown: tuple[str, ...] = ("loss",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found.
+
+    Attributes:
+        rows: of `results.json`.
+        arrays: what the figure needs beyond the rows; saved as `evaluation.npz`.
+    """
+
+    rows: list[dict[str, Any]]
+    arrays: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment, as the runner needs it.
+
+    Attributes:
+        name: as in `python -m experiments.NAME`.
+        summary: a sentence on what it does, for the first line of a run and of `--help`.
+        config: a frozen dataclass with a `config.option` for each field.
+        presets: by name, the fields that differ from the defaults.
+        stages: `stages(config, seed)`.
+        evaluate: `evaluate(config, seed, states) -> Outcome`, states by stage name.
+        figure: `figure(path, results, arrays, metrics)` draws `figure.png`.
+        modes: further modes, `mode(run: FinishedRun, arguments)`, by name.
+        mode_flags: for each further mode its flags: name, default and help.
+        cpu_threads: threads for XLA on a CPU, or None for one a core. Programs of many kernels
+            that take microseconds each are faster with one.
+    """
+
+    name: str
+    summary: str
+    config: type
+    presets: Mapping[str, Mapping[str, Any]]
+    stages: Callable[[Any, int], list[Stage]]
+    evaluate: Callable[[Any, int, Mapping[str, MetaState]], Outcome]
+    figure: Callable[[Path, dict[str, Any], Mapping[str, np.ndarray], list[dict[str, Any]]], None]
+    modes: Mapping[str, Callable[..., None]] = dataclasses.field(default_factory=dict)
+    mode_flags: Mapping[str, tuple[tuple[str, Any, str], ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    cpu_threads: int | None = None
+
+
+class RunError(RuntimeError):
+    """A run that cannot begin or go on; the message is for the user."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and has saved its state."""
+
+    def __init__(self, signal_number: int, step: int, stage: str):
+        super().__init__(f"stopped at step {step} of stage {stage}")
+        self.signal_number = signal_number
+
+
+def main(experiment: Experiment) -> None:
+    """The command line of an experiment."""
+    _define_flags(experiment)
+    app.run(lambda argv: sys.exit(_command(experiment, argv)))
+
+
+def _define_flags(experiment: Experiment) -> None:
+    module = sys.argv[0]
+    presets, modes = ", ".join(experiment.presets), ", ".join(("train", *experiment.modes))
+
+    def text(name: str, default: Any, help_text: str) -> None:
+        flags.DEFINE_string(name, default, help_text, module_name=module)
+
+    text("workdir", None, "Directory of the run; made if missing, resumed if begun. Required.")
+    text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
+    flags.DEFINE_integer("seed", 0, "Seed of the run, 0 or more.", 0, module_name=module)
+    text("mode", "train", f"What to do: {modes}.")
+    flags.DEFINE_float(
+        "checkpoint_every_s",
+        30.0,
+        "Seconds between checkpoints. Does not change results.",
+        0.0,
+        module_name=module,
+    )
+    for mode_flags in experiment.mode_flags.values():
+        for name, default, help_text in mode_flags:
+            define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+            define(name, default, help_text, module_name=module)
+    config_lib.define_flags(experiment.config, experiment.presets, module)
+
+
+def _command(experiment: Experiment, argv: list[str]) -> int:
+    values = flags.FLAGS
+    if not values["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.ERROR)
+    if experiment.cpu_threads is not None:
+        # Read by JAX's CPU client when it starts, which is later than this.
+        os.environ.setdefault("PJRT_NPROC", str(experiment.cpu_threads))
+    try:
+        if len(argv) > 1:
+            raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
+        if not values.workdir:
+            raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
+        overrides = config_lib.overrides_from_flags(experiment.config, values)
+        settings = config_lib.build(
+            experiment.config, experiment.presets, values.preset, overrides
+        )
+        workdir = Path(values.workdir)
+        if values.mode == "train":
+            run(
+                experiment,
+                workdir,
+                settings,
+                preset=values.preset,
+                seed=values.seed,
+                checkpoint_every_s=values.checkpoint_every_s,
+            )
+        elif values.mode in experiment.modes:
+            arguments = {
+                name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]
+            }
+            experiment.modes[values.mode](load(experiment, workdir), **arguments)
+        else:
+            allowed = ", ".join(("train", *experiment.modes))
+            raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
+    except Interrupted as stop:
+        print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
+        return 128 + stop.signal_number
+    except (ConfigError, RunError, CheckpointError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or workdir}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Wall-clock seconds that a stage has taken, kept across resumes."""
+
+    compile: float = 0.0
+    train: float = 0.0
+
+
+def run(
+    experiment: Experiment,
+    workdir: Path,
+    settings: Any,
+    *,
+    preset: str = "custom",
+    seed: int = 0,
+    checkpoint_every_s: float = 30.0,
+) -> dict[str, Any]:
+    """Begins, resumes or only reports a run, and returns its results.
+
+    Raises:
+        RunError: another process has the directory, or it holds a run with another configuration.
+        CheckpointError: a checkpoint cannot be written.
+        NonFiniteError: a loss is not finite; the last good checkpoint stays.
+        Interrupted: SIGTERM or Ctrl-C, after saving.
+    """
+    _make_directory(workdir)
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise RunError(f"another process is running in {workdir}; wait for it, or stop it.") from None
+    with lock:
+        identity = {
+            "experiment": experiment.name,
+            "preset": preset,
+            "seed": seed,
+            "config": config_lib.to_json(settings),
+        }
+        _claim(workdir, identity)
+        if (workdir / "results.json").exists():
+            found = results.read_results(workdir)
+            print(f"{workdir} is done; its results:\n\n{report.run_table(found)}")
+            return found
+        return _run(experiment, workdir, settings, identity, checkpoint_every_s)
+
+
+def _make_directory(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunError(f"--workdir={workdir} is not a directory.") from None
+
+
+def _claim(workdir: Path, identity: dict[str, Any]) -> None:
+    """Writes `config.json`, or checks that the one that is there says the same."""
+    path = workdir / "config.json"
+    if not path.exists():
+        write_text(path, report.to_json(identity))
+        return
+    there = report.read_json(path)
+    changed = [
+        f"{name}: there {theirs!r}, asked for {ours!r}"
+        for name, theirs, ours in [
+            ("experiment", there["experiment"], identity["experiment"]),
+            ("seed", there["seed"], identity["seed"]),
+            *(
+                (key, there["config"].get(key), identity["config"].get(key))
+                for key in sorted({*there["config"], *identity["config"]})
+            ),
+        ]
+        if theirs != ours
+    ]
+    if changed:
+        raise RunError(
+            f"{workdir} holds a run with another configuration ({'; '.join(changed)}). "
+            "Use another --workdir, or the same flags to resume it."
+        )
+
+
+def _run(experiment, workdir, settings, identity, checkpoint_every_s):
+    seed = identity["seed"]
+    stages = experiment.stages(settings, seed)
+    where = results.environment()
+    print(f"{experiment.name} ({identity['preset']}, seed {seed}): {experiment.summary}")
+    print(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
+    for stage in stages:
+        print(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
+
+    compiles = _CompileTimer.instance()
+    stores = {s.name: Checkpoints(workdir / "checkpoints" / s.name) for s in stages}
+    try:
+        states, at, clocks = {}, {}, {}
+        for stage in stages:
+            states[stage.name] = stage.init()
+            found = stores[stage.name].restore(states[stage.name], warn=_warn)
+            at[stage.name], clocks[stage.name] = 0, _Clock()
+            if found is not None:
+                states[stage.name], at[stage.name] = found.state, found.step
+                clocks[stage.name] = _Clock(found.info["compile_s"], found.info["train_s"])
+        if any(at.values()):
+            print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
+        logbook = Logbook(workdir, at)
+        try:
+            with _StopRequest() as stop:
+                for stage in stages:
+                    states[stage.name] = _train_stage(
+                        stage,
+                        states[stage.name],
+                        at[stage.name],
+                        stores[stage.name],
+                        logbook,
+                        clocks[stage.name],
+                        compiles,
+                        checkpoint_every_s,
+                        stop,
+                    )
+        finally:
+            logbook.close()
+    finally:
+        for store in stores.values():
+            store.close()
+
+    print("evaluating ...", flush=True)
+    begun, compiled = time.monotonic(), compiles.seconds
+    outcome = experiment.evaluate(settings, seed, states)
+    compiling = compiles.seconds - compiled
+    evaluating = time.monotonic() - begun - compiling
+    training = sum(clock.train for clock in clocks.values())
+    meta_steps = sum(stage.num_steps for stage in stages)
+    found = {
+        **identity,
+        "environment": where,
+        "wall_clock_s": {
+            "compile": round(compiling + sum(clock.compile for clock in clocks.values()), 3),
+            "train": round(training, 3),
+            "evaluate": round(evaluating, 3),
+        },
+        "meta_steps": meta_steps,
+        "meta_steps_per_s": round(meta_steps / training, 2),
+        "rows": outcome.rows,
+    }
+    np.savez_compressed(workdir / "evaluation.npz", **outcome.arrays)
+    experiment.figure(workdir / "figure.png", found, outcome.arrays, read_metrics(workdir))
+    results.write_results(workdir / "results.json", found)
+    print(f"\n{report.run_table(found)}\n\nfigure: {workdir / 'figure.png'}")
+    return found
+
+
+def _train_stage(
+    stage, state, at, store, logbook, clock, compiles, checkpoint_every_s, stop
+) -> MetaState:
+    """Advances one stage to its end, from wherever it is."""
+    if at >= stage.num_steps:
+        return state
+    progress = Progress(stage.name, stage.num_steps, at)
+    saved_at, advance_by = time.monotonic(), {}
+    try:
+        while at < stage.num_steps:
+            count = min(stage.steps_per_call, stage.num_steps - at)
+            if count not in advance_by:
+                advance_by[count] = stage.make_advance(count)
+            begun, compiled = time.monotonic(), compiles.seconds
+            state, metrics = advance_by[count](state)
+            metrics = jax.device_get(metrics)
+            compiling = compiles.seconds - compiled
+            running = time.monotonic() - begun - compiling
+            clock.train += running
+            clock.compile += compiling
+            check_finite(metrics, at)
+            at += count
+            summary = summarize_metrics(metrics)
+            logbook.write(
+                stage.name, at, {**summary, "meta_steps_per_s": count / max(running, 1e-9)}
+            )
+            progress.advance(count, **{name: summary[name] for name in stage.shown})
+            due = time.monotonic() - saved_at >= checkpoint_every_s
+            if due or at == stage.num_steps or stop.signal:
+                store.save(at, state, {"train_s": clock.train, "compile_s": clock.compile})
+                saved_at = time.monotonic()
+            if stop.signal and at < stage.num_steps:
+                raise Interrupted(stop.signal, at, stage.name)
+    finally:
+        progress.close()
+    return state
+
+
+def load(experiment: Experiment, workdir: Path) -> FinishedRun:
+    """The trained states of a run, for the modes that use them.
+
+    Raises:
+        RunError: there is no run of this experiment, or a stage of it is not done.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise RunError(f"no run at {workdir}; train one first: --workdir={workdir} --mode=train.")
+    identity = report.read_json(path)
+    if identity["experiment"] != experiment.name:
+        raise RunError(f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}.")
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in identity["config"].items()}
+    settings = experiment.config(**fields)
+    states = {}
+    for stage in experiment.stages(settings, identity["seed"]):
+        store = Checkpoints(workdir / "checkpoints" / stage.name)
+        found = store.restore(stage.init(), warn=_warn)
+        store.close()
+        if found is None or found.step < stage.num_steps:
+            raise RunError(
+                f"stage {stage.name} of {workdir} is at step {found.step if found else 0} of "
+                f"{stage.num_steps}; finish training first, with the same command as before."
+            )
+        states[stage.name] = found.state
+    return FinishedRun(workdir, settings, identity["seed"], states)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run whose training is done.
+
+    Attributes:
+        workdir: its directory.
+        settings: its configuration.
+        seed: its seed.
+        states: the final state of each stage, by name.
+    """
+
+    workdir: Path
+    settings: Any
+    seed: int
+    states: Mapping[str, MetaState]
+
+
+class _StopRequest:
+    """Notes SIGTERM and Ctrl-C, so that a run can save first; a second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.signal = 0
+        self._previous = {}
+
+    def __enter__(self):
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread: the caller's business
+            pass
+        return self
+
+    def _note(self, number, frame):
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class _CompileTimer:
+    """Seconds that JAX has spent on tracing, lowering and compiling in this process."""
+
+    _instance: _CompileTimer | None = None
+
+    def __init__(self):
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.seconds += duration
+
+    @classmethod
+    def instance(cls) -> _CompileTimer:
+        if cls._instance is None:
+            cls._instance = cls()
+        return cls._instance
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
