@@ -157,7 +157,10 @@ def user_fit(
         figure, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
         ax.plot(inputs[order], before[order], ":", color="#999999", label="before adaptation")
         ax.plot(
-            inputs[order], after[order], color=COLORS["maml"], lw=1.8,
+            inputs[order],
+            after[order],
+            color=COLORS["maml"],
+            lw=1.8,
             label=f"after {num_steps} steps",
         )
         ax.plot(points[:, 0], points[:, 1], "^", color="#7B2D8B", ms=6, label="your points")

@@ -169,7 +169,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     from absl import app, flags
 
-    flags.DEFINE_string(
-        "figure", None, "Where to draw the metric against gradient steps, a PNG."
-    )
+    flags.DEFINE_string("figure", None, "Where to draw the metric against gradient steps, a PNG.")
     app.run(main)

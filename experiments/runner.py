@@ -100,7 +100,7 @@ class RunError(RuntimeError):
     """A run that cannot begin or go on; the message is for the user."""
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     """A run that was asked to stop and has saved its state."""
 
     def __init__(self, signal_number: int, step: int, stage: str):
@@ -152,9 +152,7 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
         if not values.workdir:
             raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
         overrides = config_lib.overrides_from_flags(experiment.config, values)
-        settings = config_lib.build(
-            experiment.config, experiment.presets, values.preset, overrides
-        )
+        settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
         workdir = Path(values.workdir)
         if values.mode == "train":
             run(
@@ -173,7 +171,7 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
         else:
             allowed = ", ".join(("train", *experiment.modes))
             raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
-    except Interrupted as stop:
+    except StoppedError as stop:
         print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
         return 128 + stop.signal_number
     except (ConfigError, RunError, CheckpointError, NonFiniteError) as error:
@@ -208,14 +206,16 @@ def run(
         RunError: another process has the directory, or it holds a run with another configuration.
         CheckpointError: a checkpoint cannot be written.
         NonFiniteError: a loss is not finite; the last good checkpoint stays.
-        Interrupted: SIGTERM or Ctrl-C, after saving.
+        StoppedError: SIGTERM or Ctrl-C, after saving.
     """
     _make_directory(workdir)
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise RunError(f"another process is running in {workdir}; wait for it, or stop it.") from None
+        raise RunError(
+            f"another process is running in {workdir}; wait for it, or stop it."
+        ) from None
     with lock:
         identity = {
             "experiment": experiment.name,
@@ -365,7 +365,7 @@ def _train_stage(
                 store.save(at, state, {"train_s": clock.train, "compile_s": clock.compile})
                 saved_at = time.monotonic()
             if stop.signal and at < stage.num_steps:
-                raise Interrupted(stop.signal, at, stage.name)
+                raise StoppedError(stop.signal, at, stage.name)
     finally:
         progress.close()
     return state

@@ -124,16 +124,16 @@ def axis_size(tasks: PyTree) -> int:
         ValueError: there is no leaf, or leaves disagree.
     """
     leaves = jax.tree.leaves(tasks)
-    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else -1 for leaf in leaves}
+    if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
             "tasks must have one leading axis of T tasks on every leaf; received shapes "
             f"{[jnp.shape(leaf) for leaf in leaves]}."
         )
-    return int(sizes.pop())
+    return sizes.pop()
 
 
-def task_mesh(num_tasks: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def task_mesh(num_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with one axis, `TASK_AXIS`, over as many devices as divide the tasks evenly.
 
     Args:

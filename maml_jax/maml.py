@@ -129,7 +129,14 @@ def adapt(
 
     if mode == "remat":
         body = jax.checkpoint(body, prevent_cse=False)
-    (adapted, _), (metrics, seen) = jax.lax.scan(body, loop.start(), rates, length=num_steps)
+    if num_steps == 1:
+        # Without a loop, vmap over tasks leaves the first step's parameters unbatched, and its
+        # matrix products are those of one large batch: a meta-step of S=1 is a third faster.
+        first_rate = None if rates is None else jax.tree.map(lambda r: r[0], rates)
+        (adapted, _), outputs = body(loop.start(), first_rate)
+        metrics, seen = jax.tree.map(lambda x: jnp.asarray(x)[None], outputs)
+    else:
+        (adapted, _), (metrics, seen) = jax.lax.scan(body, loop.start(), rates, length=num_steps)
     adapted_params = loop.merge(adapted)
     if monitor is None:
         return adapted_params, metrics
@@ -214,9 +221,7 @@ class _InnerLoop:
         return adapted, state
 
     def merge(self, adapted: Params) -> Params:
-        return jax.tree.map(
-            lambda keep, p, a: a if keep else p, self._mask, self._params, adapted
-        )
+        return jax.tree.map(lambda keep, p, a: a if keep else p, self._mask, self._params, adapted)
 
     def step(self, carry, batch, inner_lr):
         adapted, state = carry

@@ -59,7 +59,9 @@ def init(
     if isinstance(key, (int, np.integer)):
         key = jax.random.key(int(key))
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"key must be a typed PRNG key, jax.random.key(seed); received {key.dtype}.")
+        raise TypeError(
+            f"key must be a typed PRNG key, jax.random.key(seed); received {key.dtype}."
+        )
     # Copies, because training donates the state and must not eat the caller's arrays.
     params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
     step = jnp.zeros((), jnp.int32)
@@ -128,8 +130,9 @@ def make_train_fn(
 
     Returns:
         A function that runs the compiled program; it composes with `jax.jit` and `jax.vmap` (over
-        states, to train several seeds at once). `data` are arrays that `sample` needs (a data set, say), replicated on
-        the mesh; metrics are those of `meta_step` with a leading axis of `num_steps`.
+        states, to train several seeds at once). `data` are arrays that `sample` needs (a data set,
+        say), replicated on the mesh; metrics are those of `meta_step` with a leading axis of
+        `num_steps`.
 
     Raises:
         ValueError: a count below 1, or a mesh that does not fit.
@@ -169,9 +172,7 @@ def make_train_fn(
         if block == 1:
             return jax.lax.scan(lambda s, _: one(s, data), state, length=num_steps)
         blocks, rest = divmod(num_steps, block)
-        state, metrics = jax.lax.scan(
-            lambda s, _: one_block(s, data, block), state, length=blocks
-        )
+        state, metrics = jax.lax.scan(lambda s, _: one_block(s, data, block), state, length=blocks)
         metrics = jax.tree.map(lambda x: x.reshape(blocks * block, *x.shape[2:]), metrics)
         if rest:
             state, tail = one_block(state, data, rest)

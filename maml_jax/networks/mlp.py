@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from maml_jax import types
+from maml_jax.networks import products
 from maml_jax.types import Array, Params
 
 INITIALIZERS: dict[str, Callable[..., Array]] = {
@@ -40,8 +41,11 @@ class _MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for size in self.sizes[:-1]:
-            x = self.activation(nn.Dense(size, kernel_init=self.kernel_init)(x))
-        return nn.Dense(self.sizes[-1], kernel_init=self.kernel_init)(x)
+            x = self.activation(self.dense(size)(x))
+        return self.dense(self.sizes[-1])(x)
+
+    def dense(self, size: int) -> nn.Dense:
+        return nn.Dense(size, kernel_init=self.kernel_init, dot_general=products.dot_general)
 
 
 def mlp(

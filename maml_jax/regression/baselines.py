@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from maml_jax.networks import Network
 from maml_jax.regression.losses import Examples, mean_squared_error
@@ -30,9 +31,7 @@ def multi_task_loss(loss_fn: LossFn) -> TaskLoss:
     return task_loss
 
 
-def tune_inner_lr(
-    curve: Callable[[Array], Array], candidates: Array
-) -> tuple[Array, Array]:
+def tune_inner_lr(curve: Callable[[Array], Array], candidates: Array) -> tuple[Array, Array]:
     """Picks the step size for fine-tuning a baseline, on tasks that are not the test tasks.
 
     Args:
@@ -95,7 +94,7 @@ def single_task_loss(network: Network, regularizer: str, coefficient: float) -> 
             params = jax.tree.map(
                 lambda p: p - jax.lax.stop_gradient(jnp.mean(p, axis=0, keepdims=True)), params
             )
-        return coefficient * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
+        return coefficient * optax.tree.norm(params, squared=True)
 
     def task_loss(params: Params, task: Task) -> tuple[Array, Metrics]:
         points: Examples = task.query

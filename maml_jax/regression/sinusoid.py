@@ -30,11 +30,21 @@ class Sinusoid(NamedTuple):
 
 def sample_sinusoid(key: Array) -> Sinusoid:
     """Draws a function from the paper's distribution."""
-    amplitude_key, phase_key = jax.random.split(key)
-    return Sinusoid(
-        jax.random.uniform(amplitude_key, minval=AMPLITUDES[0], maxval=AMPLITUDES[1]),
-        jax.random.uniform(phase_key, minval=PHASES[0], maxval=PHASES[1]),
-    )
+    return sample_points(key, 0)[0]
+
+
+def sample_points(key: Array, num_points: int) -> tuple[Sinusoid, Array]:
+    """Draws a function and inputs [num_points, 1] for it.
+
+    All numbers come from one call to the generator: a key for each would cost more than the draws.
+    """
+    drawn = jax.random.uniform(key, (2 + num_points,))
+    sinusoid = Sinusoid(_scale(drawn[0], AMPLITUDES), _scale(drawn[1], PHASES))
+    return sinusoid, _scale(drawn[2:, None], INPUTS)
+
+
+def _scale(unit: Array, bounds: tuple[float, float]) -> Array:
+    return bounds[0] + (bounds[1] - bounds[0]) * unit
 
 
 def sample_inputs(key: Array, num_points: int) -> Array:
@@ -77,9 +87,7 @@ def sinusoid_problem(
 
     def sample(params: Params, key: Array) -> Task:
         del params  # supervised tasks do not depend on the learner
-        function_key, inputs_key = jax.random.split(key)
-        sinusoid = sample_sinusoid(function_key)
-        inputs = sample_inputs(inputs_key, num_support + num_query)
+        sinusoid, inputs = sample_points(key, num_support + num_query)
         points = examples(sinusoid, inputs, informed)
         return Task(
             jax.tree.map(lambda x: x[:num_support], points),
@@ -89,7 +97,7 @@ def sinusoid_problem(
     return Problem(network.init, sample, loss, loss)
 
 
-class TestTasks(NamedTuple):
+class FixedTasks(NamedTuple):
     """A fixed set of functions with the points to adapt on, the same for every method and K.
 
     Attributes:
@@ -97,22 +105,18 @@ class TestTasks(NamedTuple):
         inputs: [T, largest K, 1]; a K-shot task uses the first K.
     """
 
-    __test__ = False  # not a pytest class
     sinusoids: Sinusoid
     inputs: Array
 
 
-def sample_test_tasks(key: Array, num_tasks: int, max_support: int) -> TestTasks:
+def sample_fixed_tasks(key: Array, num_tasks: int, max_support: int) -> FixedTasks:
     """Draws test (or validation) functions; `max_support` is the largest K to be asked for."""
-    function_key, inputs_key = jax.random.split(key)
-    return TestTasks(
-        jax.vmap(sample_sinusoid)(jax.random.split(function_key, num_tasks)),
-        jax.vmap(lambda k: sample_inputs(k, max_support))(jax.random.split(inputs_key, num_tasks)),
-    )
+    keys = jax.random.split(key, num_tasks)
+    return FixedTasks(*jax.vmap(lambda k: sample_points(k, max_support))(keys))
 
 
-def test_tasks(
-    tests: TestTasks, num_support: int, num_query: int, informed: bool = False
+def few_shot_tasks(
+    tests: FixedTasks, num_support: int, num_query: int, informed: bool = False
 ) -> Task:
     """K-shot tasks [T] judged on an even grid of inputs, which has no sampling noise.
 
@@ -131,6 +135,3 @@ def test_tasks(
         ),
         jax.vmap(lambda s: examples(s, grid, informed))(tests.sinusoids),
     )
-
-
-test_tasks.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,0 +1,102 @@
+"""Matrix products that stay fast on a CPU when they are small, batched and differentiated twice.
+
+The weight gradient of `x @ w` is `x.T @ g`. XLA's CPU backend runs a product with a transposed left
+side, small and batched over tasks, at a third of the speed of a plain one: 33 against 11
+microseconds for 25 x [40, 10] @ [10, 40] on one core, where writing the transpose out takes 3. Nor
+can a network write it out itself, because the product is made by automatic differentiation, and
+again by differentiating that. So the product is a primitive here, closed under differentiation as
+in BLAS: the four forms `op(a) @ op(b)` have each other as derivatives, and how each is lowered is
+said once, for each platform.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from maml_jax.types import Array
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """`a @ b` for a [..., K, I] and b [I, O]: the same values and derivatives as `jnp.matmul`."""
+    rows = a.reshape(-1, a.shape[-1])
+    return _gemm(rows, b, False, False).reshape(*a.shape[:-1], b.shape[-1])
+
+
+def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, *args: Any, **kwargs: Any) -> Array:
+    """`jax.lax.dot_general`, by `matmul` where it is one: for `flax.linen.Dense(dot_general=)`."""
+    plain = (((lhs.ndim - 1,), (0,)), ((), ()))
+    same_type = lhs.dtype == rhs.dtype
+    if rhs.ndim == 2 and same_type and dimension_numbers == plain and _default(args, kwargs):
+        return matmul(lhs, rhs)
+    return jax.lax.dot_general(lhs, rhs, dimension_numbers, *args, **kwargs)
+
+
+def _default(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return all(value is None for value in (*args, *kwargs.values()))
+
+
+gemm_p = Primitive("gemm")
+
+
+def _gemm(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array:
+    return gemm_p.bind(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+
+
+def _plain(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:
+    a = jnp.swapaxes(a, -1, -2) if transpose_a else a
+    b = jnp.swapaxes(b, -1, -2) if transpose_b else b
+    return jnp.matmul(a, b)
+
+
+def _written_out(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:
+    """As `_plain`, with a transposed left side in memory before the product begins."""
+    if transpose_a:
+        a = jax.lax.optimization_barrier(jnp.swapaxes(a, -1, -2))
+    return _plain(a, b, transpose_a=False, transpose_b=transpose_b)
+
+
+def _abstract(a: Any, b: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
+    rows, inner = a.shape[-2:][:: -1 if transpose_a else 1]
+    inner_b, columns = b.shape[-2:][:: -1 if transpose_b else 1]
+    if inner != inner_b or a.shape[:-2] != b.shape[:-2]:
+        raise TypeError(f"matrix product of incompatible shapes {a.shape} and {b.shape}.")
+    return a.update(shape=(*a.shape[:-2], rows, columns), weak_type=False)
+
+
+def _transpose_in_a(g: Array, a: Any, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:
+    del a
+    return _gemm(b, g, transpose_b, True) if transpose_a else _gemm(g, b, False, not transpose_b)
+
+
+def _transpose_in_b(g: Array, a: Array, b: Any, *, transpose_a: bool, transpose_b: bool) -> Array:
+    del b
+    return _gemm(g, a, True, transpose_a) if transpose_b else _gemm(a, g, not transpose_a, False)
+
+
+def _batch(args: Any, axes: Any, *, transpose_a: bool, transpose_b: bool) -> tuple[Array, int]:
+    (a, b), (axis_a, axis_b) = args, axes
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    if axis_b is None and not transpose_a and b.ndim == 2:  # one matrix for all: one tall product
+        a = jnp.moveaxis(a, axis_a, 0)
+        out = _gemm(a.reshape(-1, a.shape[-1]), b, False, transpose_b)
+        return out.reshape(*a.shape[:-1], out.shape[-1]), 0
+
+    def lead(x: Array, axis: int | None) -> Array:
+        if axis is None:
+            return jnp.broadcast_to(x, (size, *x.shape))
+        return jnp.moveaxis(x, axis, 0)
+
+    return _gemm(lead(a, axis_a), lead(b, axis_b), transpose_a, transpose_b), 0
+
+
+gemm_p.def_impl(jax.jit(_plain, static_argnames=("transpose_a", "transpose_b")))
+gemm_p.def_abstract_eval(_abstract)
+ad.defbilinear(gemm_p, _transpose_in_a, _transpose_in_b)
+batching.primitive_batchers[gemm_p] = _batch
+mlir.register_lowering(gemm_p, mlir.lower_fun(_plain, multiple_results=False))
+mlir.register_lowering(gemm_p, mlir.lower_fun(_written_out, multiple_results=False), platform="cpu")
