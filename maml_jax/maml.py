@@ -301,7 +301,11 @@ def _broadcast_rates(inner_lr: InnerRate, params: Params) -> PyTree:
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(rates), strict=True
     ):
         shape, target = jnp.shape(rate), jnp.shape(leaf)
-        if len(shape) > len(target) or jnp.broadcast_shapes(shape, target) != target:
+        aligned = target[len(target) - len(shape) :]
+        fits = len(shape) <= len(target) and all(
+            n in (1, m) for n, m in zip(shape, aligned, strict=False)
+        )
+        if not fits:
             raise ValueError(
                 f"inner_lr must broadcast against the parameter it is for: at "
                 f"{jax.tree_util.keystr(path) or 'the only leaf'} expected shape () or {target}, "

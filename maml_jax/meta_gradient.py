@@ -15,7 +15,9 @@ mode            how                                                             
 Remat recomputes an inner step and then differentiates its gradient in reverse, which holds the
 intermediates of a gradient's gradient while it does so; mixed mode pushes a tangent forward through
 the gradient instead and holds those of a plain gradient. The idea of mixed mode is that of
-MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793).
+MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793). It supports everything that reverse mode does but
+one: the meta-loss itself cannot be differentiated in forward mode (`jax.jvp`, `jax.jacfwd`), where
+JAX raises a TypeError; any other mode can.
 """
 
 from __future__ import annotations
@@ -117,16 +119,7 @@ def _forward_over_reverse(
         def joint_gradient(p):
             return jax.grad(lambda p, z: pure_loss(p, z, rest)[0], argnums=(0, 1))(p, smooth)
 
-        try:
-            first, out = jax.jvp(joint_gradient, (params,), (direction,))
-        except TypeError as error:
-            if "forward-mode" not in str(error):
-                raise
-            raise TypeError(
-                "mode='mixed' differentiates the inner gradient in forward mode, but the inner "
-                "loss uses a function with a reverse-mode rule only (jax.custom_vjp). Use "
-                "mode='remat', which needs reverse mode alone."
-            ) from error
+        first, out = jax.jvp(joint_gradient, (params,), (direction,))
         if not _is_zero(loss_bar):
             out = jax.tree.map(lambda o, g: o + loss_bar * g, out, first)
         if not all(_is_zero(leaf) for leaf in jax.tree.leaves(metrics_bar, is_leaf=_is_zero)):

@@ -1,0 +1,66 @@
+"""Eight simulated CPU devices, float64 where a test asks for it, and compiled functions to share.
+
+JAX tests are compile-bound: what several tests need compiled is made once here.
+"""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maml_jax import Task
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test: differences are then of the mathematics, not of the rounding."""
+    with jax.enable_x64(True):
+        yield
+
+
+def mlp_params(key, sizes=(3, 16, 16, 4), dtype=jnp.float64):
+    """A tanh network's parameters, with weights large enough for the curvature to matter."""
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [
+        {
+            "w": jax.random.normal(k, (a, b), dtype) / a**0.5,
+            "b": 0.1 * jnp.arange(b, dtype=dtype),
+        }
+        for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    ]
+
+
+def cross_entropy(params, batch):
+    """A loss with metrics and integer labels."""
+    x, labels = batch
+    for layer in params[:-1]:
+        x = jnp.tanh(x @ layer["w"] + layer["b"])
+    logits = x @ params[-1]["w"] + params[-1]["b"]
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+    return -jnp.mean(picked), {"accuracy": accuracy, "size": jnp.mean(logits**2)}
+
+
+def classification_task(key, num_tasks=None, dtype=jnp.float64):
+    """Random inputs and labels; with a leading task axis if `num_tasks` is given."""
+    lead = () if num_tasks is None else (num_tasks,)
+
+    def batch(k):
+        a, b = jax.random.split(k)
+        x = jax.random.normal(a, (*lead, 8, 3), dtype)
+        return x, jax.random.randint(b, (*lead, 8), 0, 4)
+
+    support, query = jax.random.split(key)
+    return Task(batch(support), batch(query))
+
+
+def assert_trees_close(actual, expected, tolerance):
+    """Largest absolute difference of two pytrees of the same structure."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)

@@ -1,0 +1,282 @@
+"""Meta-training: every arrangement of the task axis, any number of devices, no retracing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_trees_close, classification_task, cross_entropy, mlp_params
+from jax.sharding import Mesh
+
+from maml_jax import NonFiniteError, Task, check_finite, init, make_train_fn, meta_loss, meta_step
+from maml_jax.batching import (
+    TASK_AXIS,
+    map_tasks,
+    resolve_batching,
+    sum_gradient,
+    task_mesh,
+)
+
+LOSS = functools.partial(meta_loss, cross_entropy, inner_lr=0.3, num_steps=2)
+OPTIMIZER = optax.adam(1e-2)
+
+
+def sample(params, key):
+    return classification_task(key, dtype=jnp.float64 if jax.config.jax_enable_x64 else jnp.float32)
+
+
+def start(seed=0):
+    dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    return init(mlp_params(jax.random.key(seed), (3, 8, 4), dtype), OPTIMIZER, seed)
+
+
+@pytest.mark.parametrize("batching", ["scan", 1, 2, 3, 100])
+def test_batching_does_not_change_the_gradient(batching, x64):
+    params = mlp_params(jax.random.key(0), (3, 8, 4))
+    tasks = classification_task(jax.random.key(1), num_tasks=5)  # 5: chunks of 2 and 3 have a rest
+    fn = jax.jit(lambda b: sum_gradient(LOSS, params, tasks, b), static_argnums=0)
+    assert_trees_close(fn(batching), fn("vmap"), 1e-12)
+
+
+def test_map_tasks_is_vmap():
+    xs = jnp.arange(6.0)
+    for batching in ("vmap", "scan", 4):
+        np.testing.assert_array_equal(map_tasks(lambda x: x**2, xs, batching), xs**2)
+
+
+def test_batching_names():
+    assert resolve_batching("vmap", 7) == 7
+    assert resolve_batching("scan", 7) == 1
+    assert resolve_batching(None, 7) >= 1
+    for wrong in ("loop", 0, -2, True, 1.5):
+        with pytest.raises(ValueError, match="batching must be None, 'vmap', 'scan' or a chunk"):
+            resolve_batching(wrong, 7)
+
+
+def test_meta_step_by_hand(x64):
+    """Plain SGD on a quadratic: theta - lr * mean over tasks of the hand-derived gradient."""
+    loss = lambda p, c: (0.5 * jnp.sum((p - c) ** 2), {})
+    support, query = jnp.array([[1.0], [3.0]]), jnp.array([[2.0], [-1.0]])
+    optimizer = optax.sgd(0.1)
+    state = init(jnp.array([0.5]), optimizer, 0)
+    task_loss = functools.partial(meta_loss, loss, inner_lr=0.2)
+    state, metrics = meta_step(state, Task(support, query), task_loss, optimizer)
+    adapted = 0.5 - 0.2 * (0.5 - np.array([1.0, 3.0]))
+    gradient = np.mean(0.8 * (adapted - np.array([2.0, -1.0])))
+    np.testing.assert_allclose(state.params[0], 0.5 - 0.1 * gradient, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss"], np.mean(0.5 * (adapted - np.array([2.0, -1.0])) ** 2), rtol=1e-6
+    )
+    assert state.step == 1
+
+
+@pytest.fixture(scope="module")
+def ten_steps():
+    """Ten meta-steps on D devices in float64, compiled once for each D."""
+
+    @functools.cache
+    def run(num_devices, num_steps=10, steps_per_draw=1):
+        with jax.enable_x64(True):
+            mesh = Mesh(np.array(jax.devices()[:num_devices]), (TASK_AXIS,))
+            train = make_train_fn(
+                sample,
+                LOSS,
+                OPTIMIZER,
+                num_tasks=8,
+                num_steps=num_steps,
+                steps_per_draw=steps_per_draw,
+                mesh=mesh,
+            )
+            state, metrics = start(), []
+            for _ in range(10 // num_steps):
+                state, seen = train(state)
+                metrics.append(jax.device_get(seen))
+            metrics = jax.tree.map(lambda *x: np.concatenate(x), *metrics)
+            return jax.device_get(state.params), metrics
+
+    return run
+
+
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+def test_any_number_of_devices(ten_steps, num_devices):
+    params, metrics = ten_steps(1)
+    params_d, metrics_d = ten_steps(num_devices)
+    assert_trees_close(params_d, params, 1e-10)
+    assert_trees_close(metrics_d, metrics, 1e-10)
+
+
+def test_dispatches_and_draws_do_not_change_the_run(ten_steps):
+    params, metrics = ten_steps(1)
+    for num_steps, draw in ((5, 1), (10, 4), (5, 5)):  # draws of 4 leave a rest of 2
+        params_n, metrics_n = ten_steps(1, num_steps, draw)
+        assert_trees_close(params_n, params, 1e-10)
+        assert_trees_close(metrics_n, metrics, 1e-10)
+
+
+def test_dispatch_equals_single_meta_steps(ten_steps):
+    params, _ = ten_steps(1)
+    with jax.enable_x64(True):
+        state = start()
+        step = jax.jit(lambda s, tasks: meta_step(s, tasks, LOSS, OPTIMIZER))
+        for i in range(10):
+            key = jax.random.fold_in(state.key, i)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(8))
+            state, _ = step(state, jax.vmap(lambda k: sample(None, k))(keys))
+        assert_trees_close(jax.device_get(state.params), params, 1e-10)
+
+
+def test_tasks_differ_between_steps_and_tasks(ten_steps):
+    _, metrics = ten_steps(1)
+    assert len(np.unique(metrics["loss"])) == 10
+
+
+def test_one_all_reduce_and_no_other_collective():
+    mesh = Mesh(np.array(jax.devices()[:4]), (TASK_AXIS,))
+    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=8, num_steps=3, mesh=mesh)
+    text = jax.jit(train).lower(start()).compile().as_text()
+    count = lambda name: text.count(f" {name}(") + text.count(f" {name}-start(")
+    assert count("all-reduce") == 1
+    for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert count(other) == 0
+
+
+def test_compiled_once_and_no_host_traffic():
+    mesh = Mesh(np.array(jax.devices()[:2]), (TASK_AXIS,))
+    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=4, num_steps=2, mesh=mesh)
+    state = start()
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **kw: compiled.append(event) if "backend_compile" in event else None
+    )
+    state, _ = train(state)
+    jax.block_until_ready(state)
+    first = len(compiled)
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            state, _ = train(state)
+        jax.block_until_ready(state)
+    assert len(compiled) == first
+
+
+def test_state_is_donated_but_the_callers_params_are_not():
+    params = mlp_params(jax.random.key(0), (3, 8, 4), jnp.float32)
+    mesh = Mesh(np.array(jax.devices()[:1]), (TASK_AXIS,))
+    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=4, num_steps=2, mesh=mesh)
+    state = init(params, OPTIMIZER, 0)
+    train(state)
+    assert state.params[0]["w"].is_deleted()
+    assert not params[0]["w"].is_deleted()
+
+
+def test_seeds_train_under_vmap():
+    mesh = Mesh(np.array(jax.devices()[:1]), (TASK_AXIS,))
+    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=4, num_steps=3, mesh=mesh)
+    one, _ = train(start(1))
+    states = jax.tree.map(lambda a, b: jnp.stack([a, b]), start(0), start(1))
+    many, metrics = jax.jit(jax.vmap(train))(states)
+    assert_trees_close(jax.tree.map(lambda x: x[1], many.params), one.params, 1e-5)
+    assert metrics["loss"].shape == (2, 3)
+
+
+def test_learned_inner_rate_trains():
+    """Meta-parameters are any pytree: here the network and its inner rate together."""
+
+    def task_loss(meta, task):
+        return meta_loss(cross_entropy, meta["params"], task, meta["inner_lr"])
+
+    meta = {"params": start().params, "inner_lr": jnp.float32(0.05)}
+    train = make_train_fn(
+        sample, task_loss, OPTIMIZER, num_tasks=4, num_steps=5, mesh=task_mesh(4, jax.devices()[:1])
+    )
+    state, _ = train(init(meta, OPTIMIZER, 0))
+    assert state.params["inner_lr"] != meta["inner_lr"]
+
+
+def test_data_is_an_argument():
+    data = jnp.arange(12.0).reshape(3, 4)
+
+    def draw(params, key, data):
+        row = data[jax.random.randint(key, (), 0, 3)]
+        return Task(row, row)
+
+    loss = lambda p, row: (jnp.mean((p - row) ** 2), {})
+    train = make_train_fn(
+        draw,
+        functools.partial(meta_loss, loss, inner_lr=0.1),
+        OPTIMIZER,
+        num_tasks=4,
+        num_steps=2,
+        mesh=task_mesh(4, jax.devices()[:2]),
+    )
+    state, metrics = train(init(jnp.zeros(4), OPTIMIZER, 0), data)
+    assert np.all(np.isfinite(metrics["loss"]))
+
+
+class TestMesh:
+    def test_uses_as_many_devices_as_divide_the_tasks(self):
+        assert task_mesh(25).size == 5
+        assert task_mesh(32).size == 8
+        assert task_mesh(7, jax.devices()[:4]).size == 1
+
+    def test_refuses_tasks_that_do_not_divide(self):
+        mesh = Mesh(np.array(jax.devices()[:4]), (TASK_AXIS,))
+        with pytest.raises(ValueError, match="received 6 tasks for 4 devices"):
+            make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=6, num_steps=1, mesh=mesh)
+
+    def test_refuses_another_axis(self):
+        mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+        with pytest.raises(ValueError, match="one axis 'tasks'"):
+            make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=2, num_steps=1, mesh=mesh)
+
+
+class TestWrongUse:
+    def test_parameters_that_are_not_float(self):
+        with pytest.raises(TypeError, match=r"not floating point: \['count'\]"):
+            init({"w": jnp.ones(2), "count": jnp.arange(2)}, OPTIMIZER, 0)
+
+    def test_raw_key(self):
+        with pytest.raises(TypeError, match="typed PRNG key"):
+            init(jnp.ones(2), OPTIMIZER, jnp.zeros(2, jnp.uint32))
+
+    @pytest.mark.parametrize("argument", ["num_tasks", "num_steps"])
+    def test_counts(self, argument):
+        counts = {"num_tasks": 1, "num_steps": 1, argument: 0}
+        with pytest.raises(ValueError, match=f"{argument} must be 1 or more"):
+            make_train_fn(sample, LOSS, OPTIMIZER, **counts)
+
+    def test_tasks_without_a_task_axis(self):
+        with pytest.raises(ValueError, match="one leading axis of T tasks"):
+            meta_step(start(), Task(jnp.ones(3), jnp.ones(4)), LOSS, OPTIMIZER)
+
+
+def test_a_non_finite_loss_is_found_and_named():
+    """Task 2 has a target of NaN at meta-step 3 of the second dispatch."""
+
+    def draw(params, key, poison):
+        del params
+        return Task(jnp.ones(2), jnp.where(poison, jnp.nan, 1.0) * jnp.ones(2))
+
+    loss = lambda p, y: (jnp.mean((p - y) ** 2), {})
+    state = init(jnp.zeros(2), OPTIMIZER, 0)
+    step = jax.jit(
+        lambda s, tasks: meta_step(
+            s, tasks, functools.partial(meta_loss, loss, inner_lr=0.1), OPTIMIZER
+        )
+    )
+    seen = []
+    for i in range(5):
+        poison = jnp.arange(4) == (2 if i == 3 else -1)
+        tasks = jax.vmap(lambda p: draw(None, None, p))(poison)
+        state, metrics = step(state, tasks)
+        seen.append(metrics)
+    metrics = jax.tree.map(lambda *x: jnp.stack(x), *seen)
+    check_finite(jax.tree.map(lambda x: x[:3], metrics))
+    with pytest.raises(
+        NonFiniteError, match=r"meta-step 103: 1 task\(s\), the first of them task 2"
+    ):
+        check_finite(metrics, first_step=100)
+    runs = jax.tree.map(lambda x: jnp.stack([x[:3], x[1:4]]), metrics)
+    with pytest.raises(NonFiniteError, match="meta-step 2 of run 1"):
+        check_finite(runs)
