@@ -102,14 +102,13 @@ def _forward_over_reverse(
     primal output, (dL/dp, dL/dz), is what the cotangent of the loss itself multiplies.
     """
 
-    @jax.custom_vjp
-    def grad_fn(params, smooth, rest):
+    def value(params, smooth, rest):
         (loss, metrics), grads = jax.value_and_grad(pure_loss, has_aux=True)(params, smooth, rest)
         return grads, (loss, metrics)
 
     def forward(params, smooth, rest):
         args = jax.tree.map(lambda p: p.value, (params, smooth, rest))
-        return grad_fn(*args), args
+        return value(*args), args
 
     def backward(residuals, cotangents):
         params, smooth, rest = residuals
@@ -128,6 +127,7 @@ def _forward_over_reverse(
             out = jax.tree.map(jnp.add, out, pull(bar))
         return *out, None
 
+    grad_fn = jax.custom_vjp(value)
     grad_fn.defvjp(forward, backward, symbolic_zeros=True)
     return grad_fn
 
