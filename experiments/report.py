@@ -76,7 +76,7 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
             ]
             for s, cell in zip(chosen, cells, strict=True):
                 theirs = paper.get((runs[0]["experiment"], method, setting, s, metric))
-                line.append("" if cell is None else f"{cell['mean']:.3f} ±{cell['ci95']:.3f}")
+                line.append("" if cell is None else _shown(cell))
                 line.append("" if theirs is None else f"{theirs['mean']:.2f}")
             lines.append(line)
         keep = [i for i, h in enumerate(header) if h != "paper" or any(line[i] for line in lines)]
@@ -86,12 +86,18 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
+def _shown(cell: dict[str, Any]) -> str:
+    if not np.isfinite(cell["mean"]):
+        return "diverged"
+    return f"{cell['mean']:.3f} ±{cell['ci95']:.3f}"
+
+
 def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str], dict[str, Any]]:
     """Mean over runs of each row; the interval over tasks is averaged, seeds are counted.
 
     Returns:
         By (method, setting, gradient_steps, metric): mean, ci95, num_tasks, num_seeds and the
-        seeds' own means.
+        seeds' own means; NaN where adaptation diverged in a task.
     """
     cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
@@ -101,6 +107,7 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str
     pooled = {}
     for key, rows in cells.items():
         per_seed = [m for row in rows for m in row.get("per_seed", [row["mean"]])]
+        per_seed = [float("nan") if m is None else m for m in per_seed]
         intervals = [row["ci95"] for row in rows if row["ci95"] is not None]
         pooled[key] = {
             "mean": float(np.mean(per_seed)),

@@ -23,7 +23,8 @@ def make_row(
     """A row of results from one value for each task.
 
     With several seeds a task's value is its mean over seeds, so that the interval is over tasks;
-    the mean of each seed is kept beside it.
+    the mean of each seed is kept beside it. Where adaptation diverged in a task there is no mean;
+    `"diverged_tasks"` counts the values that are not finite.
 
     Args:
         method: maml, first_order, pretrained, oracle, ...
@@ -34,17 +35,21 @@ def make_row(
     """
     values = np.atleast_2d(np.asarray(values, np.float64))
     per_task = values.mean(axis=0)
+    diverged = int(np.sum(~np.isfinite(values)))
     row = {
         "method": method,
         "setting": setting,
         "gradient_steps": gradient_steps,
         "metric": metric,
-        "mean": float(per_task.mean()),
-        "ci95": float(1.96 * per_task.std() / np.sqrt(per_task.size)),
+        "mean": None if diverged else float(per_task.mean()),
+        "ci95": None if diverged else float(1.96 * per_task.std() / np.sqrt(per_task.size)),
         "num_tasks": int(per_task.size),
     }
+    if diverged:  # JSON has no NaN, and a mean over the other tasks would flatter
+        row["diverged_tasks"] = diverged
     if values.shape[0] > 1:
-        row["per_seed"] = [float(v) for v in values.mean(axis=1)]
+        means = values.mean(axis=1)
+        row["per_seed"] = [float(v) if np.isfinite(v) else None for v in means]
     return row
 
 
@@ -97,7 +102,7 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
         missing = [key for key in ROW_KEYS if key not in row]
         if missing:
             raise ValueError(f"a row of results lacks {', '.join(missing)}: {row}")
-    write_text(path, json.dumps(results, indent=1) + "\n")
+    write_text(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -211,24 +211,25 @@ def run(
     _make_directory(workdir)
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
-        lock.acquire()
+        with lock:
+            return _run_locked(experiment, workdir, settings, preset, seed, checkpoint_every_s)
     except filelock.Timeout:
-        raise RunError(
-            f"another process is running in {workdir}; wait for it, or stop it."
-        ) from None
-    with lock:
-        identity = {
-            "experiment": experiment.name,
-            "preset": preset,
-            "seed": seed,
-            "config": config_lib.to_json(settings),
-        }
-        _claim(workdir, identity)
-        if (workdir / "results.json").exists():
-            found = results.read_results(workdir)
-            print(f"{workdir} is done; its results:\n\n{report.run_table(found)}")
-            return found
-        return _run(experiment, workdir, settings, identity, checkpoint_every_s)
+        raise RunError(f"another process is running in {workdir}; wait, or stop it.") from None
+
+
+def _run_locked(experiment, workdir, settings, preset, seed, checkpoint_every_s):
+    identity = {
+        "experiment": experiment.name,
+        "preset": preset,
+        "seed": seed,
+        "config": config_lib.to_json(settings),
+    }
+    _claim(workdir, identity)
+    if (workdir / "results.json").exists():
+        found = results.read_results(workdir)
+        print(f"{workdir} is done; its results:\n\n{report.run_table(found)}")
+        return found
+    return _run(experiment, workdir, settings, identity, checkpoint_every_s)
 
 
 def _make_directory(workdir: Path) -> None:

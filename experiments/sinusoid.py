@@ -48,7 +48,13 @@ TUNING_RATES = tuple(float(r) for r in np.logspace(-4, 0, 25))  # for the baseli
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run. Defaults are the paper's."""
+    """Settings of a run. Defaults are the paper's, but for two, which decide the numbers.
+
+    The paper's text says alpha = 0.01; the authors' code has, and its command for this experiment
+    uses, 0.001. At 0.01 adaptation to 5 points diverges in about one test task of 200 after more
+    steps than were trained for (preset `paper_text`), at 0.001 in none. The paper does not say how
+    weights start; the code's truncated normal does worse here than He's (docs/why_your_maml_differs).
+    """
 
     methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
     meta_steps: int = option(70_000, "Meta-steps of MAML and of each baseline.", minimum=1)
@@ -56,12 +62,12 @@ class Config:
     train_shots: int = option(10, "K in meta-training: points to adapt on.", minimum=1)
     train_queries: int = option(10, "Points a task for the meta-loss.", minimum=1)
     inner_steps: int = option(1, "Inner gradient steps in meta-training.", minimum=0)
-    inner_lr: float = option(0.01, "Inner step size alpha.", above=0)
+    inner_lr: float = option(0.001, "Inner step size alpha.", above=0)
     meta_lr: float = option(1e-3, "Step size of the meta-optimizer, Adam.", above=0)
     hidden_sizes: tuple[int, ...] = option((40, 40), "Units of each hidden layer.", minimum=1)
     initializer: str = option(
-        "truncated_normal",
-        "Of the weights: the original code's normal of deviation 0.01, or He.",
+        "he_normal",
+        "Of the weights: He, or the original code's truncated normal of deviation 0.01.",
         choices=tuple(INITIALIZERS),
     )
     meta_gradient: str = option(
@@ -79,7 +85,7 @@ class Config:
     network_points: int = option(20, "Points a step for each single-task network.", minimum=1)
     l2_coefficient: float = option(3e-3, "Weight of their squared norm.", minimum=0)
     to_mean_coefficient: float = option(
-        1e-2, "Weight of their squared distance to the mean.", minimum=0
+        1e-3, "Weight of their squared distance to the mean.", minimum=0
     )
     num_seeds: int = option(1, "Seeds trained at once: seed, seed + 1, ...", minimum=1)
     steps_per_call: int = option(1_000, "Meta-steps of one dispatch.", minimum=1)
@@ -90,6 +96,7 @@ class Config:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
+    "paper_text": {"inner_lr": 0.01},
     "quick": {"methods": ("maml", "pretrained", "oracle"), "meta_steps": 20_000},
 }
 

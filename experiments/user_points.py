@@ -71,7 +71,7 @@ def _number(path: Any, line_number: int, name: str, line: list[str], index: int)
         value = float(line[index])
     except ValueError:
         raise PointsError(f"{where}: expected a number; received {line[index]!r}.") from None
-    if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
+    if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
         raise PointsError(f"{where}: expected a finite number; received {line[index]!r}.")
     return value
 

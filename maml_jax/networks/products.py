@@ -22,7 +22,13 @@ from maml_jax.types import Array
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """`a @ b` for a [..., K, I] and b [I, O]: the same values and derivatives as `jnp.matmul`."""
+    """`a @ b` for a [..., I] and b [I, O]: the same values and derivatives as `jnp.matmul`.
+
+    Raises:
+        TypeError: the shapes do not fit.
+    """
+    if a.ndim < 1 or b.ndim != 2 or a.shape[-1] != b.shape[0]:
+        raise TypeError(f"matmul needs [..., I] and [I, O]; received {a.shape} and {b.shape}.")
     rows = a.reshape(-1, a.shape[-1])
     return _gemm(rows, b, False, False).reshape(*a.shape[:-1], b.shape[-1])
 
@@ -64,7 +70,7 @@ def _abstract(a: Any, b: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
     rows, inner = a.shape[-2:][:: -1 if transpose_a else 1]
     inner_b, columns = b.shape[-2:][:: -1 if transpose_b else 1]
     if inner != inner_b or a.shape[:-2] != b.shape[:-2]:
-        raise TypeError(f"matrix product of incompatible shapes {a.shape} and {b.shape}.")
+        raise TypeError(f"product of incompatible shapes {a.shape} and {b.shape}.")
     return a.update(shape=(*a.shape[:-2], rows, columns), weak_type=False)
 
 

@@ -1,0 +1,92 @@
+"""What every problem must be: pure single-task functions that the core can batch and differentiate.
+
+A new problem package adds its problems to `PROBLEMS`, and passes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_trees_close
+
+from maml_jax import Task, init, make_train_fn, meta_loss, task_mesh
+from maml_jax.networks import mlp
+from maml_jax.regression import sinusoid_problem
+
+PROBLEMS = {
+    "sinusoid": lambda: sinusoid_problem(mlp(1, 1, (8,)), 5, 5),
+    "sinusoid, informed": lambda: sinusoid_problem(mlp(3, 1, (8,)), 5, 5, informed=True),
+}
+
+
+@pytest.fixture(params=PROBLEMS, scope="module")
+def problem(request):
+    return PROBLEMS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def params(problem):
+    return problem.init(jax.random.key(0))
+
+
+def test_sample_is_a_function_of_its_key(problem, params):
+    one, again = (problem.sample(params, jax.random.key(1)) for _ in range(2))
+    other = problem.sample(params, jax.random.key(2))
+    assert isinstance(one, Task)
+    assert_trees_close(one, again, 0)
+    differs = [
+        np.any(np.asarray(a) != np.asarray(b))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    ]
+    assert all(differs)
+
+
+def test_losses_are_scalars_with_metrics(problem, params):
+    task = problem.sample(params, jax.random.key(1))
+    for loss_fn, batch in ((problem.inner_loss, task.support), (problem.outer_loss, task.query)):
+        loss, metrics = loss_fn(params, batch)
+        assert loss.shape == ()
+        assert np.isfinite(loss)
+        assert isinstance(metrics, dict)
+
+
+def test_sampling_batches(problem, params):
+    keys = jax.random.split(jax.random.key(3), 3)
+    many = jax.jit(jax.vmap(lambda k: problem.sample(params, k)))(keys)
+    one = problem.sample(params, keys[1])
+    assert_trees_close(jax.tree.map(lambda x: x[1], many), one, 1e-6)
+
+
+def test_exact_modes_agree(problem, params):
+    task = problem.sample(params, jax.random.key(1))
+
+    def gradient(mode):
+        fn = functools.partial(
+            meta_loss,
+            problem.inner_loss,
+            inner_lr=0.05,
+            num_steps=2,
+            outer_loss=problem.outer_loss,
+            mode=mode,
+        )
+        return jax.jit(jax.grad(fn, has_aux=True))(params, task)[0]
+
+    expected = gradient("reverse")
+    assert_trees_close(gradient("mixed"), expected, 1e-4)
+    assert_trees_close(gradient("remat"), expected, 1e-4)
+
+
+def test_trains(problem, params):
+    task_loss = functools.partial(
+        meta_loss, problem.inner_loss, inner_lr=0.01, outer_loss=problem.outer_loss
+    )
+    optimizer = optax.adam(1e-3)
+    train = make_train_fn(
+        problem.sample, task_loss, optimizer, num_tasks=4, num_steps=3, mesh=task_mesh(4)
+    )
+    state, metrics = train(init(params, optimizer, 0))
+    assert jnp.all(jnp.isfinite(metrics["loss"]))
+    assert state.step == 3

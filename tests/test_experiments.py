@@ -1,0 +1,352 @@
+"""The runner and the sinusoid, end to end and in process, on small settings."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import checkpoints, config, logbook, report, results, runner, sinusoid, user_points
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "methods": ("maml", "pretrained", "oracle"),
+    "meta_steps": 60,
+    "num_tasks": 4,
+    "hidden_sizes": (8,),
+    "num_shots": (5,),
+    "eval_steps": 2,
+    "eval_tasks": 10,
+    "validation_tasks": 4,
+    "steps_per_call": 20,
+    "initializer": "he_normal",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run that is done; its directory and results."""
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    found = runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), preset="quick")
+    return workdir, found
+
+
+class TestRun:
+    def test_writes_what_it_promises(self, finished):
+        workdir, found = finished
+        for name in ("config.json", "metrics.jsonl", "results.json", "figure.png"):
+            assert (workdir / name).stat().st_size > 0
+        assert list((workdir / "checkpoints" / "maml").iterdir())
+        assert list((workdir / "tensorboard").iterdir())
+        assert found == json.loads((workdir / "results.json").read_text())
+
+    def test_results_have_the_common_form(self, finished):
+        _, found = finished
+        assert found["experiment"] == "sinusoid"
+        assert found["meta_steps"] == 3 * 60
+        assert set(found["environment"]) == {"device", "jax", "python", "commit"}
+        assert set(found["wall_clock_s"]) == {"compile", "train", "evaluate"}
+        methods = {row["method"] for row in found["rows"]}
+        assert methods == {"maml", "pretrained", "oracle"}
+        for row in found["rows"]:
+            assert set(results.ROW_KEYS) <= set(row)
+            assert row["num_tasks"] == 10
+            assert row["metric"] == "mse"
+        steps = [r["gradient_steps"] for r in found["rows"] if r["method"] == "maml"]
+        assert steps == [0, 1, 2]
+
+    def test_metrics_are_one_line_a_dispatch(self, finished):
+        entries = logbook.read_metrics(finished[0])
+        assert [(e["stage"], e["step"]) for e in entries[:3]] == [
+            ("maml", 20),
+            ("maml", 40),
+            ("maml", 60),
+        ]
+        assert entries[0]["loss"] > 0
+
+    def test_again_it_says_that_it_is_done(self, finished, capsys):
+        workdir, found = finished
+        again = runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), preset="quick")
+        assert again == found
+        assert "is done" in capsys.readouterr().out
+
+    def test_another_configuration_is_refused(self, finished):
+        workdir, _ = finished
+        other = sinusoid.Config(**{**SMALL, "inner_lr": 0.5})
+        with pytest.raises(runner.RunError, match=r"inner_lr: there 0\.001, asked for 0\.5"):
+            runner.run(sinusoid.EXPERIMENT, workdir, other)
+        with pytest.raises(runner.RunError, match="seed: there 0, asked for 1"):
+            runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), seed=1)
+
+    def test_a_second_run_on_the_directory_is_refused(self, finished):
+        import filelock
+
+        workdir, _ = finished
+        with (
+            filelock.FileLock(workdir / ".lock"),
+            pytest.raises(runner.RunError, match="another process is running"),
+        ):
+            runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL))
+
+    def test_all_methods_and_several_seeds(self, tmp_path):
+        settings = sinusoid.Config(
+            **{
+                **SMALL,
+                "methods": sinusoid.METHODS,
+                "meta_steps": 4,
+                "steps_per_call": 5,
+                "network_steps": 4,
+                "num_networks": 3,
+                "num_seeds": 2,
+            }
+        )
+        found = runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
+        assert {row["method"] for row in found["rows"]} == set(sinusoid.METHODS)
+        assert all(len(row["per_seed"]) == 2 for row in found["rows"])
+        for row in found["rows"]:
+            np.testing.assert_allclose(row["mean"], np.mean(row["per_seed"]), rtol=1e-6)
+
+    def test_a_loss_that_is_not_finite_stops_the_run(self, tmp_path):
+        settings = sinusoid.Config(**{**SMALL, "methods": ("maml",), "inner_lr": 1e30})
+        with pytest.raises(FloatingPointError, match="not finite at meta-step 0"):
+            runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
+        assert not (tmp_path / "run" / "results.json").exists()
+
+    def test_workdir_that_is_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(runner.RunError, match="is not a directory"):
+            runner.run(sinusoid.EXPERIMENT, tmp_path / "file", sinusoid.Config(**SMALL))
+
+
+class TestReport:
+    def test_table_has_the_papers_numbers_beside_ours(self, finished):
+        text = report.run_table(finished[1])
+        assert "0.67" in text
+        assert "MAML" in text
+        assert "oracle" in text
+
+    def test_command(self, finished, tmp_path):
+        workdir, _ = finished
+        figure = tmp_path / "curves.png"
+        command = [sys.executable, "-m", "experiments.report", str(workdir), f"--figure={figure}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "K=5  MAML" in done.stdout
+        assert figure.stat().st_size > 0
+
+    def test_runs_of_different_settings_are_not_pooled(self, finished):
+        _, found = finished
+        other = {**found, "config": {**found["config"], "meta_steps": 1}}
+        seed = {**found, "seed": 1}
+        groups = report.group_runs([found, other, seed])
+        assert sorted(len(g) for g in groups) == [1, 2]
+        pooled = report.pool([found, seed])
+        assert pooled[("maml", "K=5", 1, "mse")]["num_seeds"] == 2
+
+    def test_no_results(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no results"):
+            report.find_runs([tmp_path])
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("inner_lr", 0.0, "--inner_lr must be above 0; received 0.0"),
+            ("inner_lr", float("nan"), "--inner_lr must be above 0; received nan"),
+            ("num_tasks", 0, "--num_tasks must be 1 or more; received 0"),
+            ("num_shots", (5, 0), "--num_shots must be 1 or more; received 0"),
+            ("num_shots", (), "--num_shots must name at least one"),
+            ("methods", ("mann",), "--methods must be one of maml, .*received 'mann'"),
+            ("initializer", "zeros", "--initializer must be one of he_normal, truncated_normal"),
+        ],
+    )
+    def test_impossible_values(self, field, value, message):
+        with pytest.raises(config.ConfigError, match=message):
+            sinusoid.Config(**{field: value})
+
+    def test_presets(self):
+        build = lambda preset, **kw: config.build(sinusoid.Config, sinusoid.PRESETS, preset, kw)
+        assert build("paper").meta_steps == 70_000
+        assert build("quick", meta_steps=7).meta_steps == 7
+        with pytest.raises(
+            config.ConfigError, match="--preset must be one of paper, paper_text, quick"
+        ):
+            build("fast")
+
+    def test_paper_preset_is_the_papers_table(self):
+        """25 tasks, K=10, 1 step, 40-40 ReLU, Adam 1e-3, 600 tasks; alpha as code and as text."""
+        paper = config.build(sinusoid.Config, sinusoid.PRESETS, "paper", {})
+        assert (paper.num_tasks, paper.train_shots, paper.inner_steps) == (25, 10, 1)
+        assert (paper.inner_lr, paper.meta_lr, paper.hidden_sizes) == (0.001, 1e-3, (40, 40))
+        text = config.build(sinusoid.Config, sinusoid.PRESETS, "paper_text", {})
+        assert text.inner_lr == 0.01
+        assert (paper.eval_tasks, paper.eval_steps, paper.num_shots) == (600, 10, (5, 10, 20))
+
+
+def command(*arguments, timeout=240):
+    line = [sys.executable, "-m", "experiments.sinusoid", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+class TestCommandLine:
+    def test_help_reads_well(self):
+        done = command("--help")
+        assert "--workdir" in done.stdout
+        assert "Inner step size alpha. Allowed: above 0" in " ".join(done.stdout.split())
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--workdir=x", "--inner_lrr=1"], "Unknown command line flag 'inner_lrr'"),
+            ([], "--workdir=DIR is required"),
+            (["--workdir=x", "--num_tasks=-3"], "--num_tasks must be 1 or more; received -3"),
+            (["--workdir=x", "--preset=fast"], "--preset must be one of paper, paper_text, quick"),
+            (["--workdir=x", "--mode=fly"], "--mode must be one of train, adapt"),
+            (["--workdir=x", "--num_shots=5,a"], "--num_shots must be a list of int"),
+            (["--workdir=x", "extra"], "unexpected argument 'extra'"),
+        ],
+    )
+    def test_refusals(self, arguments, message):
+        done = command(*arguments)
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+class TestCheckpoints:
+    STATE = {"w": np.arange(6.0, dtype=np.float32), "key": jax.random.key(3)}
+
+    def saved(self, directory, *steps):
+        store = checkpoints.Checkpoints(directory)
+        for step in steps:
+            store.save(step, {**self.STATE, "w": self.STATE["w"] + step}, {"train_s": 1.0})
+        return store
+
+    def test_round_trip(self, tmp_path):
+        found = self.saved(tmp_path, 5).restore(self.STATE, warn=pytest.fail)
+        assert found.step == 5
+        np.testing.assert_array_equal(found.state["w"], self.STATE["w"] + 5)
+        assert jax.random.key_data(found.state["key"]).tolist() == [0, 3]
+        assert found.info["train_s"] == 1.0
+
+    def test_keeps_the_last_two(self, tmp_path):
+        assert self.saved(tmp_path, 1, 2, 3).steps() == [2, 3]
+
+    @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+    def test_a_damaged_newest_is_passed_over(self, tmp_path, damage):
+        self.saved(tmp_path, 1, 2).close()
+        files = [p for p in (tmp_path / "2" / "state").rglob("*") if p.is_file()]
+        target = max(files, key=lambda p: p.stat().st_size)
+        content = bytearray(target.read_bytes())
+        if damage == "truncate":
+            target.write_bytes(content[: len(content) // 2])
+        elif damage == "flip":
+            content[len(content) // 2] ^= 0xFF
+            target.write_bytes(content)
+        else:
+            shutil.rmtree(tmp_path / "2" / "state")
+        warnings = []
+        store = checkpoints.Checkpoints(tmp_path)
+        found = store.restore(self.STATE, warn=warnings.append)
+        assert found.step == 1
+        np.testing.assert_array_equal(found.state["w"], self.STATE["w"] + 1)
+        assert len(warnings) == 1
+        assert "step 2" in warnings[0]
+        store.save(2, self.STATE, {})  # and can be written again
+        assert store.restore(self.STATE, warn=pytest.fail).step == 2
+
+    def test_another_content_under_a_good_form_is_noticed(self, tmp_path):
+        """The digest, not the reader, finds it: the state of step 1 under the name of step 2."""
+        self.saved(tmp_path, 1, 2).close()
+        shutil.rmtree(tmp_path / "2" / "state")
+        shutil.copytree(tmp_path / "1" / "state", tmp_path / "2" / "state")
+        warnings = []
+        found = checkpoints.Checkpoints(tmp_path).restore(self.STATE, warn=warnings.append)
+        assert found.step == 1
+        assert "digest" in warnings[0]
+
+    def test_nothing_there(self, tmp_path):
+        assert checkpoints.Checkpoints(tmp_path).restore(self.STATE, warn=pytest.fail) is None
+
+    def test_a_full_disk_is_said_and_leaves_the_last_one(self, tmp_path):
+        """A limit on file size makes every write beyond it fail, as a full disk does."""
+        code = (
+            "import resource, signal, sys, numpy as np, pathlib\n"
+            "from experiments.checkpoints import Checkpoints, CheckpointError\n"
+            "store = Checkpoints(pathlib.Path(sys.argv[1]))\n"
+            "state = {'w': np.random.default_rng(0).normal(size=200_000)}\n"
+            "store.save(1, state, {})\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "try:\n"
+            "    store.save(2, state, {})\n"
+            "except CheckpointError as error:\n"
+            "    print('said:', error)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "print('left:', Checkpoints(pathlib.Path(sys.argv[1])).steps())\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "said: could not write the checkpoint of step 2" in done.stdout, done.stderr
+        assert "The one of step 1 is good" in done.stdout
+        assert "left: [1]" in done.stdout
+
+
+class TestUserPoints:
+    GOOD = "x,y\n-2,1\n0,0.5\n3,-1\n"
+
+    def test_adapts_to_a_users_points(self, finished, tmp_path):
+        workdir, _ = finished
+        support, grid = tmp_path / "points.csv", tmp_path / "grid.csv"
+        support.write_text(self.GOOD)
+        grid.write_text("x\n-1\n1\n")
+        run = runner.load(sinusoid.EXPERIMENT, workdir)
+        sinusoid.adapt_to_points(run, str(support), str(grid), 3)
+        lines = (workdir / "predictions.csv").read_text().split()
+        assert lines[0] == "x,before,after"
+        assert len(lines) == 3
+        x, before, after = map(float, lines[1].split(","))
+        assert x == -1
+        assert before != after
+        assert (workdir / "adapted.png").stat().st_size > 0
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("x,z\n1,2\n2,3\n", r"line 1: the header must have a column 'y'; received 'x,z'"),
+            ("x,y\n1,2\n2,abc\n", r"line 3, column 'y': expected a number; received 'abc'"),
+            ("x,y\n1,2\nnan,3\n", r"line 3, column 'x': expected a finite number"),
+            ("x,y\n1,2\n\n4\n", r"line 4, column 'y': expected a number; received nothing"),
+            ("", "is empty"),
+            ("x,y\n1,2\n", r"has 1 row\(s\) of points; expected 2 or more"),
+            ("x,y\n1,1e99\n1,2\n", r"line 2, column 'y': expected a finite number"),
+        ],
+    )
+    def test_bad_files_name_line_and_column(self, tmp_path, text, message):
+        path = tmp_path / "points.csv"
+        path.write_text(text)
+        with pytest.raises(user_points.PointsError, match=message):
+            user_points.read_points(path, ("x", "y"), at_least=2)
+
+    def test_columns_in_any_order_beside_others(self, tmp_path):
+        path = tmp_path / "points.csv"
+        path.write_text("\ufeffName, Y ,X\na,1,2\nb,3,4\n", encoding="utf-8")
+        points = user_points.read_points(path, ("x", "y"), at_least=2)
+        np.testing.assert_array_equal(points, [[2, 1], [4, 3]])
+
+    def test_no_such_file_and_no_file(self, tmp_path):
+        with pytest.raises(user_points.PointsError, match="no such file"):
+            user_points.read_points(tmp_path / "none.csv", ("x",), at_least=1)
+
+    def test_a_run_that_is_not_there_or_not_done(self, tmp_path):
+        with pytest.raises(runner.RunError, match="no run at"):
+            runner.load(sinusoid.EXPERIMENT, tmp_path)
