@@ -61,8 +61,8 @@ class Checkpoints:
             CheckpointError: the disk is full, the directory is not writable, or the like. Earlier
                 checkpoints are untouched.
         """
-        leaves = _to_host(state)
-        info = {**info, "step": step, "sha256": _digest(leaves)}
+        leaves = to_host(state)
+        info = {**info, "step": step, "sha256": digest(leaves)}
         try:
             self._manager.save(
                 step,
@@ -108,11 +108,11 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_to_host(like)), info=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(to_host(like)), info=ocp.args.JsonRestore()
             ),
         )
         leaves, info = restored["state"], restored["info"]
-        if _digest(leaves) != info["sha256"]:
+        if digest(leaves) != info["sha256"]:
             raise ValueError("its content does not match its digest")
         return Restored(step, _from_host(leaves, like), info)
 
@@ -125,7 +125,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _to_host(state: Any) -> dict[str, np.ndarray]:
+def to_host(state: Any) -> dict[str, np.ndarray]:
     """Each leaf as a NumPy array under its path; PRNG keys as their data."""
     return {
         jax.tree_util.keystr(path): np.asarray(jax.random.key_data(x) if _is_key(x) else x)
@@ -145,13 +145,14 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
-def _digest(leaves: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def digest(leaves: dict[str, np.ndarray]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    sha = hashlib.sha256()
     for name in sorted(leaves):
         value = np.ascontiguousarray(leaves[name])
-        digest.update(f"{name}:{value.dtype}:{value.shape};".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+        sha.update(f"{name}:{value.dtype}:{value.shape};".encode())
+        sha.update(value.tobytes())
+    return sha.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

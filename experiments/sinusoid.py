@@ -53,7 +53,8 @@ class Config:
     The paper's text says alpha = 0.01; the authors' code has, and its command for this experiment
     uses, 0.001. At 0.01 adaptation to 5 points diverges in about one test task of 200 after more
     steps than were trained for (preset `paper_text`), at 0.001 in none. The paper does not say how
-    weights start; the code's truncated normal does worse here than He's (docs/why_your_maml_differs).
+    weights start; the code's truncated normal does worse here than He's. Figures of both are in
+    docs/why_your_maml_differs.md.
     """
 
     methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
