@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.logbook import write_text
@@ -51,45 +48,6 @@ def make_row(
         means = values.mean(axis=1)
         row["per_seed"] = [float(v) if np.isfinite(v) else None for v in means]
     return row
-
-
-def environment() -> dict[str, str]:
-    """Device, versions and commit of this run."""
-    device = jax.devices()[0]
-    kind = device.device_kind
-    if device.platform == "cpu":
-        kind = f"cpu ({_cpu_model()})"
-    return {
-        "device": f"{len(jax.devices())} x {kind}",
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "commit": _commit(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        commit = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("-modified" if changed else "")
-
-
-def _git(directory: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(directory), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from experiments import config as config_lib
 from experiments import report, results
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import ConfigError
+from experiments.environment import environment
 from experiments.logbook import Logbook, Progress, read_metrics, summarize_metrics, write_text
 from maml_jax import MetaState, NonFiniteError, check_finite
 
@@ -268,7 +269,7 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
 def _run(experiment, workdir, settings, identity, checkpoint_every_s):
     seed = identity["seed"]
     stages = experiment.stages(settings, seed)
-    where = results.environment()
+    where = environment()
     print(f"{experiment.name} ({identity['preset']}, seed {seed}): {experiment.summary}")
     print(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
     for stage in stages:

@@ -1,0 +1,1 @@
+"""Microbenchmarks and side-by-side runs: `python -m benchmarks.run`."""

@@ -1,0 +1,100 @@
+"""Timing: compile and steady state apart, results blocked on, median and spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Timing(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        name: what was measured.
+        compile_s: seconds to trace, lower and compile; None where nothing is compiled ahead.
+        median_ms: milliseconds a call in the steady state.
+        low_ms: tenth percentile of the samples.
+        high_ms: ninetieth percentile.
+        temporary_mb: the compiled program's scratch memory, megabytes.
+        samples: how many samples the median is of.
+    """
+
+    name: str
+    compile_s: float | None
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    temporary_mb: float | None
+    samples: int
+
+
+def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0) -> Timing:
+    """Compiles `fn` for some arguments and times it.
+
+    Args:
+        name: of the measurement.
+        fn: a function of arrays.
+        *args: its arguments, the same in every call.
+        seconds: about how long to time for.
+    """
+    begun = time.perf_counter()
+    compiled = jax.jit(fn).lower(*args).compile()
+    compile_s = time.perf_counter() - begun
+    analysis = compiled.memory_analysis()
+    temporary = None if analysis is None else analysis.temp_size_in_bytes / 1e6
+    samples = sample_times(lambda: jax.block_until_ready(compiled(*args)), seconds)
+    return summarize(name, samples, compile_s, temporary)
+
+
+def measure_loop(
+    name: str, step: Callable[[Any], Any], state: Any, calls: int, per_call: int
+) -> Timing:
+    """Times a function that takes its own output, per inner step.
+
+    Args:
+        name: of the measurement.
+        step: `state -> (state, metrics)`, donating or not; its first call compiles.
+        state: to begin with.
+        calls: timed calls.
+        per_call: steps that one call takes.
+    """
+    begun = time.perf_counter()
+    state, _ = jax.block_until_ready(step(state))
+    compile_s = time.perf_counter() - begun
+    samples = []
+    for _ in range(calls):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state))
+        samples.append((time.perf_counter() - begun) / per_call)
+    return summarize(name, samples, compile_s, None)
+
+
+def sample_times(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds a call, after a warm-up; short calls are timed in groups of 5 ms or more."""
+    call()
+    begun = time.perf_counter()
+    call()
+    one = max(time.perf_counter() - begun, 1e-7)
+    group = max(1, int(5e-3 / one))
+    count = int(np.clip(seconds / (group * one), 5, 200))
+    samples = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        for _ in range(group):
+            call()
+        samples.append((time.perf_counter() - begun) / group)
+    return samples
+
+
+def summarize(
+    name: str, samples: list[float], compile_s: float | None, temporary_mb: float | None
+) -> Timing:
+    """Median and percentiles of samples in seconds."""
+    low, median, high = np.percentile(np.array(samples) * 1e3, [10, 50, 90])
+    return Timing(
+        name, compile_s, float(median), float(low), float(high), temporary_mb, len(samples)
+    )
