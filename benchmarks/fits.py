@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import resource
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     fn = functools.partial(meta_loss, loss, inner_lr=0.01, num_steps=_STEPS.value, mode=_MODE.value)
     compiled = jax.jit(jax.grad(fn, has_aux=True)).lower(params, task).compile()
     jax.block_until_ready(jnp.ones(1000) @ jnp.ones(1000))
-    pages = int(open("/proc/self/statm").read().split()[0])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + _LIMIT.value * 10**6
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     what = f"{_STEPS.value} inner steps, {_MODE.value}, in {_LIMIT.value:,} MB"

@@ -62,8 +62,8 @@ def test_the_benchmarks_train_what_the_experiment_trains():
     from experiments.sinusoid import Config
 
     paper = Config()
-    assert (core.NUM_TASKS, core.SHOTS, core.INNER_LR) == (
+    assert (
         paper.num_tasks,
         paper.train_shots,
         paper.inner_lr,
-    )
+    ) == (core.NUM_TASKS, core.SHOTS, core.INNER_LR)
