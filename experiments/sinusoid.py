@@ -51,10 +51,9 @@ class Config:
     """Settings of a run. Defaults are the paper's, but for two, which decide the numbers.
 
     The paper's text says alpha = 0.01; the authors' code has, and its command for this experiment
-    uses, 0.001. At 0.01 adaptation to 5 points diverges in about one test task of 200 after more
-    steps than were trained for (preset `paper_text`), at 0.001 in none. The paper does not say how
-    weights start; the code's truncated normal does worse here than He's. Figures of both are in
-    docs/why_your_maml_differs.md.
+    uses, 0.001. At 0.01 (preset `paper_text`) adaptation to 5 points is at the edge of stability
+    for more steps than were trained for. The paper does not say how weights start; the code's
+    truncated normal does worse here than He's. Figures: docs/why_your_maml_differs.md.
     """
 
     methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
