@@ -26,10 +26,10 @@ demo: $(VENV)/.ready ## meta-train MAML on sinusoids beside its baselines: about
 
 test: $(VENV)/.ready ## the tests, but for long ones
 	@echo "running the tests (some minutes; most of it is compiling) ..."
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile
 
 test-all: $(VENV)/.ready ## all tests, those of learning and the long ones included
-	@$(BIN)/python -m pytest -m ''
+	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile -m ''
 
 lint: $(VENV)/.ready ## format check, linter, types
 	$(BIN)/ruff format --check .

@@ -44,8 +44,13 @@ def run_table(run: dict[str, Any]) -> str:
     """One run's results beside the paper's, with what it took."""
     clock, where = run["wall_clock_s"], run["environment"]
     speed = run["meta_steps_per_s"]
+    note = (
+        ""
+        if run["preset"] == "paper"
+        else ("The paper's numbers are of its full settings (preset paper), not of this run's.\n")
+    )
     return (
-        f"{group_table([run])}\n\n"
+        f"{group_table([run])}\n\n{note}"
         f"{run['meta_steps']:,} meta-steps in all, {speed:,.0f} a second; "
         f"compile {clock['compile']:.1f} s, train {clock['train']:.1f} s, "
         f"evaluate {clock['evaluate']:.1f} s on {where['device']}"
