@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +12,8 @@ from typing import Any, TextIO
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from experiments.files import write_text
 
 QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
 
@@ -31,19 +32,27 @@ class Logbook:
         kept = [e for e in read_metrics(workdir) if e["step"] <= resume_at.get(e["stage"], 0)]
         write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = self._path.open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=30)
+        self._workdir, self._resume_at = workdir, resume_at
+        self._events: dict[str, SummaryWriter] = {}
 
     def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds an entry; `values` are numbers or lists of numbers (one a seed)."""
         self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        if stage not in self._events:
+            self._events[stage] = SummaryWriter(
+                str(self._workdir / "tensorboard" / stage),
+                flush_secs=30,
+                purge_step=self._resume_at.get(stage, 0) + 1,
+            )
         for name, value in values.items():
             if isinstance(value, (int, float)):
-                self._events.add_scalar(f"{stage}/{name}", value, step)
+                self._events[stage].add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self._file.close()
-        self._events.close()
+        for events in self._events.values():
+            events.close()
 
 
 class Progress:
@@ -127,13 +136,3 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return entries
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

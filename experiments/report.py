@@ -18,27 +18,6 @@ import numpy as np
 from experiments import results
 from experiments.results import format_table
 
-METHOD_TITLES = {
-    "maml": "MAML",
-    "first_order": "MAML, first order",
-    "pretrained": "pretrained on all tasks",
-    "oracle": "oracle",
-    "random": "random initialisation",
-    "averaged": "averaged networks",
-    "averaged_l2": "averaged networks, L2",
-    "averaged_to_mean": "averaged networks, to the mean",
-}
-
-
-def to_json(value: Any) -> str:
-    """JSON for a file that people read, too."""
-    return json.dumps(value, indent=1) + "\n"
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text())
-
 
 def run_table(run: dict[str, Any]) -> str:
     """One run's results beside the paper's, with what it took."""
@@ -60,7 +39,7 @@ def run_table(run: dict[str, Any]) -> str:
 def group_table(runs: Sequence[dict[str, Any]]) -> str:
     """The results of runs that differ in their seed only, beside the paper's."""
     paper = results.published()
-    pooled = pool(runs)
+    pooled = results.pool(runs)
     steps = sorted({k[2] for k in pooled if k[2] is not None})
     chosen = [s for s in (0, 1, 2, 3, 5, 10) if s in steps] or [None]
     metrics = sorted({k[3] for k in pooled})
@@ -75,7 +54,7 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
             cells = [pooled.get((method, setting, s, metric)) for s in chosen]
             first = next(c for c in cells if c is not None)
             line = [
-                f"{setting}  {METHOD_TITLES.get(method, method)}",
+                f"{setting}  {results.METHOD_TITLES.get(method, method)}",
                 str(first["num_tasks"]),
                 str(first["num_seeds"]),
             ]
@@ -95,33 +74,6 @@ def _shown(cell: dict[str, Any]) -> str:
     if not np.isfinite(cell["mean"]):
         return "diverged"
     return f"{cell['mean']:.3f} ±{cell['ci95']:.3f}"
-
-
-def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str], dict[str, Any]]:
-    """Mean over runs of each row; the interval over tasks is averaged, seeds are counted.
-
-    Returns:
-        By (method, setting, gradient_steps, metric): mean, ci95, num_tasks, num_seeds and the
-        seeds' own means; NaN where adaptation diverged in a task.
-    """
-    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        for row in run["rows"]:
-            key = (row["method"], row["setting"], row["gradient_steps"], row["metric"])
-            cells[key].append(row)
-    pooled = {}
-    for key, rows in cells.items():
-        per_seed = [m for row in rows for m in row.get("per_seed", [row["mean"]])]
-        per_seed = [float("nan") if m is None else m for m in per_seed]
-        intervals = [row["ci95"] for row in rows if row["ci95"] is not None]
-        pooled[key] = {
-            "mean": float(np.mean(per_seed)),
-            "ci95": float(np.mean(intervals)) if intervals else float("nan"),
-            "num_tasks": rows[0]["num_tasks"],
-            "num_seeds": len(per_seed),
-            "per_seed": per_seed,
-        }
-    return pooled
 
 
 def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.logbook import write_text
+from experiments.files import read_json, write_json
 
+METHOD_TITLES = {
+    "maml": "MAML",
+    "first_order": "MAML, first order",
+    "pretrained": "pretrained on all tasks",
+    "oracle": "oracle",
+    "random": "random initialisation",
+    "averaged": "averaged networks",
+    "averaged_l2": "averaged networks, L2",
+    "averaged_to_mean": "averaged networks, to the mean",
+}
 ROW_KEYS = ("method", "setting", "gradient_steps", "metric", "mean", "ci95", "num_tasks")
 
 
@@ -60,7 +70,7 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
         missing = [key for key in ROW_KEYS if key not in row]
         if missing:
             raise ValueError(f"a row of results lacks {', '.join(missing)}: {row}")
-    write_text(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_json(path, results)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -74,14 +84,41 @@ def read_results(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no results at {file}: the run is not done, or this is not a run's directory."
         )
-    return json.loads(file.read_text())
+    return read_json(file)
 
 
 def published() -> dict[tuple[str, str, str, int | None, str], dict[str, Any]]:
     """The paper's numbers by (experiment, method, setting, gradient_steps, metric)."""
-    rows = json.loads((Path(__file__).parent / "paper_results.json").read_text())["rows"]
+    rows = read_json(Path(__file__).parent / "paper_results.json")["rows"]
     keys = ("experiment", "method", "setting", "gradient_steps", "metric")
     return {tuple(row[key] for key in keys): row for row in rows}  # pyright: ignore
+
+
+def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str], dict[str, Any]]:
+    """Mean over runs of each row; the interval over tasks is averaged, seeds are counted.
+
+    Returns:
+        By (method, setting, gradient_steps, metric): mean, ci95, num_tasks, num_seeds and the
+        seeds' own means; NaN where adaptation diverged in a task.
+    """
+    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        for row in run["rows"]:
+            key = (row["method"], row["setting"], row["gradient_steps"], row["metric"])
+            cells[key].append(row)
+    pooled = {}
+    for key, rows in cells.items():
+        per_seed = [m for row in rows for m in row.get("per_seed", [row["mean"]])]
+        per_seed = [float("nan") if m is None else m for m in per_seed]
+        intervals = [row["ci95"] for row in rows if row["ci95"] is not None]
+        pooled[key] = {
+            "mean": float(np.mean(per_seed)),
+            "ci95": float(np.mean(intervals)) if intervals else float("nan"),
+            "num_tasks": rows[0]["num_tasks"],
+            "num_seeds": len(per_seed),
+            "per_seed": per_seed,
+        }
+    return pooled
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""What every run shares: flags, stages of meta-training, progress, checkpoints, resume, results.
+"""What every run shares: stages of meta-training, progress, checkpoints, resume, results.
 
 An experiment is a list of stages, each of which meta-trains one state, and an evaluation of what
 came out. A run is resumable at every checkpoint, and bit for bit: stages advance in dispatches
@@ -8,8 +8,6 @@ whose boundaries do not depend on when a run was stopped, and nothing else carri
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,16 +17,15 @@ from typing import Any
 import filelock
 import jax
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
 
 from experiments import config as config_lib
 from experiments import report, results
-from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.config import ConfigError
+from experiments.checkpoints import Checkpoints
 from experiments.environment import environment
-from experiments.logbook import Logbook, Progress, read_metrics, summarize_metrics, write_text
-from maml_jax import MetaState, NonFiniteError, check_finite
+from experiments.files import read_json, write_json
+from experiments.logbook import Logbook, Progress, read_metrics, summarize_metrics
+from experiments.process import CompileTimer, StopRequest
+from maml_jax import MetaState, check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,81 +106,6 @@ class StoppedError(Exception):
         self.signal_number = signal_number
 
 
-def main(experiment: Experiment) -> None:
-    """The command line of an experiment."""
-    _define_flags(experiment)
-    app.run(lambda argv: sys.exit(_command(experiment, argv)))
-
-
-def _define_flags(experiment: Experiment) -> None:
-    module = sys.argv[0]
-    presets, modes = ", ".join(experiment.presets), ", ".join(("train", *experiment.modes))
-
-    def text(name: str, default: Any, help_text: str) -> None:
-        flags.DEFINE_string(name, default, help_text, module_name=module)
-
-    text("workdir", None, "Directory of the run; made if missing, resumed if begun. Required.")
-    text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
-    flags.DEFINE_integer("seed", 0, "Seed of the run, 0 or more.", 0, module_name=module)
-    text("mode", "train", f"What to do: {modes}.")
-    flags.DEFINE_float(
-        "checkpoint_every_s",
-        30.0,
-        "Seconds between checkpoints. Does not change results.",
-        0.0,
-        module_name=module,
-    )
-    for mode_flags in experiment.mode_flags.values():
-        for name, default, help_text in mode_flags:
-            define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
-            define(name, default, help_text, module_name=module)
-    config_lib.define_flags(experiment.config, experiment.presets, module)
-
-
-def _command(experiment: Experiment, argv: list[str]) -> int:
-    values = flags.FLAGS
-    if not values["verbosity"].present:
-        absl_logging.set_verbosity(absl_logging.ERROR)
-    if experiment.cpu_threads is not None:
-        # Read by JAX's CPU client when it starts, which is later than this.
-        os.environ.setdefault("PJRT_NPROC", str(experiment.cpu_threads))
-    try:
-        if len(argv) > 1:
-            raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
-        if not values.workdir:
-            raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
-        overrides = config_lib.overrides_from_flags(experiment.config, values)
-        settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
-        workdir = Path(values.workdir)
-        if values.mode == "train":
-            run(
-                experiment,
-                workdir,
-                settings,
-                preset=values.preset,
-                seed=values.seed,
-                checkpoint_every_s=values.checkpoint_every_s,
-            )
-        elif values.mode in experiment.modes:
-            arguments = {
-                name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]
-            }
-            experiment.modes[values.mode](load(experiment, workdir), **arguments)
-        else:
-            allowed = ", ".join(("train", *experiment.modes))
-            raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
-    except StoppedError as stop:
-        print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
-        return 128 + stop.signal_number
-    except (ConfigError, RunError, CheckpointError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or workdir}", file=sys.stderr)
-        return 2
-    return 0
-
-
 @dataclasses.dataclass
 class _Clock:
     """Wall-clock seconds that a stage has taken, kept across resumes."""
@@ -244,9 +166,9 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
     """Writes `config.json`, or checks that the one that is there says the same."""
     path = workdir / "config.json"
     if not path.exists():
-        write_text(path, report.to_json(identity))
+        write_json(path, identity)
         return
-    there = report.read_json(path)
+    there = read_json(path)
     changed = [
         f"{name}: there {theirs!r}, asked for {ours!r}"
         for name, theirs, ours in [
@@ -275,7 +197,7 @@ def _run(experiment, workdir, settings, identity, checkpoint_every_s):
     for stage in stages:
         print(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
 
-    compiles = _CompileTimer.instance()
+    compiles = CompileTimer.instance()
     stores = {s.name: Checkpoints(workdir / "checkpoints" / s.name) for s in stages}
     try:
         states, at, clocks = {}, {}, {}
@@ -290,7 +212,7 @@ def _run(experiment, workdir, settings, identity, checkpoint_every_s):
             print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
         logbook = Logbook(workdir, at)
         try:
-            with _StopRequest() as stop:
+            with StopRequest() as stop:
                 for stage in stages:
                     states[stage.name] = _train_stage(
                         stage,
@@ -382,7 +304,7 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     path = workdir / "config.json"
     if not path.exists():
         raise RunError(f"no run at {workdir}; train one first: --workdir={workdir} --mode=train.")
-    identity = report.read_json(path)
+    identity = read_json(path)
     if identity["experiment"] != experiment.name:
         raise RunError(f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}.")
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in identity["config"].items()}
@@ -416,51 +338,6 @@ class FinishedRun:
     settings: Any
     seed: int
     states: Mapping[str, MetaState]
-
-
-class _StopRequest:
-    """Notes SIGTERM and Ctrl-C, so that a run can save first; a second Ctrl-C stops at once."""
-
-    def __init__(self):
-        self.signal = 0
-        self._previous = {}
-
-    def __enter__(self):
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread: the caller's business
-            pass
-        return self
-
-    def _note(self, number, frame):
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-class _CompileTimer:
-    """Seconds that JAX has spent on tracing, lowering and compiling in this process."""
-
-    _instance: _CompileTimer | None = None
-
-    def __init__(self):
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            self.seconds += duration
-
-    @classmethod
-    def instance(cls) -> _CompileTimer:
-        if cls._instance is None:
-            cls._instance = cls()
-        return cls._instance
 
 
 def _warn(message: str) -> None:

@@ -21,9 +21,10 @@ import numpy as np
 import optax
 
 from experiments import plotting, user_points
+from experiments.command import main
 from experiments.config import check_fields, option
 from experiments.results import make_row
-from experiments.runner import Experiment, Outcome, Stage, main
+from experiments.runner import Experiment, Outcome, Stage
 from maml_jax import MetaState, adapt, adaptation_curve, init, make_train_fn, meta_loss
 from maml_jax.meta_gradient import EXACT_MODES
 from maml_jax.networks import Network, mlp

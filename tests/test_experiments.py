@@ -143,7 +143,7 @@ class TestReport:
         seed = {**found, "seed": 1}
         groups = report.group_runs([found, other, seed])
         assert sorted(len(g) for g in groups) == [1, 2]
-        pooled = report.pool([found, seed])
+        pooled = results.pool([found, seed])
         assert pooled[("maml", "K=5", 1, "mse")]["num_seeds"] == 2
 
     def test_no_results(self, tmp_path):

@@ -1,0 +1,96 @@
+"""The command line that every experiment has."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from experiments import config as config_lib
+from experiments import runner
+from experiments.checkpoints import CheckpointError
+from experiments.config import ConfigError
+from experiments.runner import Experiment, RunError, StoppedError
+from maml_jax import NonFiniteError
+
+
+def main(experiment: Experiment) -> None:
+    """The command line of an experiment."""
+    _define_flags(experiment)
+    app.run(lambda argv: sys.exit(_command(experiment, argv)))
+
+
+def _define_flags(experiment: Experiment) -> None:
+    module = sys.argv[0]
+    presets, modes = ", ".join(experiment.presets), ", ".join(("train", *experiment.modes))
+
+    def text(name: str, default: Any, help_text: str) -> None:
+        flags.DEFINE_string(name, default, help_text, module_name=module)
+
+    text("workdir", None, "Directory of the run; made if missing, resumed if begun. Required.")
+    text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
+    flags.DEFINE_integer("seed", 0, "Seed of the run, 0 or more.", 0, module_name=module)
+    text("mode", "train", f"What to do: {modes}.")
+    flags.DEFINE_float(
+        "checkpoint_every_s",
+        30.0,
+        "Seconds between checkpoints. Does not change results.",
+        0.0,
+        module_name=module,
+    )
+    for mode_flags in experiment.mode_flags.values():
+        for name, default, help_text in mode_flags:
+            define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+            define(name, default, help_text, module_name=module)
+    config_lib.define_flags(experiment.config, experiment.presets, module)
+
+
+def _command(experiment: Experiment, argv: list[str]) -> int:
+    values = flags.FLAGS
+    if not values["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.ERROR)
+    if experiment.cpu_threads is not None:
+        # Read by JAX's CPU client when it starts, which is later than this.
+        os.environ.setdefault("PJRT_NPROC", str(experiment.cpu_threads))
+    try:
+        if len(argv) > 1:
+            raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
+        if not values.workdir:
+            raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
+        overrides = config_lib.overrides_from_flags(experiment.config, values)
+        settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
+        workdir = Path(values.workdir)
+        if values.mode == "train":
+            runner.run(
+                experiment,
+                workdir,
+                settings,
+                preset=values.preset,
+                seed=values.seed,
+                checkpoint_every_s=values.checkpoint_every_s,
+            )
+        elif values.mode in experiment.modes:
+            arguments = {
+                name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]
+            }
+            experiment.modes[values.mode](runner.load(experiment, workdir), **arguments)
+        else:
+            allowed = ", ".join(("train", *experiment.modes))
+            raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
+    except StoppedError as stop:
+        print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
+        return 128 + stop.signal_number
+    except (ConfigError, RunError, CheckpointError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or workdir}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,74 @@
+"""The process that a run lives in: asked to stop, and what it spends on compiling."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import jax
+
+
+class StopRequest:
+    """Notes SIGTERM and Ctrl-C, so that a run can save first; a second Ctrl-C stops at once.
+
+    Attributes:
+        signal: the number of the signal that came, or 0.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread: the caller's business
+            pass
+        return self
+
+    def _note(self, number, frame):
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class CompileTimer:
+    """Seconds that JAX has spent on tracing, lowering and compiling in this process.
+
+    JAX reports each piece when it ends, and pieces nest: the trace of a function holds those of the
+    functions it calls. A piece that holds earlier ones takes their place.
+    """
+
+    _instance: CompileTimer | None = None
+
+    def __init__(self):
+        self._pieces: list[tuple[float, float]] = []  # start, seconds
+        self._seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    @property
+    def seconds(self) -> float:
+        """In all, since the first run of this process began."""
+        return self._seconds
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if not event.startswith("/jax/core/compile/"):
+            return
+        start = time.monotonic() - duration
+        while self._pieces and self._pieces[-1][0] >= start:
+            self._seconds -= self._pieces.pop()[1]
+        self._pieces.append((start, duration))
+        self._seconds += duration
+
+    @classmethod
+    def instance(cls) -> CompileTimer:
+        """The one timer of this process: JAX's listeners cannot be taken off again."""
+        if cls._instance is None:
+            cls._instance = cls()
+        return cls._instance
