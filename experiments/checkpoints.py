@@ -85,13 +85,17 @@ class Checkpoints:
         self._manager.reload()
         return sorted(self._manager.all_steps())
 
-    def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
+    def restore(
+        self, like: Any, warn: Callable[[str], None], read_only: bool = False
+    ) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none.
 
         Args:
             like: a state of the same structure, shapes and types.
-            warn: is told of each damaged checkpoint that is passed over. It is deleted, so that
-                the run can write that step again.
+            warn: is told of each checkpoint that cannot be read and is passed over. It is moved
+                to `NAME-STEP.damaged` beside the directory, so that the run can write that step
+                again.
+            read_only: whether to leave such a checkpoint where it is.
         """
         for step in reversed(self.steps()):
             try:
@@ -101,7 +105,8 @@ class Checkpoints:
                     f"checkpoint of step {step} in {self._directory} is damaged and is passed "
                     f"over: {_first_line(error)}"
                 )
-                self._delete(step)
+                if not read_only:
+                    self._set_aside(step)
         return None
 
     def _restore(self, step: int, like: Any) -> Restored:
@@ -116,8 +121,10 @@ class Checkpoints:
             raise ValueError("its content does not match its digest")
         return Restored(step, _from_host(leaves, like), info)
 
-    def _delete(self, step: int) -> None:
-        shutil.rmtree(self._directory / str(step), ignore_errors=True)
+    def _set_aside(self, step: int) -> None:
+        target = self._directory.with_name(f"{self._directory.name}-{step}.damaged")
+        shutil.rmtree(target, ignore_errors=True)
+        (self._directory / str(step)).rename(target)
         self._manager.reload()
 
     def close(self) -> None:

@@ -33,7 +33,9 @@ def _define_flags(experiment: Experiment) -> None:
 
     text("workdir", None, "Directory of the run; made if missing, resumed if begun. Required.")
     text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
-    flags.DEFINE_integer("seed", 0, "Seed of the run, 0 or more.", 0, module_name=module)
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of the run, from 0 to 999999.", 0, 999_999, module_name=module
+    )
     text("mode", "train", f"What to do: {modes}.")
     flags.DEFINE_float(
         "checkpoint_every_s",

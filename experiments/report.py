@@ -23,11 +23,7 @@ def run_table(run: dict[str, Any]) -> str:
     """One run's results beside the paper's, with what it took."""
     clock, where = run["wall_clock_s"], run["environment"]
     speed = run["meta_steps_per_s"]
-    note = (
-        ""
-        if run["preset"] == "paper"
-        else ("The paper's numbers are of its full settings (preset paper), not of this run's.\n")
-    )
+    note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
     return (
         f"{group_table([run])}\n\n{note}"
         f"{run['meta_steps']:,} meta-steps in all, {speed:,.0f} a second; "
@@ -78,10 +74,15 @@ def _shown(cell: dict[str, Any]) -> str:
 
 def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Runs by experiment and configuration: those that differ in seed alone stand together."""
-    groups = defaultdict(list)
-    for run in runs:
+    groups, covered = defaultdict(list), defaultdict(set)
+    for run in sorted(runs, key=lambda run: -run["config"].get("num_seeds", 1)):
         settings = {k: v for k, v in run["config"].items() if k != "num_seeds"}
-        groups[json.dumps([run["experiment"], settings], sort_keys=True)].append(run)
+        key = json.dumps([run["experiment"], settings], sort_keys=True)
+        seeds = set(range(run["seed"], run["seed"] + run["config"].get("num_seeds", 1)))
+        if seeds & covered[key]:
+            continue  # a seed counts once, however often it was run
+        covered[key] |= seeds
+        groups[key].append(run)
     return list(groups.values())
 
 

@@ -25,7 +25,7 @@ from experiments.environment import environment
 from experiments.files import read_json, write_json
 from experiments.logbook import Logbook, Progress, read_metrics, summarize_metrics
 from experiments.process import CompileTimer, StopRequest
-from maml_jax import MetaState, check_finite
+from maml_jax import MetaState, NonFiniteError, check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +221,7 @@ def _run(experiment, workdir, settings, identity, checkpoint_every_s):
                         stores[stage.name],
                         logbook,
                         clocks[stage.name],
+                        identity,
                         compiles,
                         checkpoint_every_s,
                         stop,
@@ -258,7 +259,7 @@ def _run(experiment, workdir, settings, identity, checkpoint_every_s):
 
 
 def _train_stage(
-    stage, state, at, store, logbook, clock, compiles, checkpoint_every_s, stop
+    stage, state, at, store, logbook, clock, identity, compiles, checkpoint_every_s, stop
 ) -> MetaState:
     """Advances one stage to its end, from wherever it is."""
     if at >= stage.num_steps:
@@ -278,6 +279,7 @@ def _train_stage(
             clock.train += running
             clock.compile += compiling
             check_finite(metrics, at)
+            _check_finite_params(state, at + count)
             at += count
             summary = summarize_metrics(metrics)
             logbook.write(
@@ -286,13 +288,23 @@ def _train_stage(
             progress.advance(count, **{name: summary[name] for name in stage.shown})
             due = time.monotonic() - saved_at >= checkpoint_every_s
             if due or at == stage.num_steps or stop.signal:
-                store.save(at, state, {"train_s": clock.train, "compile_s": clock.compile})
+                info = {"train_s": clock.train, "compile_s": clock.compile, "run": identity}
+                store.save(at, state, info)
                 saved_at = time.monotonic()
             if stop.signal and at < stage.num_steps:
                 raise StoppedError(stop.signal, at, stage.name)
     finally:
         progress.close()
     return state
+
+
+def _check_finite_params(state: MetaState, step: int) -> None:
+    """A gradient can be infinite where the loss is not: such a state is no good checkpoint."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.device_get(jax.tree.leaves(state.params))):
+        raise NonFiniteError(
+            f"the parameters are not finite at or before meta-step {step}, although the losses "
+            "are: a gradient is infinite, as that of a square root at 0 is."
+        )
 
 
 def load(experiment: Experiment, workdir: Path) -> FinishedRun:
@@ -312,12 +324,13 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     states = {}
     for stage in experiment.stages(settings, identity["seed"]):
         store = Checkpoints(workdir / "checkpoints" / stage.name)
-        found = store.restore(stage.init(), warn=_warn)
+        found = store.restore(stage.init(), warn=_warn, read_only=True)
         store.close()
         if found is None or found.step < stage.num_steps:
             raise RunError(
                 f"stage {stage.name} of {workdir} is at step {found.step if found else 0} of "
-                f"{stage.num_steps}; finish training first, with the same command as before."
+                f"{stage.num_steps}; finish training first, with the same command as before "
+                "(remove results.json if that says that the run is done)."
             )
         states[stage.name] = found.state
     return FinishedRun(workdir, settings, identity["seed"], states)

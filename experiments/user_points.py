@@ -59,7 +59,10 @@ def read_points(path: str | Path, columns: tuple[str, ...], at_least: int) -> np
         for number, line in lines[1:]
     ]
     if len(rows) < at_least:
-        raise PointsError(f"{path} has {len(rows)} row(s) of points; expected {at_least} or more.")
+        raise PointsError(
+            f"{path}, line {lines[-1][0]}: the file has {len(rows)} row(s) of points; "
+            f"expected {at_least} or more."
+        )
     return np.array(rows, np.float32)
 
 

@@ -87,9 +87,12 @@ def sum_gradient(
     num_tasks = axis_size(tasks)
     chunk = resolve_batching(batching, num_tasks)
 
+    def checked(p: Params, task: Task) -> tuple[Array, Metrics]:
+        return types.check_loss_output(task_loss(p, task), "task_loss")
+
     def chunk_gradient(chunk_tasks: Task) -> tuple[Array, Metrics, Params]:
         def total(p):
-            losses, metrics = jax.vmap(task_loss, (None, 0))(p, chunk_tasks)
+            losses, metrics = jax.vmap(checked, (None, 0))(p, chunk_tasks)
             return jnp.sum(losses), (losses, metrics)
 
         (_, (losses, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)

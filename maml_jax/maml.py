@@ -102,7 +102,9 @@ def adapt(
         params: as in `inner_update`.
         batch: the task's support batch, the same in every step.
         inner_lr: as in `inner_update`, or a rate for each step: an array of shape [S], or
-            `PerStep(tree)` with a leading axis of S on every leaf.
+            `PerStep(tree)` with a leading axis of S on every leaf. A bare array with one axis is
+            always taken as rates for steps; for a rate for each entry of parameters that are
+            themselves a bare vector, put both into a dict.
         num_steps: S, 0 or more. A Python int.
         inner_optimizer: as in `inner_update`.
         mask: as in `inner_update`.
@@ -249,7 +251,8 @@ def _full_mask(mask: Mask, params: Params) -> PyTree:
     """The mask as a pytree of Python bools with the structure of `params`."""
     if mask is None:
         return jax.tree.map(types.is_float, params)
-    prefix = mask(params) if callable(mask) else mask
+    # A module that is itself a pytree (Equinox) is a mask, although it can be called.
+    prefix = mask(params) if callable(mask) and _is_bare(mask) else mask
     try:
         full = jax.tree.broadcast(prefix, params)
     except ValueError as error:

@@ -16,8 +16,10 @@ Remat recomputes an inner step and then differentiates its gradient in reverse, 
 intermediates of a gradient's gradient while it does so; mixed mode pushes a tangent forward through
 the gradient instead and holds those of a plain gradient. The idea of mixed mode is that of
 MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793). It supports everything that reverse mode does but
-one: the meta-loss itself cannot be differentiated in forward mode (`jax.jvp`, `jax.jacfwd`), where
-JAX raises a TypeError; any other mode can.
+two things. An inner loss with a `jax.custom_vjp` in it is refused with a ValueError: its rule need
+not be a true derivative, and mixed mode rests on second derivatives that commute. And the meta-loss
+itself cannot be differentiated in forward mode (`jax.jvp`, `jax.jacfwd`), where JAX raises a
+TypeError; any other mode can.
 """
 
 from __future__ import annotations
@@ -74,6 +76,12 @@ def _mixed_gradient(loss_fn: LossFn) -> GradientFn:
         # Everything the loss depends on becomes an argument, what it closes over included: a
         # custom derivative rule may neither lose a derivative nor keep a tracer past its time.
         closed, shape = jax.make_jaxpr(loss_fn, return_shape=True)(params, batch)
+        if _uses_custom_vjp(closed.jaxpr):
+            raise ValueError(
+                "mode='mixed' needs inner gradients whose derivative is symmetric, which a rule of "
+                "one's own (jax.custom_vjp in the inner loss: straight-through, clipped or "
+                "reversed gradients) does not promise. Use mode='remat', which needs no such thing."
+            )
         out_tree = jax.tree.structure(shape)
         others = (jax.tree.leaves(batch), list(closed.consts))
         leaves, others_tree = jax.tree.flatten(others)
@@ -130,6 +138,21 @@ def _forward_over_reverse(
     grad_fn = jax.custom_vjp(value)
     grad_fn.defvjp(forward, backward, symbolic_zeros=True)
     return grad_fn
+
+
+def _uses_custom_vjp(jaxpr: Any) -> bool:
+    """Whether a `jax.custom_vjp` function is called, at any depth."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("custom_vjp_call"):
+            return True
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(value) and _uses_custom_vjp(getattr(value, "jaxpr", value)):
+                return True
+    return False
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def _is_zero(leaf: Any) -> bool:

@@ -58,14 +58,14 @@ def init(
     types.check_all_float(params)
     if isinstance(key, (int, np.integer)):
         key = jax.random.key(int(key))
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(
-            f"key must be a typed PRNG key, jax.random.key(seed); received {key.dtype}."
-        )
+    if not jnp.issubdtype(getattr(key, "dtype", object), jax.dtypes.prng_key):
+        raise TypeError(f"key must be a typed PRNG key, jax.random.key(seed); received {key!r}.")
     # Copies, because training donates the state and must not eat the caller's arrays.
     params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
     step = jnp.zeros((), jnp.int32)
-    return MetaState(params, meta_optimizer.init(params), step, jnp.array(key, copy=True))
+    # Some optimizers keep the initial parameters themselves, which cannot be donated twice.
+    optimizer_state = jax.tree.map(lambda x: jnp.array(x, copy=True), meta_optimizer.init(params))
+    return MetaState(params, optimizer_state, step, jnp.array(key, copy=True))
 
 
 def meta_step(

@@ -141,7 +141,7 @@ class TestReport:
         _, found = finished
         other = {**found, "config": {**found["config"], "meta_steps": 1}}
         seed = {**found, "seed": 1}
-        groups = report.group_runs([found, other, seed])
+        groups = report.group_runs([found, other, seed, found])  # one run named twice
         assert sorted(len(g) for g in groups) == [1, 2]
         pooled = results.pool([found, seed])
         assert pooled[("maml", "K=5", 1, "mse")]["num_seeds"] == 2
@@ -327,7 +327,7 @@ class TestUserPoints:
             ("x,y\n1,2\nnan,3\n", r"line 3, column 'x': expected a finite number"),
             ("x,y\n1,2\n\n4\n", r"line 4, column 'y': expected a number; received nothing"),
             ("", "is empty"),
-            ("x,y\n1,2\n", r"has 1 row\(s\) of points; expected 2 or more"),
+            ("x,y\n1,2\n", r"line 2: the file has 1 row\(s\) of points; expected 2 or more"),
             ("x,y\n1,1e99\n1,2\n", r"line 2, column 'y': expected a finite number"),
         ],
     )

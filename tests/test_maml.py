@@ -234,6 +234,17 @@ class TestMask:
         with pytest.raises(ValueError, match=message):
             adapt(self.loss, self.PARAMS, None, 0.1, mask=mask)
 
+    def test_an_equinox_module_as_mask(self):
+        """It can be called, and is a mask all the same."""
+        model = eqx.nn.MLP(1, 1, 4, 1, key=jax.random.key(0))
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+        none = jax.tree.map(lambda _: False, params)
+        mask = eqx.tree_at(lambda m: m.layers[-1].bias, none, True)
+        loss = lambda p, x: (jnp.mean((jax.vmap(eqx.combine(p, static))(x) - 1) ** 2), {})
+        adapted, _ = adapt(loss, params, jnp.ones((3, 1)), 0.1, mask=mask)
+        np.testing.assert_array_equal(adapted.layers[0].weight, params.layers[0].weight)
+        assert adapted.layers[-1].bias != params.layers[-1].bias
+
     def test_integer_leaves_pass_through(self):
         params = {"w": jnp.ones(2), "count": jnp.array(3)}
         loss = lambda p, _: (jnp.sum(p["w"] ** 2) * p["count"], {})

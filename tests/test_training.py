@@ -214,6 +214,20 @@ def test_data_is_an_argument():
     assert np.all(np.isfinite(metrics["loss"]))
 
 
+def test_an_optimizer_that_keeps_the_initial_parameters():
+    optimizer = optax.contrib.prodigy(1.0)
+    train = make_train_fn(
+        sample, LOSS, optimizer, num_tasks=2, num_steps=2, mesh=task_mesh(2, jax.devices()[:1])
+    )
+    state, _ = train(init(start().params, optimizer, 0))
+    assert state.step == 2
+
+
+def test_a_task_loss_without_metrics():
+    with pytest.raises(TypeError, match=r"task_loss must return a pair \(loss, metrics\)"):
+        sum_gradient(lambda p, task: jnp.sum(p), jnp.ones(2), Task(jnp.ones(3), jnp.ones(3)))
+
+
 class TestMesh:
     def test_uses_as_many_devices_as_divide_the_tasks(self):
         assert task_mesh(25).size == 5
