@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
 from experiments import config as config_lib
-from experiments import runner
+from experiments import places, runner
 from experiments.checkpoints import CheckpointError
 from experiments.config import ConfigError
 from experiments.runner import Experiment, RunError, StoppedError
@@ -44,6 +45,16 @@ def _define_flags(experiment: Experiment) -> None:
         0.0,
         module_name=module,
     )
+    text("data_dir", None, "Where data sets are looked for; default $MAML_JAX_DATA, or per user.")
+    text("cache_dir", None, "Where prepared data is kept; default $MAML_JAX_CACHE, or per user.")
+    flags.DEFINE_integer(
+        "cpu_devices",
+        None,
+        "JAX devices that a CPU is split into; default what suits the experiment. Resume a run "
+        "with as many.",
+        1,
+        module_name=module,
+    )
     for mode_flags in experiment.mode_flags.values():
         for name, default, help_text in mode_flags:
             define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
@@ -51,13 +62,27 @@ def _define_flags(experiment: Experiment) -> None:
     config_lib.define_flags(experiment.config, experiment.presets, module)
 
 
+def _lay_out_cpu(experiment: Experiment, values: flags.FlagValues) -> None:
+    """Threads and devices of JAX's CPU client, which reads them when it starts, after this."""
+    if experiment.cpu_threads is not None:
+        os.environ.setdefault("PJRT_NPROC", str(experiment.cpu_threads))
+    count = values.cpu_devices
+    if count is None and experiment.device_per_core:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if count is not None and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def _command(experiment: Experiment, argv: list[str]) -> int:
     values = flags.FLAGS
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
-    if experiment.cpu_threads is not None:
-        # Read by JAX's CPU client when it starts, which is later than this.
-        os.environ.setdefault("PJRT_NPROC", str(experiment.cpu_threads))
+    _lay_out_cpu(experiment, values)
+    for kind, name in places.VARIABLES.items():
+        if values[f"{kind}_dir"].value:
+            os.environ[name] = values[f"{kind}_dir"].value
     try:
         if len(argv) > 1:
             raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")

@@ -119,6 +119,8 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
 def _flag_kind(hint: Any) -> Any:
     if isinstance(hint, types.GenericAlias):
         return typing.get_origin(hint)
+    if isinstance(hint, types.UnionType):  # "int | None": None stands for a value to be worked out
+        return next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
     return hint
 
 

@@ -78,6 +78,8 @@ class Experiment:
         mode_flags: for each further mode its flags: name, default and help.
         cpu_threads: threads for XLA on a CPU, or None for one a core. Programs of many kernels
             that take microseconds each are faster with one.
+        device_per_core: whether a CPU becomes one JAX device for each core, between which tasks
+            are split, rather than one device with many threads.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Experiment:
         default_factory=dict
     )
     cpu_threads: int | None = None
+    device_per_core: bool = False
 
 
 class RunError(RuntimeError):

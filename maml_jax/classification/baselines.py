@@ -1,0 +1,139 @@
+"""What MAML is compared with on few-shot classification (paper section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax import types
+from maml_jax.classification.episodes import ROTATIONS, ImageSet, turn
+from maml_jax.classification.losses import LabelledImages, loss_and_accuracy, query_outputs
+from maml_jax.networks.image import ImageApply
+from maml_jax.types import Array, Params, Task, TaskLoss
+
+
+def class_batches(
+    num_images: int, rotations: str = "none"
+) -> Callable[[Params, Array, ImageSet], Task]:
+    """A sampler of plain labelled batches from all classes of a set, for pretraining.
+
+    Args:
+        num_images: in a batch, drawn with replacement, classes uniform.
+        rotations: `"classes"` makes four classes of each, as turned; `"augment"` turns each image
+            by a random multiple of 90 degrees, and keeps its class.
+
+    Returns:
+        `sample(params, key, image_set) -> Task` with an empty support and the batch as query;
+        labels are the classes' numbers (times four, plus the turn, for `"classes"`).
+    """
+    types.check_choice(rotations, ROTATIONS, "rotations")
+
+    def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
+        del params
+        class_key, example_key, turn_key = jax.random.split(key, 3)
+        classes = jax.random.randint(class_key, (num_images,), 0, image_set.images.shape[0])
+        examples = jax.random.randint(example_key, (num_images,), 0, image_set.counts[classes])
+        images, labels = image_set.images[classes, examples], classes
+        if rotations != "none":
+            turns = jax.random.randint(turn_key, (num_images,), 0, 4)
+            images = jax.vmap(turn)(images, turns)
+            labels = 4 * classes + turns if rotations == "classes" else classes
+        return Task((), LabelledImages(images.astype(jnp.float32) / 255, labels))
+
+    return sample
+
+
+def pretraining_loss(apply: ImageApply) -> TaskLoss:
+    """Cross-entropy over all training classes, for `training.make_train_fn`."""
+
+    def task_loss(params: Params, task: Task) -> tuple[Array, dict[str, Any]]:
+        logits = apply(params, task.query.images)
+        loss, metrics = loss_and_accuracy(logits, task.query.labels)
+        return loss, {"query": {**metrics, "loss": loss}}
+
+    return task_loss
+
+
+def matching_logits(
+    apply: ImageApply, num_ways: int, protocol: str, params: Params, support: Any, images: Array
+) -> Array:
+    """Log-probabilities [n, N] by attention over the support (Vinyals et al. 2016, equation 1).
+
+    The attention is the softmax of cosine similarities of features, as in the paper; both sides
+    are embedded by the same trunk, without full-context embeddings.
+
+    Args:
+        apply: of an image network, called for features.
+        num_ways: N.
+        protocol: one of `losses.PROTOCOLS`: where batch statistics of query images come from.
+        params: of the network.
+        support: `LabelledImages`.
+        images: query images [n, H, W, C].
+    """
+    keys = _unit(apply(params, support.images, features=True))
+    queries = _unit(query_outputs(apply, protocol, params, support.images, images, features=True))
+    attention = jax.nn.softmax(queries @ keys.T)
+    shares = attention @ jax.nn.one_hot(support.labels, num_ways)
+    return jnp.log(jnp.maximum(shares, 1e-12))
+
+
+def matching_loss(apply: ImageApply, num_ways: int, protocol: str = "transductive") -> TaskLoss:
+    """The loss of a matching network on an episode's query, for `training.make_train_fn`."""
+
+    def task_loss(params: Params, task: Task) -> tuple[Array, dict[str, Any]]:
+        images, labels = task.query.images, task.query.labels
+        logits = matching_logits(apply, num_ways, protocol, params, task.support, images)
+        loss, metrics = loss_and_accuracy(logits, labels)
+        return loss, {"query": {**metrics, "loss": loss}}
+
+    return task_loss
+
+
+def nearest_neighbour_accuracy(
+    apply: ImageApply, protocol: str, params: Params, task: Task
+) -> Array:
+    """The share of query images whose nearest support image is of their class.
+
+    Nearest by cosine similarity of features.
+    """
+    keys = _unit(apply(params, task.support.images, features=True))
+    found = query_outputs(
+        apply, protocol, params, task.support.images, task.query.images, features=True
+    )
+    nearest = jnp.argmax(_unit(found) @ keys.T, axis=-1)
+    return jnp.mean(task.support.labels[nearest] == task.query.labels)
+
+
+def _unit(features: Array) -> Array:
+    return features * jax.lax.rsqrt(jnp.sum(jnp.square(features), -1, keepdims=True) + 1e-12)
+
+
+def with_new_head(params: Params, fresh: Params) -> Params:
+    """Pretrained parameters with the head of another network, for another number of classes.
+
+    Args:
+        params: of a network with a `"Head"`.
+        fresh: of the same network with another number of outputs.
+    """
+    return {**params, "Head": fresh["Head"]}
+
+
+def tune_inner_lr(
+    accuracy: Callable[[Array], Array], candidates: Array
+) -> tuple[Array, Array]:
+    """Picks a baseline's step size for fine-tuning, on validation tasks.
+
+    Args:
+        accuracy: `accuracy(inner_lr) -> [S + 1]`, after 0 to S steps, averaged over tasks.
+        candidates: step sizes to try, one axis.
+
+    Returns:
+        The candidate with the best accuracy averaged over steps 1 to S; and that average for each.
+    """
+    scores = jax.lax.map(lambda rate: jnp.mean(accuracy(rate)[1:]), candidates)
+    return candidates[jnp.argmax(scores)], scores
+
+

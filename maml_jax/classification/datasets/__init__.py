@@ -1,0 +1,19 @@
+"""Image data sets for few-shot classification, each as one uint8 array a split."""
+
+from maml_jax.classification.datasets.glyphs import synthetic_glyphs
+from maml_jax.classification.datasets.images import (
+    DataError,
+    ImageClasses,
+    Reading,
+    check_episodes,
+)
+from maml_jax.classification.datasets.omniglot import load_omniglot
+
+__all__ = [
+    "DataError",
+    "ImageClasses",
+    "Reading",
+    "check_episodes",
+    "load_omniglot",
+    "synthetic_glyphs",
+]

@@ -1,0 +1,177 @@
+"""The TFDS builder that all image data sets go through, without TensorFlow.
+
+A source yields the bytes of image files by split, class and name. They are read, brought to one
+size, and kept as PNG in TFDS's format (array records) under a name that says what they were made
+from; the next start reads those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from maml_jax.classification.datasets.images import (
+    DataError,
+    ImageClasses,
+    Reading,
+    short_digest,
+    stack,
+)
+
+with contextlib.suppress(ImportError):
+    import tensorflow_datasets as tfds
+
+File = tuple[str, str, bytes]  # class, name of the example, content
+PACKAGES = ("tensorflow_datasets", "array_record")
+MOST_BROKEN = 5  # named in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where images come from.
+
+    Attributes:
+        name: of the data set.
+        fingerprint: of its content; another content must have another.
+        files: `files(download) -> {split: files}`; `download(urls) -> paths` fetches archives.
+    """
+
+    name: str
+    fingerprint: str
+    files: Callable[[Callable[[list[str]], list[Path]]], Mapping[str, Iterable[File]]]
+
+
+def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageClasses]:
+    """The splits of a source; prepared on first use, and read from the cache after that.
+
+    Raises:
+        DataError: the source's content is not what it should be.
+        ImportError: the packages of the extra `data` are missing.
+    """
+    _check_packages()
+    with _quiet():
+        builder = _make_builder(source, reading, cache_dir)
+        builder.download_and_prepare()
+        return {split: stack(_read(builder, split)) for split in sorted(builder.info.splits)}
+
+
+def _check_packages() -> None:
+    missing = [n for n in PACKAGES if importlib.util.find_spec(n) is None]
+    if missing:
+        raise ImportError(
+            f"reading image data sets needs {', '.join(missing)}: pip install 'maml-jax[data]'."
+        )
+
+
+def _make_builder(source: Source, reading: Reading, cache_dir: Path) -> Any:
+    made_from = short_digest([source.fingerprint, repr(dataclasses.astuple(reading))])
+    config = tfds.core.BuilderConfig(name=f"{source.name}-{made_from}")
+    return _builder_class()(
+        source=source,
+        reading=reading,
+        config=config,
+        data_dir=str(cache_dir),
+        file_format="array_record",
+    )
+
+
+def _builder_class() -> type:
+    class ImageClassesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Image files of classes, at one size."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        name = "image_classes"
+        url_infos: ClassVar[dict[str, Any]] = {}  # no checksums: the content is checked instead
+
+        def __init__(self, *, source: Source, reading: Reading, **kwargs: Any):
+            self._source, self._reading = source, reading
+            super().__init__(**kwargs)
+
+        def _info(self):
+            shape = (self._reading.size, self._reading.size, self._reading.channels)
+            features = {
+                "image": tfds.features.Image(shape=shape, encoding_format="png"),
+                "class_name": tfds.features.Text(),
+                "name": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            def download(urls: list[str]) -> list[Path]:
+                return [Path(path) for path in dl_manager.download(urls)]
+
+            splits = self._source.files(download)
+            return {split: self._generate_examples(files) for split, files in splits.items()}
+
+        def _generate_examples(self, files):
+            for class_name, name, image in decoded(files, self._reading):
+                png = io.BytesIO()
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                    png, "png"
+                )
+                png.seek(0)
+                yield (
+                    f"{class_name}/{name}",
+                    {"image": png, "class_name": class_name, "name": name},
+                )
+
+    return ImageClassesBuilder
+
+
+def decoded(files: Iterable[File], reading: Reading) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The images of files.
+
+    Raises:
+        DataError: (at the end) names the files that are not images.
+    """
+    broken: list[str] = []
+    for class_name, name, data in files:
+        try:
+            yield class_name, name, reading.decode(data)
+        except DataError as error:
+            broken.append(f"{class_name}/{name} is {error}")
+    if broken:
+        more = f"; and {len(broken) - MOST_BROKEN} more" if len(broken) > MOST_BROKEN else ""
+        raise DataError(
+            f"{len(broken)} file(s) cannot be read as images: {'; '.join(broken[:MOST_BROKEN])}"
+            f"{more}. Remove or replace them."
+        )
+
+
+def _read(builder: Any, split: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def one(example: Mapping[str, Any]) -> tuple[str, str, np.ndarray]:
+        with Image.open(io.BytesIO(example["image"])) as image:
+            array = np.asarray(image)
+        array = array[..., None] if array.ndim == 2 else array
+        return example["class_name"].decode(), example["name"].decode(), array
+
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(one, source.__getitems__(list(range(len(source)))), chunksize=256)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS draws bars and writes lines of its own, which a library should not."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

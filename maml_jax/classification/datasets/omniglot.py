@@ -1,0 +1,149 @@
+"""Omniglot: 1,623 characters of 50 alphabets, 20 drawings of each (Lake et al. 2015)."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from maml_jax import types
+from maml_jax.classification.datasets import builder
+from maml_jax.classification.datasets.images import (
+    DataError,
+    ImageClasses,
+    Reading,
+    describe_bytes,
+    short_digest,
+)
+
+ARCHIVES = ("images_background.zip", "images_evaluation.zip")
+URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
+CHARACTERS = {"images_background": 964, "images_evaluation": 659}
+DRAWINGS, SIDE = 20, 105
+SPLITTINGS = ("code", "paper", "background")
+
+
+def load_omniglot(
+    data_dir: Path,
+    cache_dir: Path,
+    *,
+    splitting: str = "code",
+    split_seed: int = 0,
+    image_size: int = 28,
+    resample: str = "lanczos",
+) -> dict[str, ImageClasses]:
+    """Omniglot with ink 255 on 0, one channel.
+
+    Args:
+        data_dir: where the archives `images_background.zip` and `images_evaluation.zip` are, or in
+            a folder `omniglot` of it. If there are none, the official ones are downloaded.
+        cache_dir: where what was read is kept.
+        splitting: `"code"`: characters at random, 1,100 to train, 100 to validate, 423 to test;
+            `"paper"`: 1,200 to train, 423 to test, none to validate; `"background"`: by alphabet,
+            as the data set's authors: 964 to train, 659 to test. (The split of Vinyals et al. by
+            lists of characters is not included: the lists were never published by its authors.)
+        split_seed: of the random splittings.
+        image_size: height and width, pixels.
+        resample: see `Reading`. The original code asks Pillow for Lanczos, and gets the nearest
+            pixel, because Pillow resizes 1-bit images in no other way.
+
+    Returns:
+        Train, val (for `"code"`) and test.
+
+    Raises:
+        DataError: an archive is not Omniglot: names what is missing or of the wrong size.
+    """
+    types.check_choice(splitting, SPLITTINGS, "splitting")
+    reading = Reading(image_size, 1, invert=True, resample=resample)
+    parts = builder.load(_source(data_dir), reading, cache_dir)
+    background, evaluation = (parts[name] for name in CHARACTERS)
+    if splitting == "background":
+        return {"train": background, "test": evaluation}
+    every = ImageClasses(
+        np.concatenate([background.images, evaluation.images]),
+        np.concatenate([background.counts, evaluation.counts]),
+        background.names + evaluation.names,
+    )
+    order = np.random.Generator(np.random.PCG64(split_seed)).permutation(len(every.names))
+    bounds = {"code": (1100, 1200), "paper": (1200, 1200)}[splitting]
+    train, val, test = np.split(order, bounds)
+    splits = {"train": every.take(train), "val": every.take(val), "test": every.take(test)}
+    return {name: classes for name, classes in splits.items() if classes.names}
+
+
+def _source(data_dir: Path) -> builder.Source:
+    for folder in (data_dir, data_dir / "omniglot"):
+        paths = [folder / name for name in ARCHIVES]
+        there = [path for path in paths if path.exists()]
+        if len(there) == 1:
+            missing = next(path for path in paths if path not in there)
+            raise DataError(f"found {there[0]}, but not {missing}: Omniglot needs both.")
+        if there:
+            found = short_digest(f"{i.filename}:{i.CRC}" for p in paths for i in _entries(p))
+            return builder.Source("omniglot", found, lambda download: _files(paths))
+
+    def fetched(download: Callable[[list[str]], list[Path]]) -> Mapping[str, Iterable]:
+        try:
+            return _files(download([URL + name for name in ARCHIVES]))
+        except OSError as error:
+            raise DataError(
+                f"Omniglot's archives {' and '.join(ARCHIVES)} are not in {data_dir}, and "
+                f"downloading them from {URL} failed ({error}). Put them there by hand."
+            ) from error
+
+    return builder.Source("omniglot", "official", fetched)
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [entry for entry in archive.infolist() if entry.filename.endswith(".png")]
+    except zipfile.BadZipFile:
+        with path.open("rb") as file:
+            what = describe_bytes(file.read(512)) or "not a zip archive, or a broken one"
+        raise DataError(f"{path} is {what}.") from None
+
+
+def _files(paths: Iterable[Path]) -> dict[str, list[builder.File]]:
+    """The drawings of both archives, checked."""
+    parts = {}
+    for path, part in zip(paths, CHARACTERS, strict=True):
+        files = []
+        with zipfile.ZipFile(path) as archive:
+            for entry in _entries(path):
+                folders = PurePosixPath(entry.filename).parts
+                if len(folders) < 3 or "__MACOSX" in folders:
+                    continue
+                data = archive.read(entry)
+                _check_size(data, f"{path}: {entry.filename}")
+                files.append(("/".join(folders[-3:-1]), folders[-1], data))
+        _check_counts(path, part, Counter(character for character, _, _ in files))
+        parts[part] = files
+    return parts
+
+
+def _check_counts(path: Path, part: str, drawings: Counter[str]) -> None:
+    expected = CHARACTERS[part]
+    if len(drawings) != expected:
+        raise DataError(
+            f"{path} must hold {expected} characters as {part}/ALPHABET/characterNN/*.png; "
+            f"found {len(drawings)}."
+        )
+    for character, count in drawings.items():
+        if count != DRAWINGS:
+            raise DataError(f"{path}: {character} must have {DRAWINGS} drawings; found {count}.")
+
+
+def _check_size(data: bytes, where: str) -> None:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            size = image.size
+    except OSError as error:
+        raise DataError(f"{where} is not an image ({error}).") from None
+    if size != (SIDE, SIDE):
+        raise DataError(f"{where} must be {SIDE}x{SIDE} pixels; found {size[0]}x{size[1]}.")

@@ -1,0 +1,174 @@
+"""N-way K-shot episodes, drawn on the device from a set of images that lies there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax import types
+from maml_jax.classification.losses import LabelledImages, cross_entropy
+from maml_jax.networks.image import ImageNetwork
+from maml_jax.types import Array, Params, Problem, Task
+
+ROTATIONS = ("none", "augment", "classes")
+EpisodeSampler = Callable[[Params, Array, "ImageSet"], Task]
+
+
+class ImageSet(NamedTuple):
+    """The images of some classes, for `episode_sampler`: of one split, never of two.
+
+    Attributes:
+        images: uint8 [classes, examples, H, W, C]; classes with fewer examples are padded.
+        counts: int32 [classes], examples that each class has.
+    """
+
+    images: Array
+    counts: Array
+
+
+def episode_sampler(
+    num_ways: int, num_shots: int, num_queries: int, rotations: str = "none"
+) -> EpisodeSampler:
+    """A sampler of episodes, to be compiled into the training step.
+
+    An episode has N distinct classes, uniform among those of the set, in random order; of each, K
+    support and Q query examples, all distinct. Labels are 0 to N - 1. Images are scaled to [0, 1].
+
+    Args:
+        num_ways: N.
+        num_shots: K.
+        num_queries: Q.
+        rotations: `"none"`; `"augment"`: each class of an episode is turned by one random multiple
+            of 90 degrees; `"classes"`: a turned class is another class, so that an episode may
+            have a character beside the same one turned. The original code does the first.
+
+    Returns:
+        `sample(params, key, image_set) -> Task` of `LabelledImages`, ordered by class: support
+        [N * K], query [N * Q].
+
+    Raises:
+        ValueError: a count below 1; (from the sampler) the set has too few classes, or its images
+            are not square and are to be turned.
+    """
+    for name, count in (
+        ("num_ways", num_ways),
+        ("num_shots", num_shots),
+        ("num_queries", num_queries),
+    ):
+        if count < 1:
+            raise ValueError(f"{name} must be 1 or more; received {count}.")
+    types.check_choice(rotations, ROTATIONS, "rotations")
+    per_class = num_shots + num_queries
+
+    def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
+        del params  # supervised tasks do not depend on the learner
+        _check_set(image_set, num_ways, per_class, rotations)
+        class_key, turn_key, example_key = jax.random.split(key, 3)
+        num_classes = image_set.images.shape[0]
+        if rotations == "classes":
+            turned = distinct(class_key, 4 * num_classes, num_ways)
+            classes, turns = turned // 4, turned % 4
+        else:
+            classes = distinct(class_key, num_classes, num_ways)
+            turns = jax.random.randint(turn_key, (num_ways,), 0, 4)
+        examples = jax.vmap(distinct, (0, 0, None))(
+            jax.random.split(example_key, num_ways), image_set.counts[classes], per_class
+        )
+        images = image_set.images[classes[:, None], examples]  # [N, K + Q, H, W, C]
+        if rotations != "none":
+            images = jax.vmap(turn)(images, turns)
+        images = images.astype(jnp.float32) / 255
+        return Task(_batch(images[:, :num_shots]), _batch(images[:, num_shots:]))
+
+    return sample
+
+
+def _batch(images: Array) -> LabelledImages:
+    """Images [N, k, ...] as one batch, with labels."""
+    ways, count = images.shape[:2]
+    labels = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), count)
+    return LabelledImages(images.reshape(ways * count, *images.shape[2:]), labels)
+
+
+def turn(images: Array, quarters: Array) -> Array:
+    """Images [..., H, W, C], turned counter-clockwise by so many quarter turns."""
+    by_one = jnp.where(quarters % 2 == 1, jnp.rot90(images, axes=(-3, -2)), images)
+    return jnp.where(quarters >= 2, by_one[..., ::-1, ::-1, :], by_one)
+
+
+def distinct(key: Array, population: Array | int, count: int) -> Array:
+    """Draws `count` distinct whole numbers below `population`, all ordered choices equally likely.
+
+    Floyd's algorithm, in `count` steps whatever the population (which may be traced, and must be
+    at least `count`), and then a shuffle.
+    """
+    draw_key, order_key = jax.random.split(key)
+    last = jnp.asarray(population, jnp.int32) - count + jnp.arange(count, dtype=jnp.int32)
+    draws = jax.random.randint(draw_key, (count,), 0, last + 1)
+
+    def step(i: Array, chosen: Array) -> Array:
+        taken = jnp.any(chosen == draws[i])
+        return chosen.at[i].set(jnp.where(taken, last[i], draws[i]))
+
+    chosen = jnp.full((count,), -1, jnp.int32)
+    if count <= 32:
+        for i in range(count):  # unrolled: a loop costs more than its body
+            chosen = step(jnp.asarray(i), chosen)
+    else:
+        chosen = jax.lax.fori_loop(0, count, step, chosen)
+    return jax.random.permutation(order_key, chosen)
+
+
+def _check_set(image_set: ImageSet, num_ways: int, per_class: int, rotations: str) -> None:
+    shape = jnp.shape(image_set.images)
+    if len(shape) != 5 or jnp.shape(image_set.counts) != shape[:1]:
+        raise ValueError(
+            "an image set must have images [classes, examples, H, W, C] and counts [classes]; "
+            f"received {shape} and {jnp.shape(image_set.counts)}."
+        )
+    classes = shape[0] * (4 if rotations == "classes" else 1)
+    if classes < num_ways:
+        raise ValueError(f"{num_ways}-way episodes need as many classes; the set has {classes}.")
+    if shape[1] < per_class:
+        raise ValueError(
+            f"episodes need {per_class} examples of a class (support and query); "
+            f"the set has at most {shape[1]}."
+        )
+    if rotations != "none" and shape[2] != shape[3]:
+        raise ValueError(f"only square images can be turned; received {shape[2]}x{shape[3]}.")
+
+
+def draw_episodes(
+    sampler: EpisodeSampler, key: Array, image_set: ImageSet, num_tasks: int
+) -> Task:
+    """A fixed set of episodes [T], for validation or test: the same for the same key."""
+    keys = jax.random.split(key, num_tasks)
+    return jax.vmap(lambda k: sampler(None, k, image_set))(keys)
+
+
+def classification_problem(
+    network: ImageNetwork,
+    num_ways: int,
+    num_shots: int,
+    num_queries: int,
+    rotations: str = "none",
+) -> Problem:
+    """Few-shot classification of images.
+
+    Its `sample(params, key, image_set)` takes the images as a third argument, which
+    `make_train_fn` passes on, so that they stay out of the compiled program. Pass
+    `mask=network.mask` to the core beside it.
+
+    Args:
+        network: with N outputs.
+        num_ways: N.
+        num_shots: K.
+        num_queries: Q.
+        rotations: as in `episode_sampler`.
+    """
+    loss = cross_entropy(network.apply)
+    sample = episode_sampler(num_ways, num_shots, num_queries, rotations)
+    return Problem(network.init, sample, loss, loss)

@@ -1,0 +1,129 @@
+"""Cross-entropy on labelled images, and the ways to judge a classifier on query images."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax import types
+from maml_jax.networks.image import ImageApply
+from maml_jax.types import Array, LossFn, Params, Task
+
+PROTOCOLS = ("transductive", "support_statistics", "one_query")
+
+
+class LabelledImages(NamedTuple):
+    """A batch for classification.
+
+    Attributes:
+        images: [n, H, W, C], float.
+        labels: [n], int32, from 0 to N - 1.
+    """
+
+    images: Array
+    labels: Array
+
+
+class JudgedImages(NamedTuple):
+    """Query images with the support images whose statistics they are judged by.
+
+    Attributes:
+        support_images: [N * K, H, W, C].
+        images: [n, H, W, C].
+        labels: [n].
+    """
+
+    support_images: Array
+    images: Array
+    labels: Array
+
+
+def cross_entropy(apply: ImageApply) -> LossFn:
+    """The mean cross-entropy of a batch, with its accuracy (paper equation 4, with the mean).
+
+    The original code sums over classes what it averages over shots: its loss is N times this one,
+    and its step size alpha acts as N times alpha here.
+
+    Args:
+        apply: `apply(params, images) -> logits [n, N]`.
+
+    Returns:
+        `loss_fn(params, batch) -> (nats, {"accuracy"})`, for a batch of `LabelledImages`.
+
+    Raises:
+        ValueError: (from the loss) logits and labels do not fit.
+    """
+
+    def loss_fn(params: Params, batch: LabelledImages) -> tuple[Array, dict[str, Any]]:
+        return loss_and_accuracy(apply(params, batch.images), batch.labels)
+
+    return loss_fn
+
+
+def loss_and_accuracy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]]:
+    """Mean cross-entropy of logits [n, N] in nats, and the share of right answers."""
+    if jnp.ndim(logits) != 2 or jnp.shape(labels) != jnp.shape(logits)[:1]:
+        raise ValueError(
+            "logits must be [n, N] with labels [n]; received "
+            f"{jnp.shape(logits)} and {jnp.shape(labels)}."
+        )
+    # A product with the one-hot labels, not a gather: its derivatives of every order are products.
+    picked = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    nats = -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * picked, axis=-1))
+    return nats, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == labels)}
+
+
+def judge(apply: ImageApply, protocol: str) -> LossFn:
+    """The loss on query images under one of three protocols, which give different numbers.
+
+    Batch normalisation makes an answer depend on what else is in the batch:
+
+    - `"transductive"`: statistics of all query images of the episode together, as the paper and
+      the original code. Answers use that the query is balanced between classes.
+    - `"support_statistics"`: statistics of the support images alone.
+    - `"one_query"`: statistics of the support images and the one query image that is asked about,
+      for each by itself (as Nichol et al. 2018, arXiv 1803.02999).
+
+    Returns:
+        `loss_fn(params, batch: JudgedImages) -> (nats, {"accuracy"})`.
+
+    Raises:
+        ValueError: the protocol is none of `PROTOCOLS`.
+    """
+    types.check_choice(protocol, PROTOCOLS, "protocol")
+
+    def loss_fn(params: Params, batch: JudgedImages) -> tuple[Array, dict[str, Any]]:
+        logits = query_outputs(apply, protocol, params, batch.support_images, batch.images)
+        return loss_and_accuracy(logits, batch.labels)
+
+    return loss_fn
+
+
+def query_outputs(
+    apply: ImageApply,
+    protocol: str,
+    params: Params,
+    support_images: Array,
+    images: Array,
+    features: bool = False,
+) -> Array:
+    """Logits [n, N] (or features) of query images under a protocol, see `judge`."""
+    count = support_images.shape[0]
+    if protocol == "transductive":
+        return apply(params, images, features=features)
+    if protocol == "support_statistics":
+        both = jnp.concatenate([support_images, images])
+        return apply(params, both, num_statistics=count, features=features)[count:]
+
+    def one(image: Array) -> Array:
+        both = jnp.concatenate([support_images, image[None]])
+        return apply(params, both, features=features)[-1]
+
+    return jax.lax.map(one, images)
+
+
+def judged(task: Task) -> Task:
+    """The task with a query batch for `judge`; works with a leading axis of tasks, too."""
+    return Task(task.support, JudgedImages(task.support.images, *task.query))

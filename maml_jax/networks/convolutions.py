@@ -1,0 +1,140 @@
+"""Two-dimensional convolution in the ways that machines like, behind one signature.
+
+Second-order MAML gives every task weights of its own, and on those `jax.vmap` turns a convolution
+into a grouped one, which most back ends run slowly: on a CPU thirty times slower than the same
+arithmetic as a matrix product. So the lowering is a choice. All give the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax import types
+from maml_jax.networks import products
+from maml_jax.types import Array
+
+LOWERINGS = ("patches", "shifts", "native")
+
+
+def default_lowering(platform: str | None = None) -> str:
+    """The convolution lowering for meta-learning on a platform.
+
+    Measured on a CPU (`python -m benchmarks.run --suite=classification`); on accelerators assumed,
+    because there, too, `"native"` becomes a grouped convolution under `jax.vmap` over tasks.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu"; default that of the first device.
+    """
+    return {"cpu": "patches"}.get(platform or jax.default_backend(), "patches")
+
+
+def convolution(lowering: str | None = None) -> Callable[..., Array]:
+    """A convolution in the form of `jax.lax.conv_general_dilated`, for `flax.linen.Conv`.
+
+    Args:
+        lowering: `"native"` is JAX's own; `"patches"` gathers the shifted inputs under the kernel
+            side by side and takes one matrix product; `"shifts"` adds up one matrix product for
+            each position of the kernel, without the copy. Default `default_lowering()`.
+
+    Returns:
+        `conv(inputs [..., H, W, C], kernel [h, w, C, F], strides, padding, ...)`. The latter two
+        are for inputs [N, H, W, C] without dilation or groups, and leave others to JAX's own.
+
+    Raises:
+        ValueError: the lowering is none of `LOWERINGS`.
+    """
+    lowering = default_lowering() if lowering is None else lowering
+    types.check_choice(lowering, LOWERINGS, "lowering")
+    if lowering == "native":
+        return jax.lax.conv_general_dilated
+    combine = _one_product if lowering == "patches" else _many_products
+
+    def conv(
+        inputs: Array,
+        kernel: Array,
+        window_strides: Sequence[int],
+        padding: str | Sequence[tuple[int, int]],
+        lhs_dilation: Sequence[int] | None = None,
+        rhs_dilation: Sequence[int] | None = None,
+        dimension_numbers: Any = None,
+        feature_group_count: int = 1,
+        precision: Any = None,
+        **kwargs: Any,
+    ) -> Array:
+        plain = (
+            inputs.ndim == 4
+            and _all_one(lhs_dilation)
+            and _all_one(rhs_dilation)
+            and feature_group_count == 1
+            and precision is None
+            and _is_nhwc(dimension_numbers, inputs.ndim)
+        )
+        if not plain:
+            return jax.lax.conv_general_dilated(
+                inputs,
+                kernel,
+                window_strides,
+                padding,
+                lhs_dilation=lhs_dilation,
+                rhs_dilation=rhs_dilation,
+                dimension_numbers=dimension_numbers,
+                feature_group_count=feature_group_count,
+                precision=precision,
+                **kwargs,
+            )
+        windows, shape = _windows(inputs, kernel.shape[:2], tuple(window_strides), padding)
+        return combine(windows, kernel).reshape(*shape, kernel.shape[-1])
+
+    return conv
+
+
+def _windows(
+    inputs: Array, size: Sequence[int], strides: tuple[int, int], padding: Any
+) -> tuple[list[Array], tuple[int, int, int]]:
+    """For each position of the kernel the inputs under it, each [N * H' * W', C]; and N, H', W'."""
+    count, height, width, channels = inputs.shape
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads((height, width), size, strides, padding)
+    (top, bottom), (left, right) = padding
+    padded = jnp.pad(inputs, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    rows = (height + top + bottom - size[0]) // strides[0] + 1
+    columns = (width + left + right - size[1]) // strides[1] + 1
+    windows = [
+        jax.lax.slice(
+            padded,
+            (0, i, j, 0),
+            (count, i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1, channels),
+            (1, *strides, 1),
+        ).reshape(-1, channels)
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+    return windows, (count, rows, columns)
+
+
+def _one_product(windows: list[Array], kernel: Array) -> Array:
+    patches = jnp.concatenate(windows, axis=-1)
+    return products.matmul(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _many_products(windows: list[Array], kernel: Array) -> Array:
+    taps = kernel.reshape(-1, *kernel.shape[2:])
+    total = products.matmul(windows[0], taps[0])
+    for window, tap in zip(windows[1:], taps[1:], strict=True):
+        total = total + products.matmul(window, tap)
+    return total
+
+
+def _all_one(dilation: Sequence[int] | None) -> bool:
+    return dilation is None or all(d == 1 for d in dilation)
+
+
+def _is_nhwc(numbers: Any, ndim: int) -> bool:
+    if isinstance(numbers, jax.lax.ConvDimensionNumbers):
+        last, first = ndim - 1, (0, ndim - 1, *range(1, ndim - 1))
+        return tuple(numbers) == (first, (last, ndim - 2, *range(ndim - 2)), first)
+    return numbers is not None and tuple(numbers) == ("NHWC", "HWIO", "NHWC")

@@ -1,0 +1,257 @@
+"""Networks for images: the paper's convolutional and fully connected classifiers (section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from maml_jax import types
+from maml_jax.networks import convolutions, normalization, products
+from maml_jax.types import Array, Params, PyTree
+
+POOLINGS = ("stride", "max")
+HEADS: dict[str, Callable[..., Array]] = {
+    "normal": nn.initializers.normal(1.0),  # the original's for Omniglot
+    "xavier": nn.initializers.xavier_uniform(),  # the original's for MiniImagenet
+    "truncated_normal": nn.initializers.truncated_normal(0.01),  # its fully connected network
+    "zeros": nn.initializers.zeros_init(),
+}
+
+
+class ImageApply(Protocol):
+    """How an image network is called."""
+
+    def __call__(
+        self,
+        params: Params,
+        images: Array,
+        *,
+        num_statistics: int | None = None,
+        features: bool = False,
+    ) -> Array:
+        """Logits [n, N] of images [n, H, W, C], or features if asked for.
+
+        `num_statistics`: batch normalisation takes its statistics from the first so many images.
+        """
+        ...
+
+
+class ImageNetwork(NamedTuple):
+    """A classifier of images, without hidden state.
+
+    Attributes:
+        init: `init(key) -> params`.
+        apply: `apply(params, images, num_statistics=None, features=False)`, see `ImageApply`.
+        mask: `mask(params)`: what the inner loop adapts, for `mask=` of the core.
+    """
+
+    init: Callable[[Array], Params]
+    apply: ImageApply
+    mask: Callable[[Params], PyTree]
+
+
+class _Convolutional(nn.Module):
+    num_outputs: int
+    num_filters: int
+    num_layers: int
+    pooling: str
+    norm: str
+    lowering: str | None
+    head: str
+    dtype: Any
+    num_statistics: int | None
+    features: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        strides = 2 if self.pooling == "stride" else 1
+        for i in range(self.num_layers):
+            x = nn.Conv(
+                self.num_filters,
+                (3, 3),
+                strides,
+                padding="SAME",
+                dtype=self.dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                conv_general_dilated=convolutions.convolution(self.lowering),
+                name=f"Conv_{i}",
+            )(x)
+            x = nn.relu(normalization.normalization(self.norm, f"_{i}", self.num_statistics)(x))
+            if self.pooling == "max":
+                x = max_pool(x)
+        x = jnp.mean(x, (1, 2)) if self.pooling == "stride" else x.reshape(x.shape[0], -1)
+        return _head(self, x)
+
+
+class _FullyConnected(nn.Module):
+    num_outputs: int
+    hidden_sizes: Sequence[int]
+    norm: str
+    head: str
+    dtype: Any
+    num_statistics: int | None
+    features: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for i, size in enumerate(self.hidden_sizes):
+            x = nn.Dense(
+                size,
+                dtype=self.dtype,
+                kernel_init=HEADS["truncated_normal"],
+                dot_general=products.dot_general,
+                name=f"Dense_{i}",
+            )(x)
+            x = nn.relu(normalization.normalization(self.norm, f"_{i}", self.num_statistics)(x))
+        return _head(self, x)
+
+
+def _head(module: Any, x: Array) -> Array:
+    """Features, or the logits that a linear layer makes of them, in float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    head = nn.Dense(
+        module.num_outputs,
+        kernel_init=HEADS[module.head],
+        dot_general=products.dot_general,
+        name="Head",
+    )
+    return x if module.features else head(x)
+
+
+def max_pool(x: Array) -> Array:
+    """The largest of each 2x2 block of [n, H, W, C]; an odd last row or column is left out."""
+    rows, columns = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    tops = jnp.maximum(x[:, 0:rows:2, :columns], x[:, 1:rows:2, :columns])
+    return jnp.maximum(tops[:, :, 0::2], tops[:, :, 1::2])
+
+
+def convolutional(
+    image_shape: tuple[int, int, int],
+    num_outputs: int,
+    *,
+    num_filters: int = 64,
+    num_layers: int = 4,
+    pooling: str = "stride",
+    norm: str = "batch",
+    adapt_norm: bool = False,
+    head: str | None = None,
+    lowering: str | None = None,
+    dtype: Any = None,
+) -> ImageNetwork:
+    """Layers of 3x3 convolution, normalisation, ReLU and pooling, and a linear head.
+
+    The defaults are the paper's network for Omniglot; `pooling="max"` with 32 filters is the one
+    for MiniImagenet.
+
+    Args:
+        image_shape: H, W, C.
+        num_outputs: N, classes of an episode.
+        num_filters: of each layer.
+        num_layers: how many layers.
+        pooling: `"stride"`: convolutions of stride 2 and a mean over the image at the end;
+            `"max"`: 2x2 max-pooling after each layer, and all that is left as features.
+        norm: one of `normalization.NORMS`.
+        adapt_norm: whether the inner loop adapts the parameters of normalisation, too.
+        head: initialiser of the head's weights, a name in `HEADS`; default that of the original
+            code: `"normal"` for stride, `"xavier"` for max-pooling.
+        lowering: of convolutions, one of `convolutions.LOWERINGS`; default the platform's.
+        dtype: of activations, `jnp.bfloat16` say; parameters, their updates, statistics and logits
+            stay float32.
+
+    Raises:
+        ValueError: an unknown choice, a count below 1, or images too small for so many poolings.
+    """
+    types.check_choice(pooling, POOLINGS, "pooling")
+    head = {"stride": "normal", "max": "xavier"}[pooling] if head is None else head
+    _check(image_shape, norm, head, num_outputs=num_outputs, num_filters=num_filters,
+           num_layers=num_layers)  # fmt: skip
+    if lowering is not None:
+        types.check_choice(lowering, convolutions.LOWERINGS, "lowering")
+    if pooling == "max" and min(image_shape[:2]) < 2**num_layers:
+        raise ValueError(
+            f"images of {image_shape[0]}x{image_shape[1]} are too small for {num_layers} times 2x2 "
+            f"max-pooling: expected {2**num_layers} or more on each side."
+        )
+
+    def module(num_statistics: int | None = None, features: bool = False) -> nn.Module:
+        return _Convolutional(
+            num_outputs,
+            num_filters,
+            num_layers,
+            pooling,
+            norm,
+            lowering,
+            head,
+            dtype,
+            num_statistics,
+            features,
+        )
+
+    return _network(module, image_shape, adapt_norm)
+
+
+def fully_connected(
+    image_shape: tuple[int, int, int],
+    num_outputs: int,
+    hidden_sizes: Sequence[int] = (256, 128, 64, 64),
+    *,
+    norm: str = "batch",
+    adapt_norm: bool = False,
+    head: str = "truncated_normal",
+    dtype: Any = None,
+) -> ImageNetwork:
+    """The paper's network without convolutions: layers, normalisation, ReLU, and a linear head.
+
+    Arguments and errors as in `convolutional`.
+    """
+    _check(image_shape, norm, head, num_outputs=num_outputs, hidden_size=min(hidden_sizes))
+
+    def module(num_statistics: int | None = None, features: bool = False) -> nn.Module:
+        return _FullyConnected(
+            num_outputs, tuple(hidden_sizes), norm, head, dtype, num_statistics, features
+        )
+
+    return _network(module, image_shape, adapt_norm)
+
+
+def _check(image_shape: tuple[int, int, int], norm: str, head: str, **counts: int) -> None:
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape must be (H, W, C); received {image_shape}.")
+    normalization.check_norm(norm)
+    types.check_choice(head, tuple(HEADS), "head")
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be 1 or more; received {count}.")
+
+
+def _network(
+    module: Callable[..., nn.Module], image_shape: tuple[int, int, int], adapt_norm: bool
+) -> ImageNetwork:
+    def init(key: Array) -> Params:
+        return module().init(key, jnp.zeros((1, *image_shape)))["params"]
+
+    def apply(
+        params: Params,
+        images: Array,
+        *,
+        num_statistics: int | None = None,
+        features: bool = False,
+    ) -> Array:
+        if jnp.ndim(images) != 4 or jnp.shape(images)[1:] != tuple(image_shape):
+            raise ValueError(
+                f"images must have shape [n, {', '.join(map(str, image_shape))}]; "
+                f"received {jnp.shape(images)}."
+            )
+        return module(num_statistics, features).apply({"params": params}, images)  # pyright: ignore
+
+    def mask(params: Params) -> PyTree:
+        if adapt_norm:
+            return jax.tree.map(lambda _: True, params)
+        return normalization.all_but_norm(params)
+
+    return ImageNetwork(init, apply, mask)
