@@ -19,12 +19,11 @@ import optax
 from experiments.config import ConfigError, check_fields, option
 from experiments.results import make_row
 from experiments.runner import Outcome, Stage
-from maml_jax import MetaState, init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
+from maml_jax import MetaState, adapt, init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
 from maml_jax.batching import map_tasks, replicate
 from maml_jax.classification import (
     PROTOCOLS,
     ImageSet,
-    LabelledImages,
     baselines,
     classification_problem,
     cross_entropy,
@@ -113,6 +112,12 @@ class Config:
         "lanczos", "How images are resized.", choices=("lanczos", "bilinear", "nearest")
     )
     split_seed: int = option(0, "Seed of splits that are drawn at random.", minimum=0)
+    split_fractions: tuple[float, ...] = option(
+        (0.64, 0.16, 0.2),
+        "Shares of classes for train, val and test, of --dataset=folder without such folders.",
+        minimum=0,
+        maximum=1,
+    )
     rotations: str = option(
         "augment",
         "Turns by multiples of 90 degrees: each class of an episode at random, or as new classes.",
@@ -434,17 +439,13 @@ def validation_episodes(
     """Episodes of the validation classes with K queries; None if there are no such classes."""
     if images.validation is None:
         return None
-    sampler = episode_sampler(
-        config.num_ways, config.num_shots, config.num_shots, config.rotations
-    )
+    sampler = episode_sampler(config.num_ways, config.num_shots, config.num_shots, config.rotations)
     draw = jax.jit(functools.partial(draw_episodes, sampler), static_argnums=2)
     count = config.validation_tasks if num_tasks is None else num_tasks
     return draw(jax.random.key(seed), images.validation, count)
 
 
-def evaluate(
-    config: Config, seed: int, images: Images, states: Mapping[str, Selection]
-) -> Outcome:
+def evaluate(config: Config, seed: int, images: Images, states: Mapping[str, Selection]) -> Outcome:
     """Accuracy of each method on the same test episodes, in every protocol asked for."""
     judges = _judges(config, seed, images, states)
     rows, arrays = [], {}
@@ -460,9 +461,40 @@ def evaluate(
                 for step, values in found.items():
                     rows.append({**make_row(name, setting, step, "accuracy", values), **extra})
                 arrays[f"accuracy/{name}/{setting}"] = np.stack(list(found.values()))
+            if "episode/support" not in arrays and config.maml_name in states:
+                arrays |= _episode(config, states[config.maml_name].best_params, tasks)
     for name, selection in states.items():
         arrays[f"best_step/{name}"] = np.asarray(selection.best_step)
     return Outcome(rows, arrays)
+
+
+def _episode(config: Config, params: Params, tasks: Task) -> dict[str, np.ndarray]:
+    """The first test episode and what the adapted model says, for the figure."""
+    network = make_network(config)
+    support, query = jax.tree.map(lambda x: x[0], tasks)
+
+    @jax.jit
+    def answer(params: Params) -> Array:
+        adapted, _ = adapt(
+            cross_entropy(network.apply),
+            params,
+            support,
+            config.inner_lr,
+            config.report_steps,
+            mask=network.mask,
+        )
+        return jax.nn.softmax(network.apply(adapted, query.images))
+
+    def pixels(images: Array) -> np.ndarray:
+        return np.rint(np.asarray(images) * 255).astype(np.uint8)
+
+    return {
+        "episode/support": pixels(support.images),
+        "episode/support_labels": np.asarray(support.labels),
+        "episode/query": pixels(query.images),
+        "episode/query_labels": np.asarray(query.labels),
+        "episode/probabilities": np.asarray(answer(params)),
+    }
 
 
 Judge = Callable[[Task, str], tuple[dict[int | None, np.ndarray], dict[str, Any]]]
@@ -553,6 +585,3 @@ def _not_adapting(
         return jax.jit(every)
 
     return lambda tasks, protocol: ({None: np.asarray(compiled(protocol)(params, tasks))}, {})
-
-
-__all__ = ["Config", "Images", "LabelledImages", "evaluate", "make_stages"]

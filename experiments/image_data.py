@@ -1,19 +1,25 @@
-"""The image sets that few-shot experiments train, validate and test on."""
+"""The images that few-shot experiments train, validate and test on, and those of a user."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import places
 from experiments.config import ConfigError
 from experiments.few_shot import Images
 
 GLYPH_CLASSES = {"train": 200, "val": 60, "test": 100}  # synthetic
+GLYPH_EXAMPLES = 20
 
 
 def load(config: Any) -> Images:
@@ -22,14 +28,19 @@ def load(config: Any) -> Images:
     Raises:
         ConfigError: the data is missing or is not what it should be.
     """
-    import importlib.util
+    with _explained():
+        return _load(config)
 
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns errors of data sets into errors that the command line shows as a sentence."""
     if importlib.util.find_spec("PIL") is None:
-        raise ConfigError("image data sets need the extra `data`: pip install 'maml-jax[data]'.")
+        raise ConfigError("images need the extra `data`: pip install 'maml-jax[data]'.")
     from maml_jax.classification.datasets import DataError
 
     try:
-        return _load(config)
+        yield
     except (DataError, ImportError) as error:
         raise ConfigError(str(error)) from None
 
@@ -38,39 +49,101 @@ def load(config: Any) -> Images:
 def _load(config: Any) -> Images:
     from maml_jax.classification import datasets
 
-    splits = _read(config, datasets)
-    missing = [name for name in ("train", "test") if name not in splits]
-    if missing:
-        raise datasets.DataError(f"the data has no split {missing[0]!r}; it has {list(splits)}.")
+    splits = _read(config)
+    for name in ("train", "test"):
+        if name not in splits:
+            raise datasets.DataError(f"the data has no split {name!r}; it has {', '.join(splits)}.")
     needed = {
         "train": config.num_shots + config.train_queries,
         "val": 2 * config.num_shots,
         "test": config.num_shots + max(q or config.num_shots for q in config.eval_queries),
     }
-    needed = {name: count for name, count in needed.items() if name in splits}
-    datasets.check_episodes(splits, config.num_ways, needed)
-    sets = {
-        name: jax.tree.map(jnp.asarray, classes.image_set) for name, classes in splits.items()
-    }
+    datasets.check_episodes(
+        splits, config.num_ways, {name: count for name, count in needed.items() if name in splits}
+    )
+    sets = {name: jax.tree.map(jnp.asarray, classes.image_set) for name, classes in splits.items()}
     return Images(sets["train"], sets.get("val"), sets["test"])
 
 
-def _read(config: Any, datasets: Any) -> dict[str, Any]:
+def _read(config: Any) -> dict[str, Any]:
+    from maml_jax.classification import datasets
+
+    data, cache = places.data_dir(), places.cache_dir()
     if config.dataset == "synthetic":
-        print("  synthetic glyphs: results say nothing about real data", file=sys.stderr)
+        print("synthetic glyphs: results say nothing about real data", file=sys.stderr)
         return {
             name: datasets.synthetic_glyphs(
-                count, 20, config.image_size, config.channels, seed=3 * config.split_seed + i
+                count,
+                GLYPH_EXAMPLES,
+                config.image_size,
+                config.channels,
+                seed=len(GLYPH_CLASSES) * config.split_seed + i,
             )
             for i, (name, count) in enumerate(GLYPH_CLASSES.items())
         }
     if config.dataset == "omniglot":
         return datasets.load_omniglot(
-            places.data_dir(),
-            places.cache_dir(),
+            data,
+            cache,
             splitting=config.splitting,
             split_seed=config.split_seed,
             image_size=config.image_size,
             resample=config.resample,
         )
-    raise NotImplementedError(config.dataset)
+    if config.dataset == "mini_imagenet":
+        return datasets.load_mini_imagenet(data, cache, config.image_size)
+    return datasets.load_folder(
+        data,
+        cache,
+        reading(config),
+        fractions=config.split_fractions,
+        split_seed=config.split_seed,
+    )
+
+
+def reading(config: Any) -> Any:
+    """How the image files of a configuration's data set are read."""
+    from maml_jax.classification.datasets import Reading
+
+    return Reading(config.image_size, config.channels, config.invert, config.resample)
+
+
+def labelled_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of classes, labels [n] and images [n, H, W, C] of a folder of class folders.
+
+    Raises:
+        ConfigError: no such folder, no images, or broken ones.
+    """
+    from maml_jax.classification.datasets import builder
+    from maml_jax.classification.datasets import folder as folders
+
+    with _explained():
+        _check_folder(folder)
+        found = folders.list_images(folders.subfolders(folder))
+        if not found:
+            raise ConfigError(f"{folder} must hold a folder of images for each class; found none.")
+        examples = list(builder.decoded(folders.contents(found), reading(config)))
+    names = sorted({name for name, _, _ in examples})
+    labels = np.array([names.index(name) for name, _, _ in examples], np.int32)
+    return names, labels, np.stack([image for _, _, image in examples])
+
+
+def plain_images(folder: Path, config: Any) -> tuple[list[Path], np.ndarray]:
+    """Paths and images [n, H, W, C] of all images in a folder.
+
+    Raises:
+        ConfigError: no such folder, no images, or broken ones.
+    """
+    from maml_jax.classification.datasets import builder
+    from maml_jax.classification.datasets import folder as folders
+
+    with _explained():
+        _check_folder(folder)
+        found = folders.list_images([folder])
+        examples = list(builder.decoded(folders.contents(found), reading(config)))
+    return [path for _, path in found], np.stack([image for _, _, image in examples])
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder.")

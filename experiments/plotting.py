@@ -25,6 +25,12 @@ COLORS = {
     "averaged_l2": "#E69F00",
     "averaged_to_mean": "#8C564B",
     "random": "#7F7F7F",
+    "maml, not convolutional": "#0072B2",
+    "first_order, not convolutional": "#56B4E9",
+    "fine-tuning": "#D55E00",
+    "nearest neighbour": "#E69F00",
+    "matching": "#CC79A7",
+    "matching nets": "#CC79A7",
 }
 STYLE = {
     "axes.spines.top": False,
@@ -96,12 +102,14 @@ def _draw_fit(ax: Axes, arrays: Mapping[str, np.ndarray], method: str, setting: 
 def draw_curves(ax: Axes, pooled: Mapping[Any, dict[str, Any]], setting: str, metric: str) -> None:
     """A metric against gradient steps for each method, with 95 % intervals over tasks."""
     methods = dict.fromkeys(k[0] for k in pooled if k[1] == setting and k[3] == metric)
-    last = max((k[2] for k in pooled if k[1] == setting and k[2] is not None), default=0)
+    last = max((k[2] for k in pooled if k[1] == setting and k[2] is not None), default=1)
     for method in methods:
-        steps = sorted(k[2] for k in pooled if (k[0], k[1], k[3]) == (method, setting, metric))
-        cells = [pooled[(method, setting, s, metric)] for s in steps]
-        mean = np.array([c["mean"] for c in cells])
-        half = np.array([c["ci95"] for c in cells])
+        cells = {
+            k[2]: v for k, v in pooled.items() if (k[0], k[1], k[3]) == (method, setting, metric)
+        }
+        steps = sorted(cells, key=lambda step: -1 if step is None else step)
+        mean = np.array([cells[s]["mean"] for s in steps])
+        half = np.array([cells[s]["ci95"] for s in steps])
         if len(steps) == 1:  # not adapted: the same at every step
             steps, mean, half = [0, last], np.repeat(mean, 2), np.repeat(half, 2)
         color, title = COLORS.get(method, "black"), METHOD_TITLES.get(method, method)

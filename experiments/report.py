@@ -37,13 +37,16 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
     paper = results.published()
     pooled = results.pool(runs)
     steps = sorted({k[2] for k in pooled if k[2] is not None})
-    chosen = [s for s in (0, 1, 2, 3, 5, 10) if s in steps] or [None]
+    chosen: list[int | None] = [s for s in (0, 1, 2, 3, 5, 10) if s in steps]
+    if any(k[2] is None for k in pooled):
+        chosen.append(None)  # methods that take no gradient steps
     metrics = sorted({k[3] for k in pooled})
     blocks = []
     for metric in metrics:
         header = [f"{metric} after ... steps", "tasks", "seeds"]
         for s in chosen:
-            header += [f"{s}" if s is not None else metric, "paper"]
+            header += [f"{s}" if s is not None else "(none)", "paper"]
+        header.append("paper, no step named")
         lines = []
         seen = dict.fromkeys((k[1], k[0]) for k in pooled if k[3] == metric)
         for setting, method in seen:
@@ -57,9 +60,14 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
             for s, cell in zip(chosen, cells, strict=True):
                 theirs = paper.get((runs[0]["experiment"], method, setting, s, metric))
                 line.append("" if cell is None else _shown(cell))
-                line.append("" if theirs is None else f"{theirs['mean']:.2f}")
+                shown = theirs is not None and s is not None
+                line.append(f"{theirs['mean']:.2f}" if shown else "")
+            unnamed = paper.get((runs[0]["experiment"], method, setting, None, metric))
+            line.append(_shown(unnamed) if unnamed else "")
             lines.append(line)
-        keep = [i for i, h in enumerate(header) if h != "paper" or any(line[i] for line in lines)]
+        keep = [
+            i for i, h in enumerate(header) if "paper" not in h or any(line[i] for line in lines)
+        ]
         blocks.append(
             format_table([header[i] for i in keep], [[line[i] for i in keep] for line in lines])
         )
@@ -69,6 +77,8 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
 def _shown(cell: dict[str, Any]) -> str:
     if not np.isfinite(cell["mean"]):
         return "diverged"
+    if cell["ci95"] is None:  # the paper gives none for what it quotes from others
+        return f"{cell['mean']:.3f}"
     return f"{cell['mean']:.3f} ±{cell['ci95']:.3f}"
 
 

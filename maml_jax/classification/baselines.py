@@ -121,9 +121,7 @@ def with_new_head(params: Params, fresh: Params) -> Params:
     return {**params, "Head": fresh["Head"]}
 
 
-def tune_inner_lr(
-    accuracy: Callable[[Array], Array], candidates: Array
-) -> tuple[Array, Array]:
+def tune_inner_lr(accuracy: Callable[[Array], Array], candidates: Array) -> tuple[Array, Array]:
     """Picks a baseline's step size for fine-tuning, on validation tasks.
 
     Args:
@@ -135,5 +133,3 @@ def tune_inner_lr(
     """
     scores = jax.lax.map(lambda rate: jnp.mean(accuracy(rate)[1:]), candidates)
     return candidates[jnp.argmax(scores)], scores
-
-

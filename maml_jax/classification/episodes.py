@@ -141,9 +141,7 @@ def _check_set(image_set: ImageSet, num_ways: int, per_class: int, rotations: st
         raise ValueError(f"only square images can be turned; received {shape[2]}x{shape[3]}.")
 
 
-def draw_episodes(
-    sampler: EpisodeSampler, key: Array, image_set: ImageSet, num_tasks: int
-) -> Task:
+def draw_episodes(sampler: EpisodeSampler, key: Array, image_set: ImageSet, num_tasks: int) -> Task:
     """A fixed set of episodes [T], for validation or test: the same for the same key."""
     keys = jax.random.split(key, num_tasks)
     return jax.vmap(lambda k: sampler(None, k, image_set))(keys)

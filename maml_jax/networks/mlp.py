@@ -90,4 +90,4 @@ def mlp(
 
 def num_parameters(params: Params) -> int:
     """How many numbers a parameter pytree holds."""
-    return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(params))
+    return sum(int(getattr(leaf, "size", 1)) for leaf in jax.tree.leaves(params))

@@ -1,5 +1,6 @@
 """Image data sets for few-shot classification, each as one uint8 array a split."""
 
+from maml_jax.classification.datasets.folder import load_folder
 from maml_jax.classification.datasets.glyphs import synthetic_glyphs
 from maml_jax.classification.datasets.images import (
     DataError,
@@ -7,6 +8,7 @@ from maml_jax.classification.datasets.images import (
     Reading,
     check_episodes,
 )
+from maml_jax.classification.datasets.mini_imagenet import load_mini_imagenet
 from maml_jax.classification.datasets.omniglot import load_omniglot
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "ImageClasses",
     "Reading",
     "check_episodes",
+    "load_folder",
+    "load_mini_imagenet",
     "load_omniglot",
     "synthetic_glyphs",
 ]

@@ -118,9 +118,8 @@ def _builder_class() -> type:
         def _generate_examples(self, files):
             for class_name, name, image in decoded(files, self._reading):
                 png = io.BytesIO()
-                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-                    png, "png"
-                )
+                flat = image[..., 0] if image.shape[-1] == 1 else image
+                Image.fromarray(flat).save(png, "png", compress_level=1)  # three times as fast
                 png.seek(0)
                 yield (
                     f"{class_name}/{name}",

@@ -1,0 +1,101 @@
+"""Adapting a trained classifier to a user's own images: a CSV of answers, and a contact sheet."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import few_shot, image_data
+from experiments.config import ConfigError
+from experiments.few_shot_sheet import contact_sheet
+from maml_jax import adapt
+from maml_jax.classification import LabelledImages, cross_entropy
+from maml_jax.classification.losses import query_outputs
+
+FLAGS = (
+    ("support", "", "With --mode=adapt: folder with a folder of labelled images for each class."),
+    ("classify", "", "With --mode=adapt: folder of images to classify."),
+    ("adapt_steps", 10, "With --mode=adapt: gradient steps."),
+)
+
+
+def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> None:
+    """Adapts to labelled images and classifies others.
+
+    Each image is classified by itself: batch statistics are those of the support and that image.
+    Writes `predictions.csv` (file, predicted, a probability for each class) and `predictions.png`
+    into the run's directory.
+
+    Raises:
+        ConfigError: a folder that cannot be used, or another number of classes than N.
+    """
+    config = run.settings
+    if config.maml_name not in run.states:
+        raise ConfigError("the run trained no MAML model (--methods) to adapt.")
+    if not support or not classify:
+        raise ConfigError("--mode=adapt needs --support=FOLDER and --classify=FOLDER.")
+    if adapt_steps < 0:
+        raise ConfigError(f"--adapt_steps must be 0 or more; received {adapt_steps}.")
+    names, labels, shown = image_data.labelled_images(Path(support), config)
+    if len(names) != config.num_ways:
+        raise ConfigError(
+            f"the model tells {config.num_ways} classes apart (--num_ways of its training); "
+            f"{support} has {len(names)} class folders: {', '.join(names[:8])}."
+        )
+    paths, images = image_data.plain_images(Path(classify), config)
+    probabilities = classify_images(
+        config,
+        run.states[config.maml_name].best_params,
+        LabelledImages(_scaled(shown), jnp.asarray(labels)),
+        _scaled(images),
+        adapt_steps,
+    )
+    table = run.workdir / "predictions.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "predicted", *(f"p({name})" for name in names)])
+        for path, row in zip(paths, probabilities, strict=True):
+            best = names[int(np.argmax(row))]
+            writer.writerow([path.name, best, *(f"{value:.4f}" for value in row)])
+    sheet = run.workdir / "predictions.png"
+    contact_sheet(sheet, names, labels, shown, [p.name for p in paths], images, probabilities)
+    print(
+        f"adapted to {len(labels)} images of {len(names)} classes in {adapt_steps} steps, "
+        f"classified {len(paths)} images\npredictions: {table}\ncontact sheet: {sheet}"
+    )
+
+
+def classify_images(
+    config: few_shot.Config,
+    params: Any,
+    support: LabelledImages,
+    images: jax.Array,
+    num_steps: int,
+) -> np.ndarray:
+    """Probabilities [n, N] of images after adapting to a support."""
+    network = few_shot.make_network(config)
+
+    @jax.jit
+    def answer(params: Any, support: LabelledImages, images: jax.Array) -> jax.Array:
+        adapted, _ = adapt(
+            cross_entropy(network.apply),
+            params,
+            support,
+            config.inner_lr,
+            num_steps,
+            mask=network.mask,
+        )
+        return jax.nn.softmax(
+            query_outputs(network.apply, "one_query", adapted, support.images, images)
+        )
+
+    return np.asarray(answer(params, support, images))
+
+
+def _scaled(images: np.ndarray) -> jax.Array:
+    return jnp.asarray(images, jnp.float32) / 255

@@ -1,0 +1,298 @@
+"""The experiments on images, end to end on small synthetic glyphs, and what users get wrong."""
+
+import csv
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import (
+    few_shot,
+    few_shot_adapt,
+    image_data,
+    logbook,
+    mini_imagenet,
+    omniglot,
+    places,
+    report,
+    runner,
+)
+from experiments.config import ConfigError
+
+pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
+
+SMALL = {
+    "dataset": "synthetic",
+    "methods": few_shot.METHODS,
+    "num_ways": 3,
+    "meta_steps": 20,
+    "num_tasks": 4,
+    "num_filters": 4,
+    "num_layers": 2,
+    "image_size": 12,
+    "validate_every": 10,
+    "validation_tasks": 8,
+    "report_steps": 1,
+    "eval_steps": 2,
+    "eval_tasks": 8,
+    "eval_queries": (0, 2),
+    "pretrain_steps": 10,
+    "pretrain_images": 8,
+    "steps_per_call": 10,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_glyphs():
+    """Fewer classes than the experiments draw: drawing them takes longer than these runs."""
+    before = dict(image_data.GLYPH_CLASSES)
+    image_data.GLYPH_CLASSES.update(train=8, val=5, test=5)
+    image_data._load.cache_clear()
+    yield
+    image_data.GLYPH_CLASSES.update(before)
+    image_data._load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    return workdir, runner.run(omniglot.EXPERIMENT, workdir, omniglot.Config(**SMALL))
+
+
+def test_all_methods_are_judged_in_all_protocols(finished):
+    workdir, found = finished
+    for name in ("config.json", "metrics.jsonl", "results.json", "figure.png", "evaluation.npz"):
+        assert (workdir / name).stat().st_size > 0
+    settings = {row["setting"] for row in found["rows"]}
+    assert settings == {
+        f"3-way 1-shot{queries}{protocol}"
+        for queries in ("", ", 2 queries")
+        for protocol in ("", ", support statistics", ", one query at a time")
+    }
+    steps = {}
+    for row in found["rows"]:
+        assert row["metric"] == "accuracy"
+        assert 0 <= row["mean"] <= 1
+        assert row["num_tasks"] == 8
+        steps.setdefault(row["method"], set()).add(row["gradient_steps"])
+    assert steps == {
+        "maml": {0, 1, 2},
+        "fine-tuning": {0, 1, 2},
+        "random": {0, 1, 2},
+        "nearest neighbour": {None},
+        "matching nets": {None},
+    }
+
+
+def test_the_model_is_chosen_on_validation_episodes(finished):
+    workdir, _ = finished
+    entries = [e for e in logbook.read_metrics(workdir) if e["stage"] == "maml"]
+    validated = [(e["validation/accuracy"], e["step"]) for e in entries]
+    assert [step for _, step in validated] == [10, 20]
+    best = max(accuracy for accuracy, _ in validated)
+    first = next(step for accuracy, step in validated if accuracy == best)
+    with np.load(workdir / "evaluation.npz") as arrays:
+        assert arrays["best_step/maml"] == first
+
+
+def test_table_puts_methods_without_steps_in_a_column_of_their_own(finished):
+    table = report.group_table([finished[1]])
+    header = table.splitlines()[0]
+    assert "(none)" in header
+    assert "nearest neighbour" in table
+    assert "random initialisation" in table
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path):
+    """A run cut off after its first checkpoint ends with the same parameters."""
+    config = omniglot.Config(**{**SMALL, "methods": ("maml",), "eval_queries": (0,)})
+    images = image_data.load(config)
+    whole = few_shot.make_stages(config, 0, images)[0]
+    through, _ = whole.make_advance(10)(whole.init())
+    from experiments.checkpoints import Checkpoints
+
+    store = Checkpoints(tmp_path / "checkpoints")
+    store.save(10, through, {"train_s": 0.0, "compile_s": 0.0})
+    through, _ = whole.make_advance(10)(through)
+    found = store.restore(whole.init(), warn=print)
+    store.close()
+    assert found is not None
+    resumed, _ = whole.make_advance(10)(found.state)
+    for a, b in zip(jax.tree.leaves(through), jax.tree.leaves(resumed), strict=True):
+        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(a, b)
+
+
+def write_images(where, names, count=2, kind="png"):
+    for i, name in enumerate(names):
+        (where / name).mkdir(parents=True)
+        for j in range(count):
+            array = np.full((20, 14), 255 - 60 * i - j, np.uint8)
+            Image.fromarray(array).save(where / name / f"{j}.{kind}")
+
+
+@pytest.fixture
+def users_folders(tmp_path):
+    """Three labelled classes, and four images to classify."""
+    write_images(tmp_path / "support", ["alpha", "beta", "gamma"])
+    write_images(tmp_path / "asked", ["."], 4, "bmp")
+    return tmp_path / "support", tmp_path / "asked"
+
+
+def test_adapting_to_a_users_images_writes_answers_and_a_sheet(finished, users_folders, capsys):
+    workdir, _ = finished
+    run = runner.load(omniglot.EXPERIMENT, workdir)
+    few_shot_adapt.adapt_to_images(run, *map(str, users_folders), adapt_steps=2)
+    with (workdir / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["0.bmp", "1.bmp", "2.bmp", "3.bmp"]
+    for row in rows:
+        shares = {name: float(row[f"p({name})"]) for name in ("alpha", "beta", "gamma")}
+        assert abs(sum(shares.values()) - 1) < 1e-3
+        assert row["predicted"] == max(shares, key=shares.get)
+    with Image.open(workdir / "predictions.png") as sheet:
+        assert sheet.width > 500
+    assert "classified 4 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, a: shutil.rmtree(s / "gamma"), r"3 classes apart .* has 2 class folders: alpha"),
+        (lambda s, a: shutil.rmtree(a), "asked is not a folder"),
+        (lambda s, a: [p.unlink() for p in a.iterdir()], "asked has no images"),
+        (lambda s, a: (a / "0.bmp").write_bytes(b"BM, but no more"), "asked/0.bmp is a broken"),
+        (lambda s, a: shutil.rmtree(s), "support is not a folder"),
+    ],
+)
+def test_what_cannot_be_adapted_to_is_named(finished, users_folders, change, message):
+    change(*users_folders)
+    run = runner.load(omniglot.EXPERIMENT, finished[0])
+    with pytest.raises(ConfigError, match=message):
+        few_shot_adapt.adapt_to_images(run, *map(str, users_folders), adapt_steps=2)
+
+
+def test_adapting_asks_for_both_folders(finished):
+    run = runner.load(omniglot.EXPERIMENT, finished[0])
+    with pytest.raises(ConfigError, match="needs --support=FOLDER and --classify=FOLDER"):
+        few_shot_adapt.adapt_to_images(run, "", "", 1)
+
+
+def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for split, classes in {"train": 4, "val": 3, "test": 3}.items():
+        for c in range(classes):
+            (tmp_path / "mine" / split / f"c{c}").mkdir(parents=True)
+            for i in range(4):
+                array = rng.integers(0, 255, (15, 15, 3), dtype=np.uint8)
+                Image.fromarray(array).save(tmp_path / "mine" / split / f"c{c}" / f"{i}.jpg")
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "mine"))
+    monkeypatch.setenv("MAML_JAX_CACHE", str(tmp_path / "cache"))
+    small = {
+        **SMALL,
+        "dataset": "folder",
+        "methods": ("maml",),
+        "eval_queries": (0,),
+        "protocols": ("transductive",),
+        "meta_steps": 10,
+        "train_queries": 1,
+        "pooling": "max",
+    }
+    found = runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(**small))
+    assert {row["setting"] for row in found["rows"]} == {"3-way 1-shot"}
+    with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*c0 \(4\)"):
+        image_data.load(mini_imagenet.Config(**{**small, "num_shots": 4}))
+    with pytest.raises(ConfigError, match="4-way episodes need 4 or more"):
+        image_data.load(mini_imagenet.Config(**{**small, "num_ways": 4}))
+
+
+def test_missing_data_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
+    with pytest.raises(ConfigError, match="found no MiniImagenet in"):
+        image_data.load(mini_imagenet.Config())
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (omniglot.Config, (1, 32, 1, 3, 2.0, 0.0)),
+        (lambda: omniglot.Config(num_shots=5), (5, 32, 1, 3, 2.0, 0.0)),
+        (lambda: omniglot.Config(num_ways=20), (1, 16, 5, 5, 2.0, 0.0)),
+        (lambda: omniglot.Config(num_ways=20, inner_steps=0), (1, 16, 0, 5, 2.0, 0.0)),
+        (mini_imagenet.Config, (15, 4, 5, 10, 0.05, 10.0)),
+        (lambda: mini_imagenet.Config(num_shots=5), (15, 4, 5, 10, 0.05, 10.0)),
+    ],
+)
+def test_each_cell_has_the_papers_settings(make, expected):
+    config = make()
+    found = (
+        config.train_queries,
+        config.num_tasks,
+        config.inner_steps,
+        config.report_steps,
+        config.inner_lr,
+        config.clip,
+    )
+    assert found == expected
+    assert (config.meta_steps, config.meta_lr) == (60_000, 1e-3)
+
+
+def test_clipping_is_on_the_originals_scale():
+    """The original clips at 10 a loss that is 75 (1-shot) or 15 (5-shot) times the mean."""
+    for shots, scale in ((1, 75), (5, 15)):
+        optimizer = few_shot._optimizer(mini_imagenet.Config(num_shots=shots))
+        params = {"w": np.zeros(1, np.float32)}
+        state = optimizer.init(params)
+        # Adam's first moment is a tenth of the first gradient that reaches it.
+        _, state = optimizer.update({"w": np.full(1, 1e3, np.float32)}, state, params)
+        np.testing.assert_allclose(state[1][0].mu["w"], 0.1 * 10 / scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_ways": 1}, "--num_ways must be 2 or more"),
+        ({"eval_steps": 2}, "--eval_steps must be at least --report_steps=3; received 2"),
+        ({"channels": 2}, "--channels must be 1 or 3"),
+        ({"rotations": "flip"}, "--rotations must be one of none, augment, classes"),
+        ({"methods": ("maml", "svm")}, "--methods must be one of"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        omniglot.Config(**fields)
+
+
+def test_a_network_that_does_not_fit_is_a_sentence():
+    with pytest.raises(ConfigError, match="too small for 4 times 2x2"):
+        few_shot.make_network(omniglot.Config(pooling="max", image_size=12))
+
+
+def test_a_configuration_survives_its_json(finished):
+    stored = json.loads((finished[0] / "config.json").read_text())["config"]
+    assert stored["inner_steps"] == 1  # worked out, not null
+    assert runner.load(omniglot.EXPERIMENT, finished[0]).settings == omniglot.Config(**SMALL)
+
+
+def test_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
+    assert places.data_dir() == tmp_path
+    monkeypatch.delenv("MAML_JAX_DATA")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "x"))
+    monkeypatch.setattr(places.sys, "platform", "linux")
+    assert places.data_dir() == tmp_path / "x" / "maml_jax"
+
+
+def test_contact_sheet_of_many_images(tmp_path):
+    from experiments.few_shot_sheet import contact_sheet
+
+    images = np.zeros((3, 5, 5, 3), np.uint8)
+    path = tmp_path / "sheet.png"
+    names = [f"a class with quite a long name {i}" for i in range(3)]
+    contact_sheet(path, names, np.arange(3), images, ["x.png"] * 3, images, np.eye(3))
+    with Image.open(io.BytesIO(path.read_bytes())) as sheet:
+        assert sheet.format == "PNG"

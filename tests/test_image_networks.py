@@ -1,0 +1,175 @@
+"""Image networks: shapes, parameter counts, lowerings, normalisation, precision."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close
+
+from maml_jax import Task, meta_loss
+from maml_jax.classification import LabelledImages, cross_entropy
+from maml_jax.networks import convolutional, fully_connected, num_parameters
+from maml_jax.networks.convolutions import LOWERINGS, convolution
+from maml_jax.networks.image import max_pool
+from maml_jax.networks.normalization import NORMS, BatchNorm
+
+
+def count(network):
+    return num_parameters(jax.eval_shape(network.init, jax.random.key(0)))
+
+
+def test_parameters_of_mini_imagenet_are_the_originals():
+    network = convolutional((84, 84, 3), 5, num_filters=32, pooling="max")
+    # convolutions with bias: 9*3*32+32 + 3*(9*32*32+32); head: 800*5+5; offsets: 4*32
+    assert count(network) == 896 + 3 * 9248 + 4005 + 128 == 32_773
+
+
+def test_parameters_of_omniglot():
+    # 9*64+64 + 3*(9*64*64+64); head: 64*5+5; offsets: 4*64
+    assert count(convolutional((28, 28, 1), 5)) == 640 + 3 * 36928 + 325 + 256
+    sizes = (784, 256, 128, 64, 64, 5)
+    dense = sum(a * b + b for a, b in itertools.pairwise(sizes))
+    assert count(fully_connected((28, 28, 1), 5)) == dense + 256 + 128 + 64 + 64
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("side", "strides"), [(8, (2, 2)), (7, (2, 2)), (5, (1, 1)), (6, (2, 1))])
+def test_lowerings_are_one_convolution(side, strides, padding):
+    keys = jax.random.split(jax.random.key(0), 2)
+    images = jax.random.normal(keys[0], (3, side, side + 1, 2))
+    kernel = jax.random.normal(keys[1], (3, 3, 2, 4))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    outputs = [
+        convolution(name)(images, kernel, strides, padding, dimension_numbers=numbers)
+        for name in LOWERINGS
+    ]
+    for output in outputs[:-1]:
+        assert_trees_close(output, outputs[-1], 1e-5)
+
+
+def test_a_convolution_of_another_kind_is_left_to_jax():
+    images, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 2, 4))
+    found = convolution("patches")(
+        images,
+        kernel,
+        (1, 1),
+        "SAME",
+        rhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=2,
+    )
+    assert found.shape == (1, 8, 8, 4)
+    assert found[0, 4, 4, 0] == 18.0
+
+
+def small_task(shape=(8, 8, 1), dtype=jnp.float32):
+    def batch(seed, n):
+        images = jax.random.uniform(jax.random.key(seed), (n, *shape), dtype)
+        return LabelledImages(images, jnp.arange(n) % 3)
+
+    return Task(batch(1, 3), batch(2, 6))
+
+
+def meta_gradient(network, params, task, mode="reverse"):
+    fn = functools.partial(
+        meta_loss, cross_entropy(network.apply), inner_lr=0.3, num_steps=2, mask=network.mask,
+        mode=mode,
+    )  # fmt: skip
+    return jax.jit(jax.grad(fn, has_aux=True))(params, task)[0]
+
+
+@pytest.mark.parametrize("pooling", ["stride", "max"])
+def test_lowerings_and_modes_give_one_meta_gradient(x64, pooling):
+    make = functools.partial(
+        convolutional, (8, 8, 1), 3, num_filters=4, num_layers=2, pooling=pooling
+    )
+    task = small_task(dtype=jnp.float64)
+    params = make().init(jax.random.key(0))
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    expected = meta_gradient(make(lowering="native"), params, task)
+    for lowering in ("patches", "shifts"):
+        assert_trees_close(meta_gradient(make(lowering=lowering), params, task), expected, 1e-10)
+    assert_trees_close(meta_gradient(make(), params, task, "mixed"), expected, 1e-10)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_trains(norm):
+    network = convolutional((8, 8, 1), 3, num_filters=6, num_layers=1, norm=norm)
+    params = network.init(jax.random.key(0))
+    expected = {
+        "batch": {"offset"},
+        "batch_scale": {"offset", "scale"},
+        "layer": {"bias", "scale"},
+        "group": {"bias", "scale"},
+        "none": set(),
+    }
+    assert set(params.get("Norm_0", {})) == expected[norm]
+    grads = meta_gradient(network, params, small_task())
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    mask = network.mask(params)
+    assert not any(jax.tree.leaves(mask.get("Norm_0", {})))
+    assert all(jax.tree.leaves(mask["Head"]))
+
+
+def test_batch_norm_by_hand():
+    x = jnp.array([[1.0, 4.0], [3.0, 4.0], [8.0, 1.0]])
+    module = BatchNorm()
+    params = {"params": {"offset": jnp.array([0.5, 0.0])}}
+    expected = (np.array(x) - [4, 3]) / np.sqrt(np.array([26 / 3, 2]) + 1e-3) + [0.5, 0]
+    np.testing.assert_allclose(module.apply(params, x), expected, rtol=1e-6)
+    first_two = (np.array(x) - [2, 4]) / np.sqrt(np.array([1, 0]) + 1e-3) + [0.5, 0]
+    found = BatchNorm(num_statistics=2).apply(params, x)
+    np.testing.assert_allclose(found, first_two, rtol=1e-6)
+
+
+def test_batch_norm_of_one_black_image_is_finite():
+    network = convolutional((8, 8, 1), 3, num_filters=4, num_layers=2)
+    params = network.init(jax.random.key(0))
+    black = Task(*(LabelledImages(jnp.zeros((3, 8, 8, 1)), jnp.arange(3)) for _ in range(2)))
+    grads = meta_gradient(network, params, black)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def test_bfloat16_leaves_parameters_updates_and_logits_in_float32():
+    make = functools.partial(convolutional, (8, 8, 1), 3, num_filters=8, num_layers=2)
+    params = make(dtype=jnp.bfloat16).init(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    images = small_task().query.images
+    half, full = (make(dtype=d).apply(params, images) for d in (jnp.bfloat16, None))
+    assert half.dtype == jnp.float32
+    assert np.any(np.asarray(half != full))
+    np.testing.assert_allclose(half, full, atol=0.1)
+    grads = meta_gradient(make(dtype=jnp.bfloat16), params, small_task())
+    expected = meta_gradient(make(), params, small_task())
+    cosine = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (grads, expected))))  # noqa: B905
+    norms = [jnp.sqrt(sum(jnp.vdot(a, a) for a in jax.tree.leaves(g))) for g in (grads, expected)]
+    assert cosine / (norms[0] * norms[1]) > 0.98
+
+
+def test_max_pool_leaves_out_an_odd_edge():
+    x = jnp.arange(25.0).reshape(1, 5, 5, 1)
+    np.testing.assert_array_equal(max_pool(x)[0, ..., 0], [[6, 8], [16, 18]])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: convolutional((28, 28), 5), r"image_shape must be \(H, W, C\)"),
+        (lambda: convolutional((28, 28, 1), 0), "num_outputs must be 1 or more"),
+        (lambda: convolutional((28, 28, 1), 5, pooling="mean"), "received 'mean'"),
+        (lambda: convolutional((28, 28, 1), 5, norm="instance"), "received 'instance'"),
+        (lambda: convolutional((28, 28, 1), 5, lowering="winograd"), "received 'winograd'"),
+        (lambda: convolutional((8, 8, 1), 5, pooling="max"), "expected 16 or more"),
+        (lambda: fully_connected((28, 28, 1), 5, (64, 0)), "hidden_size must be 1 or more"),
+        (
+            lambda: fully_connected((4, 4, 1), 5).apply({}, jnp.zeros((2, 16))),
+            r"shape \[n, 4, 4, 1\]; received \(2, 16\)",
+        ),
+    ],
+)
+def test_impossible_networks_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
