@@ -1,8 +1,11 @@
 """The benchmark command: `python -m benchmarks.run [--suite=core] [--json=FILE]`.
 
 Suites: core (the parts of a meta-step), sinusoid (the paper's whole meta-training), memory (each
-meta-gradient mode against the number of inner steps), peers (PyTorch libraries beside ours; `make
-bench-peers` installs them). Run them on an idle machine: nothing here can tell what else runs.
+meta-gradient mode against the number of inner steps), peers (PyTorch libraries beside ours on the
+sinusoid; `make bench-peers` installs them); classification (meta-steps of the image classifiers),
+image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot). The latter three
+split a CPU into one device a core, as their experiments do, and go into a run of their own. Run on
+an idle machine: nothing here can tell what else runs.
 """
 
 from __future__ import annotations
@@ -15,11 +18,19 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments.process import lay_out_cpu, num_cores
+
 SUITES = ("core", "sinusoid", "memory", "peers")
-_SUITE = flags.DEFINE_list("suite", ["core"], f"What to run: {', '.join(SUITES)}, or all.")
+IMAGE_SUITES = ("classification", "image_memory", "image_peers")
+_SUITE = flags.DEFINE_list(
+    "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(IMAGE_SUITES)}."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the measurements to.")
 _THREADS = flags.DEFINE_integer(
-    "cpu_threads", 1, "Threads of XLA on a CPU; the sinusoid's experiment uses 1.", 1
+    "cpu_threads", 1, "Threads of XLA for each CPU device; the experiments use 1.", 1
+)
+_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", None, "Devices that a CPU is split into; default one, for images one a core.", 1
 )
 
 
@@ -28,11 +39,17 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}.")
     logging.set_verbosity(logging.ERROR)
-    names = list(SUITES[:-1]) if _SUITE.value == ["all"] else _SUITE.value
-    unknown = [name for name in names if name not in SUITES]
+    names = _SUITE.value
+    known = (*SUITES, *IMAGE_SUITES)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise app.UsageError(f"--suite must be of {', '.join(SUITES)}; received {unknown[0]!r}.")
-    os.environ.setdefault("PJRT_NPROC", str(_THREADS.value))  # before JAX starts
+        raise app.UsageError(f"--suite must be of {', '.join(known)}; received {unknown[0]!r}.")
+    of_images = [name in IMAGE_SUITES for name in names]
+    if any(of_images) and not all(of_images):
+        raise app.UsageError(
+            f"{', '.join(IMAGE_SUITES)} lay out the CPU in their own way: run them by themselves."
+        )
+    lay_out_cpu(_THREADS.value, _DEVICES.value or (num_cores() if all(of_images) else 1))
 
     where = environment()
     print("  ".join(f"{key}: {value}" for key, value in where.items()))
@@ -48,8 +65,16 @@ def main(argv: list[str]) -> None:
 
 def run_suite(name: str) -> list[dict[str, Any]]:
     """The measurements of one suite, as dictionaries."""
-    from benchmarks import core
+    from benchmarks import classification, core
 
+    if name == "classification":
+        return classification.classification_suite()
+    if name == "image_memory":
+        return classification.memory_rows()
+    if name == "image_peers":
+        from benchmarks import image_peers
+
+        return image_peers.image_peers_suite()
     if name == "core":
         return [timing._asdict() for timing in core.core_suite()]
     if name == "sinusoid":

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -15,6 +14,7 @@ from experiments import config as config_lib
 from experiments import places, runner
 from experiments.checkpoints import CheckpointError
 from experiments.config import ConfigError
+from experiments.process import lay_out_cpu, num_cores
 from experiments.runner import Experiment, RunError, StoppedError
 from maml_jax import NonFiniteError
 
@@ -62,24 +62,12 @@ def _define_flags(experiment: Experiment) -> None:
     config_lib.define_flags(experiment.config, experiment.presets, module)
 
 
-def _lay_out_cpu(experiment: Experiment, values: flags.FlagValues) -> None:
-    """Threads and devices of JAX's CPU client, which reads them when it starts, after this."""
-    if experiment.cpu_threads is not None:
-        os.environ.setdefault("PJRT_NPROC", str(experiment.cpu_threads))
-    count = values.cpu_devices
-    if count is None and experiment.device_per_core:
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if count is not None and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        jax.config.update("jax_num_cpu_devices", count)
-
-
 def _command(experiment: Experiment, argv: list[str]) -> int:
     values = flags.FLAGS
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
-    _lay_out_cpu(experiment, values)
+    whole = num_cores() if experiment.device_per_core else None
+    lay_out_cpu(experiment.cpu_threads, values.cpu_devices or whole)
     for kind, name in places.VARIABLES.items():
         if values[f"{kind}_dir"].value:
             os.environ[name] = values[f"{kind}_dir"].value

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from typing import Any
 
 import jax
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def lay_out_cpu(threads: int | None, devices: int | None) -> None:
+    """Threads and devices of JAX's CPU client, which reads them when it starts, after this.
+
+    Settings of the user's own, in the environment, are left as they are.
+    """
+    if threads is not None:
+        os.environ.setdefault("PJRT_NPROC", str(threads))
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if devices is not None and not told:
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 class StopRequest:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/meta_gradient_modes.md", "docs/your_own_problem.md"]
+PAGES = ["README.md", "docs/meta_gradient_modes.md", "docs/your_own_problem.md", "docs/few_shot.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

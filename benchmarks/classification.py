@@ -1,0 +1,242 @@
+"""Meta-steps of the paper's image classifiers, and how far they are from the machine's arithmetic.
+
+On a CPU each core is one JAX device with one thread, as the experiments run.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from benchmarks.harness import measure_loop
+from maml_jax import MODES, MetaState, init, make_train_fn, memory_report, meta_loss, task_mesh
+from maml_jax.batching import TASK_AXIS, replicate
+from maml_jax.classification import ImageSet, classification_problem, draw_episodes
+from maml_jax.networks import ImageNetwork, convolutional, fully_connected
+
+OPTIMIZER = optax.adam(1e-3)
+
+
+class Case(NamedTuple):
+    """A cell of the paper's Table 1, as it is trained.
+
+    Attributes:
+        name: of the cell.
+        ways: N.
+        shots: K.
+        queries: query images of a class.
+        tasks: of a meta-batch.
+        steps: inner steps.
+        data: "omniglot", "omniglot, not convolutional" or "mini_imagenet": shapes and network.
+    """
+
+    name: str
+    ways: int
+    shots: int
+    queries: int
+    tasks: int
+    steps: int
+    data: str = "omniglot"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """H, W, C."""
+        return (84, 84, 3) if self.data == "mini_imagenet" else (28, 28, 1)
+
+    @property
+    def inner_lr(self) -> float:
+        """On the mean loss."""
+        return 0.05 if self.data == "mini_imagenet" else 2.0
+
+    def network(self, **options: Any) -> ImageNetwork:
+        """The paper's network for this data."""
+        if self.data == "omniglot, not convolutional":
+            return fully_connected(self.image_shape, self.ways, **options)
+        if self.data == "mini_imagenet":
+            options = {"num_filters": 32, "pooling": "max", **options}
+        return convolutional(self.image_shape, self.ways, **options)
+
+
+OMNIGLOT_5 = Case("Omniglot 5-way 1-shot", 5, 1, 1, 32, 1)
+OMNIGLOT_20 = Case("Omniglot 20-way 1-shot, 5 steps", 20, 1, 1, 16, 5)
+OMNIGLOT_15 = Case("Omniglot 5-way 1-shot, 15 queries", 5, 1, 15, 32, 1)
+CASES = (
+    OMNIGLOT_5,
+    OMNIGLOT_20,
+    OMNIGLOT_15,
+    Case("Omniglot 5-way 5-shot", 5, 5, 5, 32, 1),
+    Case("Omniglot 5-way 1-shot, fully connected", 5, 1, 1, 32, 1, "omniglot, not convolutional"),
+    Case("MiniImagenet 5-way 1-shot, 5 steps", 5, 1, 15, 4, 5, "mini_imagenet"),
+)
+MINI_5_SHOT = Case("MiniImagenet 5-way 5-shot, 5 steps", 5, 5, 15, 4, 5, "mini_imagenet")
+
+
+def synthetic_images(case: Case, num_classes: int = 64) -> ImageSet:
+    """Random pixels: how long a meta-step takes does not depend on what is drawn."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    shape = (num_classes, case.shots + case.queries, *case.image_shape)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    return ImageSet(jnp.asarray(images), jnp.full(num_classes, shape[1], jnp.int32))
+
+
+def task_loss(case: Case, network: ImageNetwork, mode: str = "mixed") -> Any:
+    """The meta-loss of one task."""
+    problem = classification_problem(network, case.ways, case.shots, case.queries)
+    return functools.partial(
+        meta_loss,
+        problem.inner_loss,
+        inner_lr=case.inner_lr,
+        num_steps=case.steps,
+        mask=network.mask,
+        mode=mode,
+    )
+
+
+def trainer(case: Case, num_steps: int, **options: Any) -> tuple[Any, MetaState]:
+    """`(step, state)`: a number of meta-steps with episodes drawn inside, as experiments do it.
+
+    Options: `mode`, `batching`, and those of the network.
+    """
+    mode, batching = options.pop("mode", "mixed"), options.pop("batching", "scan")
+    network = case.network(**options)
+    problem = classification_problem(network, case.ways, case.shots, case.queries, "augment")
+    train = make_train_fn(
+        problem.sample,
+        task_loss(case, network, mode),
+        OPTIMIZER,
+        num_tasks=case.tasks,
+        num_steps=num_steps,
+        batching=batching,
+    )
+    images = replicate(synthetic_images(case), task_mesh(case.tasks))
+    state = init(jax.jit(network.init)(jax.random.key(0)), OPTIMIZER, 0)
+    return lambda s: train(s, images), state
+
+
+def classification_suite() -> list[dict[str, Any]]:
+    """Every case, with its share of the measured peak; then the choices, on the first case."""
+    peak = product_peak()
+    rows: list[dict[str, Any]] = [
+        {"name": "peak: 1024^3 matrix products on every device", "gflops": peak}
+    ]
+    for case in CASES:
+        rows.append(_timed(case.name, case, peak))
+    choices: list[tuple[str, dict[str, Any]]] = [
+        ("lowering=shifts", {"lowering": "shifts"}),
+        ("lowering=native", {"lowering": "native"}),
+        ("batching=4", {"batching": 4}),
+        ("batching=vmap", {"batching": "vmap"}),
+        ("mode=reverse", {"mode": "reverse"}),
+        ("mode=first_order", {"mode": "first_order"}),
+        ("dtype=bfloat16", {"dtype": jnp.bfloat16}),
+    ]
+    for name, options in choices:
+        rows.append(_timed(f"{OMNIGLOT_5.name}, {name}", OMNIGLOT_5, peak, **options))
+    return rows
+
+
+def _timed(name: str, case: Case, peak: float, **options: Any) -> dict[str, Any]:
+    first_order = options.get("mode") == "first_order"
+    work = products_of(case, "first_order" if first_order else "mixed")
+    per_call = 10 if case.steps == 1 and case.queries < 15 else 2
+    if options.get("lowering") == "native":
+        per_call = 1
+    step, state = trainer(case, per_call, **options)
+    timing = measure_loop(name, step, state, 5, per_call)
+    return {
+        **timing._asdict(),
+        "gflop": work / 1e9,
+        "share_of_peak": work / 1e6 / timing.median_ms / peak,
+    }
+
+
+def products_of(case: Case, mode: str) -> float:
+    """Floating-point operations of all matrix products in one meta-step."""
+    network = case.network()
+    episodes = jax.eval_shape(
+        lambda images: draw_episodes(
+            classification_problem(network, case.ways, case.shots, case.queries).sample,
+            jax.random.key(0),
+            images,
+            1,
+        ),
+        synthetic_images(case),
+    )
+    task = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    gradient = jax.grad(task_loss(case, network, mode), has_aux=True)
+    return case.tasks * count_products(jax.make_jaxpr(gradient)(params, task).jaxpr)
+
+
+def count_products(jaxpr: Any) -> float:
+    """Floating-point operations of the matrix products in a jaxpr, loops included."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "gemm":
+            a, b = (v.aval.shape for v in equation.invars)
+            inner = a[-2] if equation.params["transpose_a"] else a[-1]
+            total += 2.0 * np.prod(equation.outvars[0].aval.shape) * inner
+            del b
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = np.prod([equation.invars[0].aval.shape[d] for d in contracted])
+            total += 2.0 * np.prod(equation.outvars[0].aval.shape) * inner
+        else:
+            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+                if _is_jaxpr(value):
+                    total += times * count_products(getattr(value, "jaxpr", value))
+    return float(total)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def product_peak(side: int = 1024, repeats: int = 10) -> float:
+    """GFLOP/s of large float32 matrix products, all devices at once."""
+    mesh = task_mesh(len(jax.devices()))
+
+    def chain(a: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, repeats, lambda _, x: (x @ a[0])[None][0], a[0])[None]
+
+    spec = PartitionSpec(TASK_AXIS)
+    run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=spec, out_specs=spec))
+    a = jnp.broadcast_to(jnp.eye(side) * 0.999, (mesh.size, side, side))
+    jax.block_until_ready(run(a))
+    best = np.inf
+    for _ in range(5):
+        begun = time.perf_counter()
+        jax.block_until_ready(run(a))
+        best = min(best, time.perf_counter() - begun)
+    return 2.0 * side**3 * repeats * mesh.size / best / 1e9
+
+
+def memory_rows() -> list[dict[str, Any]]:
+    """Compiled temporary memory of one MiniImagenet 5-shot task and of a meta-batch, by mode."""
+    case = MINI_5_SHOT
+    network = case.network()
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    sample = classification_problem(network, case.ways, case.shots, case.queries).sample
+    rows = []
+    for tasks in (1, case.tasks):
+        episodes = jax.eval_shape(
+            lambda images, t=tasks: draw_episodes(sample, jax.random.key(0), images, t),
+            synthetic_images(case),
+        )
+
+        def batch_loss(mode: str) -> Any:
+            one = task_loss(case, network, mode)
+            return lambda p, t: jnp.mean(jax.vmap(lambda task: one(p, task)[0])(t))
+
+        report = memory_report(batch_loss, params, episodes, modes=MODES, has_aux=False)
+        for mode, use in report.items():
+            rows.append({"mode": mode, "tasks at once": tasks, "temporary_mb": use.temporary / 1e6})
+    return rows
