@@ -34,8 +34,9 @@ class Config(few_shot.Config):
     splitting: str = option(
         "code",
         "Characters at random, 1100/100/423 as the original code or 1200/423 as the paper's text; "
-        "or by alphabet, as the data set's authors.",
-        choices=("code", "paper", "background"),
+        "or by alphabet, as the data set's authors; or by the lists of Vinyals et al., if they are "
+        "there.",
+        choices=("code", "paper", "background", "vinyals"),
     )
 
 

@@ -52,13 +52,14 @@ class Problem(NamedTuple):
 
     Attributes:
         init: `init(key) -> params`.
-        sample: `sample(params, key) -> Task`. Only reinforcement learning looks at `params`.
+        sample: `sample(params, key, *data) -> Task`. Only reinforcement learning looks at `params`;
+            `data` are arrays that tasks are drawn from, if there are any.
         inner_loss: `inner_loss(params, batch) -> (loss, metrics)`, loss a scalar.
         outer_loss: the same form, on the query batch.
     """
 
     init: Callable[[Array], Params]
-    sample: Callable[[Params, Array], Task]
+    sample: Callable[..., Task]
     inner_loss: LossFn
     outer_loss: LossFn
 

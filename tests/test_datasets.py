@@ -155,6 +155,31 @@ def test_what_to_do_without_archives_and_network_is_said(tmp_path, cache, monkey
         source.files(fail)
 
 
+def test_splits_by_lists_of_characters(tiny_omniglot, tmp_path, cache):
+    write_archives(tmp_path, characters=(2, 1))
+    lists = tmp_path / "vinyals"
+    with pytest.raises(DataError, match=r"train.txt, val.txt, test.txt are in neither"):
+        load_omniglot(tmp_path, cache, splitting="vinyals")
+    lists.mkdir()
+    for name, lines in {
+        "train": "Alphabet/character01/rot000\nAlphabet/character01/rot090\n",
+        "val": "",
+        "test": "Alphabet/character02/rot000\n",
+    }.items():
+        (lists / f"{name}.txt").write_text(lines)
+    known = {"Alphabet/character01", "Alphabet/character02"}
+    assert omniglot.read_lists(tmp_path, known) == {
+        "train": ["Alphabet/character01"],
+        "val": [],
+        "test": ["Alphabet/character02"],
+    }
+    with pytest.raises(DataError, match="'Alphabet/character02', which Omniglot has not"):
+        omniglot.read_lists(tmp_path, {"Alphabet/character01"})
+    (lists / "val.txt").write_text("Alphabet/character01")
+    with pytest.raises(DataError, match=r"is in train.txt and in val.txt"):
+        omniglot.read_lists(tmp_path, known)
+
+
 # MiniImagenet
 
 

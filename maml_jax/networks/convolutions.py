@@ -86,14 +86,14 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
                 precision=precision,
                 **kwargs,
             )
-        windows, shape = _windows(inputs, kernel.shape[:2], tuple(window_strides), padding)
+        windows, shape = _windows(inputs, kernel.shape[:2], window_strides, padding)
         return combine(windows, kernel).reshape(*shape, kernel.shape[-1])
 
     return conv
 
 
 def _windows(
-    inputs: Array, size: Sequence[int], strides: tuple[int, int], padding: Any
+    inputs: Array, size: Sequence[int], strides: Sequence[int], padding: Any
 ) -> tuple[list[Array], tuple[int, int, int]]:
     """For each position of the kernel the inputs under it, each [N * H' * W', C]; and N, H', W'."""
     count, height, width, channels = inputs.shape

@@ -43,7 +43,7 @@ class ImageClasses(NamedTuple):
         """What episodes are drawn from; NumPy arrays, to be put on devices once."""
         return ImageSet(self.images, self.counts)  # pyright: ignore[reportArgumentType]
 
-    def take(self, indices: Sequence[int]) -> ImageClasses:
+    def take(self, indices: Sequence[int] | np.ndarray) -> ImageClasses:
         """Some of the classes."""
         chosen = np.asarray(indices, np.int64)
         names = tuple(self.names[i] for i in chosen)

@@ -16,6 +16,7 @@ from PIL import Image
 from maml_jax import types
 from maml_jax.classification.datasets import builder
 from maml_jax.classification.datasets.images import (
+    SPLITS,
     DataError,
     ImageClasses,
     Reading,
@@ -27,7 +28,8 @@ ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS, SIDE = 20, 105
-SPLITTINGS = ("code", "paper", "background")
+SPLITTINGS = ("code", "paper", "background", "vinyals")
+LISTS = {split: f"{split}.txt" for split in SPLITS}
 
 
 def load_omniglot(
@@ -47,15 +49,17 @@ def load_omniglot(
         cache_dir: where what was read is kept.
         splitting: `"code"`: characters at random, 1,100 to train, 100 to validate, 423 to test;
             `"paper"`: 1,200 to train, 423 to test, none to validate; `"background"`: by alphabet,
-            as the data set's authors: 964 to train, 659 to test. (The split of Vinyals et al. by
-            lists of characters is not included: the lists were never published by its authors.)
+            as the data set's authors: 964 to train, 659 to test; `"vinyals"`: by lists of
+            characters, `vinyals/{train,val,test}.txt` beside the archives, a character
+            (`ALPHABET/characterNN`, and perhaps `/rotNNN`) a line. The lists of Vinyals et al.
+            2016 come with the code of prototypical networks, in that form.
         split_seed: of the random splittings.
         image_size: height and width, pixels.
         resample: see `Reading`. The original code asks Pillow for Lanczos, and gets the nearest
             pixel, because Pillow resizes 1-bit images in no other way.
 
     Returns:
-        Train, val (for `"code"`) and test.
+        Train, val (for `"code"` and `"vinyals"`) and test.
 
     Raises:
         DataError: an archive is not Omniglot: names what is missing or of the wrong size.
@@ -71,11 +75,43 @@ def load_omniglot(
         np.concatenate([background.counts, evaluation.counts]),
         background.names + evaluation.names,
     )
+    if splitting == "vinyals":
+        lists = read_lists(data_dir, set(every.names))
+        index = {name: i for i, name in enumerate(every.names)}
+        return {split: every.take([index[n] for n in names]) for split, names in lists.items()}
     order = np.random.Generator(np.random.PCG64(split_seed)).permutation(len(every.names))
     bounds = {"code": (1100, 1200), "paper": (1200, 1200)}[splitting]
     train, val, test = np.split(order, bounds)
     splits = {"train": every.take(train), "val": every.take(val), "test": every.take(test)}
     return {name: classes for name, classes in splits.items() if classes.names}
+
+
+def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
+    """The characters of each split, from lists in a folder `vinyals`.
+
+    Raises:
+        DataError: there are no lists, they name characters that there are not, or one twice.
+    """
+    folders = (data_dir / "vinyals", data_dir / "omniglot" / "vinyals")
+    folder = next((f for f in folders if all((f / n).exists() for n in LISTS.values())), None)
+    if folder is None:
+        raise DataError(
+            f"the lists {', '.join(LISTS.values())} are in neither {folders[0]} nor {folders[1]}; "
+            "they come with the code of prototypical networks (data/omniglot/splits/vinyals)."
+        )
+    lists: dict[str, list[str]] = {}
+    seen: dict[str, str] = {}
+    for split, name in LISTS.items():
+        lines = (folder / name).read_text().split()
+        characters = sorted({"/".join(line.split("/")[:2]) for line in lines})
+        for character in characters:
+            if character not in known:
+                raise DataError(f"{folder / name} names {character!r}, which Omniglot has not.")
+            if character in seen:
+                raise DataError(f"{character} is in {seen[character]} and in {name} of {folder}.")
+            seen[character] = name
+        lists[split] = characters
+    return lists
 
 
 def _source(data_dir: Path) -> builder.Source:
