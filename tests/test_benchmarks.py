@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import core, harness
+from benchmarks import classification, core, harness
+from maml_jax.networks import products
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,56 @@ def test_contenders_give_our_meta_gradient():
     from benchmarks import peers
 
     assert len(peers.peers_suite(rounds=1)) >= 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+def test_contenders_on_images_give_our_meta_gradient():
+    from benchmarks import image_peers
+
+    case = image_peers.OMNIGLOT_20._replace(ways=3, tasks=2, steps=2)
+    tasks, params, loss, gradient = image_peers.reference(case)
+    for name, make in image_peers.torch_contenders():
+        if "compiled" not in name:  # takes minutes
+            check, _ = make(case, params, tasks)
+            image_peers.assert_agrees(name, check(), loss, gradient)
+
+
+def test_products_are_counted_through_loops():
+    def fn(a, b):
+        step = lambda x, _: (x @ b, None)
+        return jax.lax.scan(step, products.matmul(a, b), length=3)[0]
+
+    jaxpr = jax.make_jaxpr(fn)(jnp.ones((2, 5)), jnp.ones((5, 5))).jaxpr
+    assert classification.count_products(jaxpr) == 4 * 2 * (2 * 5 * 5)
+
+
+def test_a_meta_step_of_omniglot_is_counted_by_hand():
+    """First order, one inner step: three times a forward pass on support and on query images."""
+    case = classification.OMNIGLOT_5._replace(tasks=1)
+    layers = ((14, 1), (7, 64), (4, 64), (2, 64))
+    forward = [2 * side**2 * 9 * channels * 64 for side, channels in layers]
+    head = 2 * 64 * 5
+    # The first layer's input needs no gradient: two products there, three elsewhere.
+    expected = 2 * 5 * (2 * forward[0] + 3 * (sum(forward[1:]) + head))
+    found = classification.products_of(case, "first_order")
+    assert abs(found / expected - 1) < 0.01
+
+
+def test_the_image_benchmarks_train_what_the_experiments_train():
+    from experiments import mini_imagenet, omniglot
+
+    for case in (*classification.CASES, classification.MINI_5_SHOT):
+        if case.name.endswith("15 queries"):
+            continue  # a cell of later work
+        experiment = mini_imagenet if case.data == "mini_imagenet" else omniglot
+        config = experiment.Config(num_ways=case.ways, num_shots=case.shots)
+        assert (
+            config.train_queries,
+            config.num_tasks,
+            config.inner_steps,
+            config.inner_lr,
+            config.image_shape,
+        ) == (case.queries, case.tasks, case.steps, case.inner_lr, case.image_shape)
 
 
 @pytest.mark.slow

@@ -110,7 +110,8 @@ def _builder_class() -> type:
 
         def _split_generators(self, dl_manager):
             def download(urls: list[str]) -> list[Path]:
-                return [Path(path) for path in dl_manager.download(urls)]
+                paths: Any = dl_manager.download(urls)
+                return [Path(path) for path in paths]
 
             splits = self._source.files(download)
             return {split: self._generate_examples(files) for split, files in splits.items()}
