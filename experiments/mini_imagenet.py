@@ -12,14 +12,14 @@ out below --data_dir.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from experiments import few_shot, few_shot_adapt, image_data
+from experiments import few_shot
 from experiments.command import main
 from experiments.config import option
-from experiments.few_shot_sheet import few_shot_sheet
-from experiments.runner import Experiment, Outcome, Stage
+from experiments.few_shot_run import few_shot_experiment
+
+SUMMARY = "few-shot classification of photographs (MAML paper, section 5.2)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,29 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_stages(config: Config, seed: int) -> list[Stage]:
-    """See `few_shot.make_stages`."""
-    return few_shot.make_stages(config, seed, image_data.load(config))
-
-
-def evaluate(config: Config, seed: int, states: Mapping[str, Any]) -> Outcome:
-    """See `few_shot.evaluate`."""
-    return few_shot.evaluate(config, seed, image_data.load(config), states)
-
-
-EXPERIMENT = Experiment(
-    name="mini_imagenet",
-    summary="few-shot classification of photographs (MAML paper, section 5.2)",
-    config=Config,
-    presets=PRESETS,
-    stages=make_stages,
-    evaluate=evaluate,
-    figure=few_shot_sheet,
-    modes={"adapt": few_shot_adapt.adapt_to_images},
-    mode_flags={"adapt": few_shot_adapt.FLAGS},
-    cpu_threads=1,
-    device_per_core=True,
-)
+EXPERIMENT = few_shot_experiment("mini_imagenet", SUMMARY, Config, PRESETS)
 
 if __name__ == "__main__":
     main(EXPERIMENT)
