@@ -17,7 +17,8 @@ from typing import Any
 from experiments import few_shot
 from experiments.command import main
 from experiments.config import option
-from experiments.few_shot_run import few_shot_experiment
+from maml_jax.classification.episodes import ROTATIONS
+from maml_jax.networks.image import POOLINGS
 
 SUMMARY = "few-shot classification of photographs (MAML paper, section 5.2)"
 
@@ -47,7 +48,7 @@ class Config(few_shot.Config):
     pooling: str = option(
         "max",
         "Convolutions of stride 2 and a mean, or 2x2 max-pooling.",
-        choices=few_shot.POOLINGS,
+        choices=POOLINGS,
     )
     image_size: int = option(84, "Height and width of images, pixels.", minimum=8)
     channels: int = option(3, "1 for grey images, 3 for colour.", minimum=1, maximum=3)
@@ -55,7 +56,7 @@ class Config(few_shot.Config):
     rotations: str = option(
         "none",
         "Turns by multiples of 90 degrees: each class of an episode at random, or as new classes.",
-        choices=few_shot.ROTATIONS,
+        choices=ROTATIONS,
     )
     steps_per_call: int = option(25, "Meta-steps of one dispatch.", minimum=1)
 
@@ -76,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-EXPERIMENT = few_shot_experiment("mini_imagenet", SUMMARY, Config, PRESETS)
+EXPERIMENT = few_shot.few_shot_experiment("mini_imagenet", SUMMARY, Config, PRESETS)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

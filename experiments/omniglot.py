@@ -17,7 +17,6 @@ from typing import Any
 from experiments import few_shot
 from experiments.command import main
 from experiments.config import option
-from experiments.few_shot_run import few_shot_experiment
 
 SUMMARY = "few-shot classification of characters (MAML paper, section 5.2)"
 
@@ -46,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-EXPERIMENT = few_shot_experiment("omniglot", SUMMARY, Config, PRESETS)
+EXPERIMENT = few_shot.few_shot_experiment("omniglot", SUMMARY, Config, PRESETS)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

@@ -11,9 +11,6 @@ import pytest
 from PIL import Image
 
 from experiments import (
-    few_shot,
-    few_shot_adapt,
-    image_data,
     logbook,
     mini_imagenet,
     omniglot,
@@ -22,12 +19,14 @@ from experiments import (
     runner,
 )
 from experiments.config import ConfigError
+from experiments.few_shot import adapt, data, stages
+from experiments.few_shot.config import METHODS, make_network
 
 pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 
 SMALL = {
     "dataset": "synthetic",
-    "methods": few_shot.METHODS,
+    "methods": METHODS,
     "num_ways": 3,
     "meta_steps": 20,
     "num_tasks": 4,
@@ -49,12 +48,12 @@ SMALL = {
 @pytest.fixture(scope="module", autouse=True)
 def few_glyphs():
     """Fewer classes than the experiments draw: drawing them takes longer than these runs."""
-    before = dict(image_data.GLYPH_CLASSES)
-    image_data.GLYPH_CLASSES.update(train=8, val=5, test=5)
-    image_data._load.cache_clear()
+    before = dict(data.GLYPH_CLASSES)
+    data.GLYPH_CLASSES.update(train=8, val=5, test=5)
+    data._load.cache_clear()
     yield
-    image_data.GLYPH_CLASSES.update(before)
-    image_data._load.cache_clear()
+    data.GLYPH_CLASSES.update(before)
+    data._load.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +109,8 @@ def test_table_puts_methods_without_steps_in_a_column_of_their_own(finished):
 def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path):
     """A run cut off after its first checkpoint ends with the same parameters."""
     config = omniglot.Config(**{**SMALL, "methods": ("maml",), "eval_queries": (0,)})
-    images = image_data.load(config)
-    whole = few_shot.make_stages(config, 0, images)[0]
+    images = data.load(config)
+    whole = stages.make_stages(config, 0, images)[0]
     through, _ = whole.make_advance(10)(whole.init())
     from experiments.checkpoints import Checkpoints
 
@@ -146,7 +145,7 @@ def users_folders(tmp_path):
 def test_adapting_to_a_users_images_writes_answers_and_a_sheet(finished, users_folders, capsys):
     workdir, _ = finished
     run = runner.load(omniglot.EXPERIMENT, workdir)
-    few_shot_adapt.adapt_to_images(run, *map(str, users_folders), adapt_steps=2)
+    adapt.adapt_to_images(run, *map(str, users_folders), adapt_steps=2)
     with (workdir / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["0.bmp", "1.bmp", "2.bmp", "3.bmp"]
@@ -173,13 +172,13 @@ def test_what_cannot_be_adapted_to_is_named(finished, users_folders, change, mes
     change(*users_folders)
     run = runner.load(omniglot.EXPERIMENT, finished[0])
     with pytest.raises(ConfigError, match=message):
-        few_shot_adapt.adapt_to_images(run, *map(str, users_folders), adapt_steps=2)
+        adapt.adapt_to_images(run, *map(str, users_folders), adapt_steps=2)
 
 
 def test_adapting_asks_for_both_folders(finished):
     run = runner.load(omniglot.EXPERIMENT, finished[0])
     with pytest.raises(ConfigError, match="needs --support=FOLDER and --classify=FOLDER"):
-        few_shot_adapt.adapt_to_images(run, "", "", 1)
+        adapt.adapt_to_images(run, "", "", 1)
 
 
 def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
@@ -205,15 +204,15 @@ def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
     found = runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(**small))
     assert {row["setting"] for row in found["rows"]} == {"3-way 1-shot"}
     with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*c0 \(4\)"):
-        image_data.load(mini_imagenet.Config(**{**small, "num_shots": 4}))
+        data.load(mini_imagenet.Config(**{**small, "num_shots": 4}))
     with pytest.raises(ConfigError, match="4-way episodes need 4 or more"):
-        image_data.load(mini_imagenet.Config(**{**small, "num_ways": 4}))
+        data.load(mini_imagenet.Config(**{**small, "num_ways": 4}))
 
 
 def test_missing_data_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
     with pytest.raises(ConfigError, match="found no MiniImagenet in"):
-        image_data.load(mini_imagenet.Config())
+        data.load(mini_imagenet.Config())
 
 
 @pytest.mark.parametrize(
@@ -244,7 +243,7 @@ def test_each_cell_has_the_papers_settings(make, expected):
 def test_clipping_is_on_the_originals_scale():
     """The original clips at 10 a loss that is 75 (1-shot) or 15 (5-shot) times the mean."""
     for shots, scale in ((1, 75), (5, 15)):
-        optimizer = few_shot._optimizer(mini_imagenet.Config(num_shots=shots))
+        optimizer = stages._optimizer(mini_imagenet.Config(num_shots=shots))
         params = {"w": np.zeros(1, np.float32)}
         state = optimizer.init(params)
         # Adam's first moment is a tenth of the first gradient that reaches it.
@@ -269,7 +268,7 @@ def test_impossible_settings_are_refused(fields, message):
 
 def test_a_network_that_does_not_fit_is_a_sentence():
     with pytest.raises(ConfigError, match="too small for 4 times 2x2"):
-        few_shot.make_network(omniglot.Config(pooling="max", image_size=12))
+        make_network(omniglot.Config(pooling="max", image_size=12))
 
 
 def test_a_configuration_survives_its_json(finished):
@@ -288,7 +287,7 @@ def test_places(monkeypatch, tmp_path):
 
 
 def test_contact_sheet_of_many_images(tmp_path):
-    from experiments.few_shot_sheet import contact_sheet
+    from experiments.few_shot.sheet import contact_sheet
 
     images = np.zeros((3, 5, 5, 3), np.uint8)
     path = tmp_path / "sheet.png"

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import few_shot, image_data
 from experiments.config import ConfigError
-from experiments.few_shot_sheet import contact_sheet
+from experiments.few_shot import data
+from experiments.few_shot.config import Config, make_network
+from experiments.few_shot.sheet import contact_sheet
 from maml_jax import adapt
 from maml_jax.classification import LabelledImages, cross_entropy
 from maml_jax.classification.losses import query_outputs
@@ -41,13 +42,13 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
         raise ConfigError("--mode=adapt needs --support=FOLDER and --classify=FOLDER.")
     if adapt_steps < 0:
         raise ConfigError(f"--adapt_steps must be 0 or more; received {adapt_steps}.")
-    names, labels, shown = image_data.labelled_images(Path(support), config)
+    names, labels, shown = data.labelled_images(Path(support), config)
     if len(names) != config.num_ways:
         raise ConfigError(
             f"the model tells {config.num_ways} classes apart (--num_ways of its training); "
             f"{support} has {len(names)} class folders: {', '.join(names[:8])}."
         )
-    paths, images = image_data.plain_images(Path(classify), config)
+    paths, images = data.plain_images(Path(classify), config)
     probabilities = classify_images(
         config,
         run.states[config.maml_name].best_params,
@@ -71,14 +72,14 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
 
 
 def classify_images(
-    config: few_shot.Config,
+    config: Config,
     params: Any,
     support: LabelledImages,
     images: jax.Array,
     num_steps: int,
 ) -> np.ndarray:
     """Probabilities [n, N] of images after adapting to a support."""
-    network = few_shot.make_network(config)
+    network = make_network(config)
 
     @jax.jit
     def answer(params: Any, support: LabelledImages, images: jax.Array) -> jax.Array:

@@ -1,12 +1,18 @@
-"""A few-shot experiment, put together for the runner and the command line."""
+"""Few-shot image classification: what the experiments on Omniglot and MiniImagenet share.
+
+A run trains the methods that it is asked for, keeps of each the parameters that do best on
+validation episodes, and judges those on test episodes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import few_shot, few_shot_adapt, image_data
-from experiments.few_shot_sheet import few_shot_sheet
+from experiments.few_shot import adapt, data, evaluation
+from experiments.few_shot.config import Config
+from experiments.few_shot.sheet import few_shot_sheet
+from experiments.few_shot.stages import make_stages
 from experiments.runner import Experiment, Outcome, Stage
 
 
@@ -18,15 +24,15 @@ def few_shot_experiment(
     Args:
         name: as in `python -m experiments.NAME`.
         summary: a sentence for the first line of a run and of `--help`.
-        config: a subclass of `few_shot.Config` with a field `dataset`.
+        config: a subclass of `Config` with a field `dataset`.
         presets: by name, the fields that differ from the defaults.
     """
 
     def stages(settings: Any, seed: int) -> list[Stage]:
-        return few_shot.make_stages(settings, seed, image_data.load(settings))
+        return make_stages(settings, seed, data.load(settings))
 
     def evaluate(settings: Any, seed: int, states: Mapping[str, Any]) -> Outcome:
-        return few_shot.evaluate(settings, seed, image_data.load(settings), states)
+        return evaluation.evaluate(settings, seed, data.load(settings), states)
 
     return Experiment(
         name=name,
@@ -36,8 +42,11 @@ def few_shot_experiment(
         stages=stages,
         evaluate=evaluate,
         figure=few_shot_sheet,
-        modes={"adapt": few_shot_adapt.adapt_to_images},
-        mode_flags={"adapt": few_shot_adapt.FLAGS},
+        modes={"adapt": adapt.adapt_to_images},
+        mode_flags={"adapt": adapt.FLAGS},
         cpu_threads=1,
         device_per_core=True,
     )
+
+
+__all__ = ["Config", "few_shot_experiment"]

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,18 @@ import numpy as np
 
 from experiments import places
 from experiments.config import ConfigError
-from experiments.few_shot import Images
+from maml_jax.classification import ImageSet
 
 GLYPH_CLASSES = {"train": 200, "val": 60, "test": 100}  # synthetic
 GLYPH_EXAMPLES = 20
+
+
+class Images(NamedTuple):
+    """The image sets of a run, on its devices."""
+
+    train: ImageSet
+    validation: ImageSet | None
+    test: ImageSet
 
 
 def load(config: Any) -> Images:

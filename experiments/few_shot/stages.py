@@ -1,0 +1,258 @@
+"""What is meta-trained: a stage for each method, which validates now and then.
+
+A stage keeps the parameters that do best on validation episodes; those are judged on test episodes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.few_shot.config import Config, make_network
+from experiments.few_shot.data import Images
+from experiments.runner import Stage
+from maml_jax import MetaState, init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
+from maml_jax.batching import map_tasks, replicate
+from maml_jax.classification import (
+    ImageSet,
+    baselines,
+    classification_problem,
+    draw_episodes,
+    episode_sampler,
+)
+from maml_jax.networks import ImageNetwork
+from maml_jax.types import Array, Params, Task
+
+VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
+
+
+class Selection(NamedTuple):
+    """A training state with the parameters that did best on validation episodes so far.
+
+    Attributes:
+        train: the state of training.
+        best_params: the chosen parameters.
+        best_accuracy: theirs, on validation episodes; -1 before the first validation.
+        best_step: when they were reached.
+    """
+
+    train: MetaState
+    best_params: Params
+    best_accuracy: Array
+    best_step: Array
+
+    @property
+    def params(self) -> Params:
+        """The parameters that are being trained."""
+        return self.train.params
+
+
+def make_stages(config: Config, seed: int, images: Images) -> list[Stage]:
+    """One stage for each method that is trained."""
+    stages = []
+    if "maml" in config.methods:
+        stages.append(_maml_stage(config, seed, images))
+    if "pretrained" in config.methods or "nearest_neighbour" in config.methods:
+        stages.append(_pretraining_stage(config, seed, images))
+    if "matching" in config.methods:
+        stages.append(_matching_stage(config, seed, images))
+    return stages
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    if config.clip == 0:
+        return optax.adam(config.meta_lr)
+    scale = config.num_ways * config.train_queries / config.num_shots
+    return optax.chain(optax.clip(config.clip / scale), optax.adam(config.meta_lr))
+
+
+def _maml_stage(config: Config, seed: int, images: Images) -> Stage:
+    network = make_network(config)
+    problem = classification_problem(
+        network, config.num_ways, config.num_shots, config.train_queries, config.rotations
+    )
+    task_loss = functools.partial(
+        meta_loss,
+        problem.inner_loss,
+        inner_lr=config.inner_lr,
+        num_steps=config.inner_steps,
+        mask=network.mask,
+        mode="first_order" if config.first_order else config.meta_gradient,
+    )
+    evaluate = make_evaluate_fn(
+        problem.inner_loss, config.report_steps, mask=network.mask, batching=config.batching
+    )
+
+    def score(params: Params, episodes: Task) -> Array:
+        return evaluate(params, episodes, config.inner_lr).mean["accuracy"][-1]
+
+    return _stage(
+        config,
+        seed,
+        images,
+        name=config.maml_name,
+        network=network,
+        sample=problem.sample,
+        task_loss=task_loss,
+        num_tasks=config.num_tasks,
+        num_steps=config.meta_steps,
+        score=score,
+    )
+
+
+def _matching_stage(config: Config, seed: int, images: Images) -> Stage:
+    network = make_network(config)
+    return _stage(
+        config,
+        seed,
+        images,
+        name="matching",
+        network=network,
+        sample=episode_sampler(
+            config.num_ways, config.num_shots, config.train_queries, config.rotations
+        ),
+        task_loss=baselines.matching_loss(network.apply, config.num_ways),
+        num_tasks=config.num_tasks,
+        num_steps=config.meta_steps,
+        score=_mean_over_tasks(config, matching_accuracy(config, network, "transductive")),
+    )
+
+
+def _pretraining_stage(config: Config, seed: int, images: Images) -> Stage:
+    network = pretrained_network(config, images)
+    rotations = "classes" if config.rotations != "none" else "none"
+    neighbours = functools.partial(
+        baselines.nearest_neighbour_accuracy, network.apply, "transductive"
+    )
+    return _stage(
+        config,
+        seed,
+        images,
+        name="pretrained",
+        network=network,
+        sample=baselines.class_batches(config.pretrain_images, rotations),
+        task_loss=baselines.pretraining_loss(network.apply),
+        num_tasks=1,
+        num_steps=config.pretrain_steps,
+        score=_mean_over_tasks(config, neighbours),
+    )
+
+
+def pretrained_network(config: Config, images: Images) -> ImageNetwork:
+    """A network that tells all training classes apart, turned ones included."""
+    turns = 4 if config.rotations != "none" else 1
+    return make_network(config, turns * images.train.images.shape[0])
+
+
+def _mean_over_tasks(
+    config: Config, accuracy: Callable[[Params, Task], Array]
+) -> Callable[[Params, Task], Array]:
+    """The mean accuracy over episodes, compiled."""
+
+    @jax.jit
+    def score(params: Params, episodes: Task) -> Array:
+        return jnp.mean(map_tasks(lambda task: accuracy(params, task), episodes, config.batching))
+
+    return score
+
+
+def matching_accuracy(
+    config: Config, network: ImageNetwork, protocol: str
+) -> Callable[[Params, Task], Array]:
+    """Accuracy of a matching network on one episode under a protocol."""
+    loss = baselines.matching_loss(network.apply, config.num_ways, protocol)
+    return lambda params, task: loss(params, task)[1]["query"]["accuracy"]
+
+
+def _stage(
+    config: Config,
+    seed: int,
+    images: Images,
+    *,
+    name: str,
+    network: ImageNetwork,
+    sample: Callable[..., Task],
+    task_loss: Callable[..., Any],
+    num_tasks: int,
+    num_steps: int,
+    score: Callable[[Params, Task], Array],
+) -> Stage:
+    """A stage that trains, and validates now and then."""
+    optimizer = optax.adam(config.meta_lr) if name == "pretrained" else _optimizer(config)
+    mesh = task_mesh(num_tasks)
+
+    def start() -> Selection:
+        init_key, train_key = jax.random.split(jax.random.key(seed))
+        state = init(jax.jit(network.init)(init_key), optimizer, train_key)
+        best = jax.tree.map(jnp.copy, state.params)
+        return Selection(state, best, jnp.float32(-1), jnp.int32(0))
+
+    @functools.cache
+    def placed() -> tuple[ImageSet, Task | None]:
+        """Training images on every device, and validation episodes."""
+        return replicate(images.train, mesh), validation_episodes(config, images)
+
+    def make_advance(count: int) -> Callable[[Selection], tuple[Selection, Any]]:
+        train = make_train_fn(
+            sample,
+            task_loss,
+            optimizer,
+            num_tasks=num_tasks,
+            num_steps=count,
+            batching=config.batching,
+            mesh=mesh,
+        )
+
+        def advance(selection: Selection) -> tuple[Selection, Any]:
+            train_set, episodes = placed()
+            state, metrics = train(selection.train, train_set)
+            selection = selection._replace(train=state)
+            at = int(state.step)
+            due = at // config.validate_every > (at - count) // config.validate_every
+            if not (due or at == num_steps):
+                return selection, metrics
+            if episodes is None:  # no validation classes: the last parameters are taken
+                return _choose(selection, jnp.float32(-1)), metrics
+            accuracy = score(state.params, episodes)
+            if accuracy > selection.best_accuracy:
+                selection = _choose(selection, accuracy)
+            best = jnp.full((count,), selection.best_accuracy)
+            shown = {"accuracy": jnp.full((count,), accuracy), "best_accuracy": best}
+            return selection, {**metrics, "validation": shown}
+
+        return advance
+
+    return Stage(
+        name=name,
+        num_steps=num_steps,
+        steps_per_call=config.steps_per_call,
+        init=start,
+        make_advance=make_advance,
+        shown=("loss", "query/accuracy"),
+    )
+
+
+def _choose(selection: Selection, accuracy: Array) -> Selection:
+    """The parameters as they are now become the chosen ones; a copy, because training donates."""
+    return selection._replace(
+        best_params=jax.tree.map(jnp.copy, selection.params),
+        best_accuracy=jnp.float32(accuracy),
+        best_step=jnp.copy(selection.train.step),
+    )
+
+
+def validation_episodes(
+    config: Config, images: Images, seed: int = VALIDATION_SEED, num_tasks: int | None = None
+) -> Task | None:
+    """Episodes of the validation classes with K queries; None if there are no such classes."""
+    if images.validation is None:
+        return None
+    sampler = episode_sampler(config.num_ways, config.num_shots, config.num_shots, config.rotations)
+    draw = jax.jit(functools.partial(draw_episodes, sampler), static_argnums=2)
+    count = config.validation_tasks if num_tasks is None else num_tasks
+    return draw(jax.random.key(seed), images.validation, count)
