@@ -41,7 +41,7 @@ class Config(few_shot.Config):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "quick": {"meta_steps": 9_000, "eval_queries": (0,), "protocols": ("transductive",)},
+    "quick": {"meta_steps": 11_000, "eval_queries": (0,), "protocols": ("transductive",)},
 }
 
 
