@@ -42,13 +42,15 @@ def adaptation_curve(
     outer_loss: LossFn | None = None,
     inner_optimizer: optax.GradientTransformation | None = None,
     mask: maml.Mask = None,
+    last_only: bool = False,
 ) -> Metrics:
     """The query metrics of one task before adaptation and after each of its S steps.
 
-    Arguments and errors as in `maml.meta_loss`.
+    Arguments and errors as in `maml.meta_loss`; with `last_only` the query is judged after the
+    last step alone, which saves time where judging is expensive.
 
     Returns:
-        The metrics of the outer loss with `"loss"`, each with a leading axis of S + 1.
+        The metrics of the outer loss with `"loss"`, each with a leading axis of S + 1 (or of 1).
     """
     if outer_loss is None or outer_loss is loss_fn:
         types.check_same_structure(task)
@@ -58,7 +60,7 @@ def adaptation_curve(
         loss, metrics = types.check_loss_output(judge(adapted, task.query), "outer_loss")
         return {**metrics, "loss": loss}
 
-    _, (_, curve) = maml.adapt(
+    adapted, seen = maml.adapt(
         loss_fn,
         params,
         task.support,
@@ -66,9 +68,11 @@ def adaptation_curve(
         num_steps,
         inner_optimizer=inner_optimizer,
         mask=mask,
-        monitor=query_metrics,
+        monitor=None if last_only else query_metrics,
     )
-    return curve
+    if last_only:
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], query_metrics(adapted))
+    return seen[1]
 
 
 def make_evaluate_fn(
@@ -78,6 +82,7 @@ def make_evaluate_fn(
     outer_loss: LossFn | None = None,
     inner_optimizer: optax.GradientTransformation | None = None,
     mask: maml.Mask = None,
+    last_only: bool = False,
     batching: tasks_lib.Batching = None,
     mesh: Mesh | None = None,
 ) -> EvaluateFn:
@@ -89,6 +94,7 @@ def make_evaluate_fn(
         outer_loss: the loss whose metrics are reported; default `loss_fn`.
         inner_optimizer: as in `maml.adapt`.
         mask: as in `maml.adapt`.
+        last_only: whether to judge after the last step alone: the axis of S + 1 is then one of 1.
         batching: how tasks are batched on each device, see `maml_jax.batching`.
         mesh: a mesh with the one axis "tasks"; default one that fits the tasks of each call.
 
@@ -107,6 +113,7 @@ def make_evaluate_fn(
             outer_loss=outer_loss,
             inner_optimizer=inner_optimizer,
             mask=mask,
+            last_only=last_only,
         )
 
     def curves(params: Params, tasks: Task, inner_lr: maml.InnerRate) -> Metrics:

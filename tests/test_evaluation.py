@@ -39,6 +39,9 @@ def test_last_point_is_the_loss_after_adapt():
     np.testing.assert_allclose(found.per_task["loss"][1, -1], loss, rtol=1e-5)
     np.testing.assert_allclose(found.per_task["accuracy"][1, -1], metrics["accuracy"])
     assert found.per_task["loss"].shape == (3, 5)
+    last = make_evaluate_fn(cross_entropy, 4, last_only=True)(params, tasks, 0.3)
+    assert last.per_task["loss"].shape == (3, 1)
+    np.testing.assert_allclose(last.per_task["loss"][:, 0], found.per_task["loss"][:, -1])
 
 
 @pytest.mark.parametrize(("num_devices", "batching"), [(4, "vmap"), (2, "scan"), (1, 3)])

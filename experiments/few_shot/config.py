@@ -104,9 +104,9 @@ class Config:
         (0, 15), "Query images of a class in the evaluation, each a row; 0: K.", minimum=0
     )
     protocols: tuple[str, ...] = option(
-        PROTOCOLS,
+        ("transductive", "support_statistics"),
         "Batch statistics of query images: all queries together (the paper), the support's, or "
-        "the support's with each query alone.",
+        "the support's with each query alone (slow).",
         choices=PROTOCOLS,
     )
     pretrain_steps: int = option(10_000, "Training steps of the pretrained network.", minimum=1)

@@ -139,16 +139,17 @@ def _adapting(config: Config, network: ImageNetwork, params: Params, rate: float
     def evaluate_fn(protocol: str) -> Any:
         return make_evaluate_fn(
             cross_entropy(network.apply),
-            config.eval_steps,
+            config.report_steps if protocol == "one_query" else config.eval_steps,
             outer_loss=judge(network.apply, protocol),
             mask=network.mask,
+            last_only=protocol == "one_query",  # a forward pass for each query image
             batching=config.batching,
         )
 
     def accuracies(tasks: Task, protocol: str) -> Any:
-        found = evaluate_fn(protocol)(params, judged(tasks), rate).per_task["accuracy"]
-        by_step = {step: np.asarray(found[:, step]) for step in range(config.eval_steps + 1)}
-        return by_step, {"inner_lr": rate}
+        found = np.asarray(evaluate_fn(protocol)(params, judged(tasks), rate).per_task["accuracy"])
+        steps = [config.report_steps] if protocol == "one_query" else range(config.eval_steps + 1)
+        return dict(zip(steps, found.T, strict=True)), {"inner_lr": rate}
 
     return accuracies
 
