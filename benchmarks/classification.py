@@ -184,6 +184,13 @@ def count_products(jaxpr: Any) -> float:
             inner = a[-2] if equation.params["transpose_a"] else a[-1]
             total += 2.0 * np.prod(equation.outvars[0].aval.shape) * inner
             del b
+        elif equation.primitive.name == "conv":
+            kernel = equation.params["geometry"].size
+            a, b = (v.aval.shape for v in (*equation.invars,))
+            form = equation.params["form"]
+            out = equation.outvars[0].aval.shape
+            output, image = {"output": (out, a), "input": (a, out), "kernel": (b, a)}[form]
+            total += 2.0 * np.prod(output) * np.prod(kernel) * image[-1]
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             inner = np.prod([equation.invars[0].aval.shape[d] for d in contracted])

@@ -30,7 +30,9 @@ from maml_jax.classification import classification_problem, draw_episodes
 from maml_jax.networks.normalization import EPSILON
 
 CASES = (OMNIGLOT_5, OMNIGLOT_20, OMNIGLOT_15)
-TOLERANCE = 1e-4  # of the largest element, float32
+# Of the largest element, in float32: few tasks agree to 1e-5, but among many a ReLU's input that is
+# zero but for rounding falls to either side, and moves its whole term.
+TOLERANCE = 1e-3
 LAYERS = 4
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from maml_jax import types
 from maml_jax.networks import products
+from maml_jax.networks.convolution_products import Geometry, convolve
 from maml_jax.types import Array
 
 LOWERINGS = ("patches", "shifts", "native")
@@ -37,8 +38,8 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
 
     Args:
         lowering: `"native"` is JAX's own; `"patches"` gathers the shifted inputs under the kernel
-            side by side and takes one matrix product; `"shifts"` adds up one matrix product for
-            each position of the kernel, without the copy. Default `default_lowering()`.
+            side by side and takes one matrix product, see `convolution_products`; `"shifts"` adds
+            up one product for each position of the kernel. Default `default_lowering()`.
 
     Returns:
         `conv(inputs [..., H, W, C], kernel [h, w, C, F], strides, padding, ...)`. The latter two
@@ -51,7 +52,6 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
     types.check_choice(lowering, LOWERINGS, "lowering")
     if lowering == "native":
         return jax.lax.conv_general_dilated
-    combine = _one_product if lowering == "patches" else _many_products
 
     def conv(
         inputs: Array,
@@ -86,46 +86,29 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
                 precision=precision,
                 **kwargs,
             )
-        windows, shape = _windows(inputs, kernel.shape[:2], window_strides, padding)
-        return combine(windows, kernel).reshape(*shape, kernel.shape[-1])
+        down, right = window_strides
+        if isinstance(padding, str):
+            sides = inputs.shape[1:3]
+            padding = jax.lax.padtype_to_pads(sides, kernel.shape[:2], (down, right), padding)
+        (top, bottom), (left, beside) = padding
+        geometry = Geometry(
+            inputs.shape[1:3], kernel.shape[:2], (down, right), ((top, bottom), (left, beside))
+        )
+        if lowering == "patches":
+            return convolve(inputs, kernel, geometry)
+        return _shifts(inputs, kernel, geometry)
 
     return conv
 
 
-def _windows(
-    inputs: Array, size: Sequence[int], strides: Sequence[int], padding: Any
-) -> tuple[list[Array], tuple[int, int, int]]:
-    """For each position of the kernel the inputs under it, each [N * H' * W', C]; and N, H', W'."""
-    count, height, width, channels = inputs.shape
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads((height, width), size, strides, padding)
-    (top, bottom), (left, right) = padding
-    padded = jnp.pad(inputs, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    rows = (height + top + bottom - size[0]) // strides[0] + 1
-    columns = (width + left + right - size[1]) // strides[1] + 1
-    windows = [
-        jax.lax.slice(
-            padded,
-            (0, i, j, 0),
-            (count, i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1, channels),
-            (1, *strides, 1),
-        ).reshape(-1, channels)
-        for i in range(size[0])
-        for j in range(size[1])
-    ]
-    return windows, (count, rows, columns)
-
-
-def _one_product(windows: list[Array], kernel: Array) -> Array:
-    patches = jnp.concatenate(windows, axis=-1)
-    return products.matmul(patches, kernel.reshape(-1, kernel.shape[-1]))
-
-
-def _many_products(windows: list[Array], kernel: Array) -> Array:
-    taps = kernel.reshape(-1, *kernel.shape[2:])
-    total = products.matmul(windows[0], taps[0])
-    for window, tap in zip(windows[1:], taps[1:], strict=True):
-        total = total + products.matmul(window, tap)
+def _shifts(inputs: Array, kernel: Array, geometry: Geometry) -> Array:
+    padded = jnp.pad(inputs, ((0, 0), *geometry.padding, (0, 0)))
+    (rows, columns), (down, right) = geometry.output, geometry.strides
+    total = jnp.zeros((), inputs.dtype)
+    for i in range(geometry.size[0]):
+        for j in range(geometry.size[1]):
+            window = padded[:, i:, j:][:, : down * rows : down, : right * columns : right]
+            total = total + products.matmul(window, kernel[i, j])
     return total
 
 
