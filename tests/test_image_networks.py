@@ -11,7 +11,7 @@ from conftest import assert_trees_close
 
 from maml_jax import Task, meta_loss
 from maml_jax.classification import LabelledImages, cross_entropy
-from maml_jax.networks import convolutional, fully_connected, num_parameters
+from maml_jax.networks import convolution_products, convolutional, fully_connected, num_parameters
 from maml_jax.networks.convolutions import LOWERINGS, convolution
 from maml_jax.networks.image import max_pool
 from maml_jax.networks.normalization import NORMS, BatchNorm
@@ -173,3 +173,49 @@ def test_max_pool_leaves_out_an_odd_edge():
 def test_impossible_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 10**9], ids=["image by image", "all at once"])
+@pytest.mark.parametrize(
+    "batched", [(0, 0), (0, None), (None, 0)], ids=["both", "images", "kernel"]
+)
+def test_convolution_products_under_vmap(x64, monkeypatch, cache_bytes, batched):
+    """Values, gradients and second derivatives are JAX's own, in tasks and in pieces of a batch."""
+    monkeypatch.setattr(convolution_products, "CACHE_BYTES", cache_bytes)
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = jax.random.normal(keys[0], (2, 6, 5, 4, 3), jnp.float64)
+    kernels = jax.random.normal(keys[1], (2, 3, 3, 3, 2), jnp.float64)
+    images, kernels = (
+        x if axis == 0 else x[0] for x, axis in zip((images, kernels), batched, strict=True)
+    )
+
+    def results(lowering):
+        conv = convolution(lowering)
+
+        def loss(x, w):
+            y = conv(x, w, (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return jnp.sum(jnp.sin(y))
+
+        def directional(x, w):
+            gradient = jax.grad(loss, (0, 1))
+            _, second = jax.jvp(gradient, (x, w), (jnp.cos(x), jnp.cos(w)))
+            pulled = jax.grad(lambda *p: sum(jnp.sum(g**3) for g in gradient(*p)), (0, 1))(x, w)
+            return loss(x, w), gradient(x, w), second, pulled
+
+        return jax.jit(jax.vmap(directional, batched))(images, kernels)
+
+    assert_trees_close(results("patches"), results("native"), 1e-9)
+
+
+@pytest.mark.parametrize("form", convolution_products.FORMS)
+def test_accelerators_form_of_the_products_is_the_same(form):
+    geometry = convolution_products.Geometry((7, 6), (3, 3), (2, 2), ((1, 1), (0, 1)))
+    keys = jax.random.split(jax.random.key(1), 3)
+    shapes = {"x": (4, 2, 7, 6, 3), "w": (4, 3, 3, 3, 5), "y": (4, 2, *geometry.output, 5)}
+    operands = {"output": "xw", "input": "yw", "kernel": "xy"}[form]
+    a, b = (jax.random.normal(k, shapes[name]) for k, name in zip(keys, operands, strict=False))
+    on_cpu = convolution_products._on_cpu(a, b, form=form, geometry=geometry)
+    elsewhere = convolution_products._anywhere(a, b, form=form, geometry=geometry)
+    assert_trees_close(on_cpu, elsewhere, 1e-5)
+    expected = {"output": "y", "input": "x", "kernel": "w"}[form]
+    assert elsewhere.shape == shapes[expected]
