@@ -91,9 +91,9 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
             sides = inputs.shape[1:3]
             padding = jax.lax.padtype_to_pads(sides, kernel.shape[:2], (down, right), padding)
         (top, bottom), (left, beside) = padding
-        geometry = Geometry(
-            inputs.shape[1:3], kernel.shape[:2], (down, right), ((top, bottom), (left, beside))
-        )
+        height, width = inputs.shape[1:3]
+        size = (kernel.shape[0], kernel.shape[1])
+        geometry = Geometry((height, width), size, (down, right), ((top, bottom), (left, beside)))
         if lowering == "patches":
             return convolve(inputs, kernel, geometry)
         return _shifts(inputs, kernel, geometry)
