@@ -245,6 +245,13 @@ def test_each_cell_has_the_papers_settings(make, expected):
     assert (config.meta_steps, config.meta_lr) == (60_000, 1e-3)
 
 
+def test_the_mode_follows_the_number_of_inner_steps():
+    assert omniglot.Config().mode == "reverse"
+    assert omniglot.Config(num_ways=20).mode == "mixed"
+    assert omniglot.Config(meta_gradient="remat").mode == "remat"
+    assert omniglot.Config(first_order=True).mode == "first_order"
+
+
 def test_clipping_is_on_the_originals_scale():
     """The original clips at 10 a loss that is 75 (1-shot) or 15 (5-shot) times the mean."""
     for shots, scale in ((1, 75), (5, 15)):

@@ -82,7 +82,7 @@ def _maml_stage(config: Config, seed: int, images: Images) -> Stage:
         inner_lr=config.inner_lr,
         num_steps=config.inner_steps,
         mask=network.mask,
-        mode="first_order" if config.first_order else config.meta_gradient,
+        mode=config.mode,
     )
     evaluate = make_evaluate_fn(
         problem.inner_loss, config.report_steps, mask=network.mask, batching=config.batching
