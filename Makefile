@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 RUNS   ?= runs
 PEERS  := .venv-peers
 
-.PHONY: help demo test test-all lint types format bench bench-peers clean
+.PHONY: help demo test test-all test-peers lint types format bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -46,12 +46,16 @@ bench: $(VENV)/.ready ## microbenchmarks on this machine; nothing else should be
 $(PEERS)/.ready: constraints.txt setup.cfg
 	@echo "making the environment $(PEERS) with PyTorch, higher and TorchOpt ..."
 	@$(PYTHON) -m venv $(PEERS)
-	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch higher torchopt
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch higher torchopt pytest
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
-bench-peers: $(PEERS)/.ready ## the same meta-step in PyTorch libraries, side by side
+bench-peers: $(PEERS)/.ready ## the same meta-steps in PyTorch libraries, side by side
 	@$(PEERS)/bin/python -m benchmarks.run --suite=peers
+	@$(PEERS)/bin/python -m benchmarks.run --suite=image_peers
+
+test-peers: $(PEERS)/.ready ## that PyTorch's libraries give our meta-gradients
+	@$(PEERS)/bin/python -m pytest -o addopts=-q -k contenders tests/test_benchmarks.py
 
 clean: ## remove environments, caches and the demo's run
 	rm -rf $(VENV) $(PEERS) $(RUNS)/demo build dist *.egg-info .pytest_cache .ruff_cache

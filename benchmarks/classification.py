@@ -148,8 +148,7 @@ def classification_suite() -> list[dict[str, Any]]:
 
 
 def _timed(name: str, case: Case, peak: float, **options: Any) -> dict[str, Any]:
-    first_order = options.get("mode") == "first_order"
-    work = products_of(case, "first_order" if first_order else "mixed")
+    work = products_of(case, options.get("mode", case.mode))
     per_call = 10 if case.steps == 1 and case.queries < 15 else 2
     if options.get("lowering") == "native":
         per_call = 1

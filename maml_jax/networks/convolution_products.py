@@ -152,20 +152,18 @@ def _input(y: Array, w: Array, geometry: Geometry) -> Array:
     shares = shares.reshape(n, *geometry.output, *geometry.size, channels)
     edges = zip(geometry.image, geometry.output, geometry.strides, geometry.padding, strict=True)
     (height, rows, down, (top, _)), (width, columns, right, (left, _)) = edges
-    total = None
+    total = jnp.zeros((n, height, width, channels), y.dtype)
     for i in range(geometry.size[0]):
         for j in range(geometry.size[1]):
             # Edges below zero cut off what lies in the padding.
             below = height + top - i - ((rows - 1) * down + 1)
             beside = width + left - j - ((columns - 1) * right + 1)
-            share = jax.lax.pad(
+            total += jax.lax.pad(
                 shares[:, :, :, i, j],
                 jnp.zeros((), y.dtype),
                 ((0, 0, 0), (i - top, below, down - 1), (j - left, beside, right - 1),
                  (0, 0, 0)),
             )  # fmt: skip
-            total = share if total is None else total + share
-    assert total is not None
     return total
 
 
