@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maml_jax import types
@@ -118,6 +119,25 @@ def sum_gradient(
         losses = jnp.concatenate([losses, tail_losses])
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, tail_metrics)
     return losses, metrics, grads
+
+
+def mean_over_tasks(values: PyTree, num_devices: int = 1) -> PyTree:
+    """The mean over the leading axis of T, and over the devices of a task mesh.
+
+    Args:
+        values: floating-point arrays with a leading axis of a device's tasks.
+        num_devices: with more than 1, called under `shard_map` over `TASK_AXIS`; every device has
+            the same number of tasks, and one all-reduce carries all values.
+    """
+    return mean_over_devices(jax.tree.map(lambda x: jnp.mean(x, axis=0), values), num_devices)
+
+
+def mean_over_devices(values: PyTree, num_devices: int = 1) -> PyTree:
+    """The mean of each device's values over a task mesh, by one all-reduce."""
+    if num_devices == 1:
+        return values
+    flat, unravel = ravel_pytree(values)
+    return unravel(jax.lax.pmean(flat, TASK_AXIS))
 
 
 def axis_size(tasks: PyTree) -> int:

@@ -93,6 +93,7 @@ def adapt(
     inner_optimizer: optax.GradientTransformation | None = None,
     mask: Mask = None,
     mode: str = "reverse",
+    batch_per_step: bool = False,
     monitor: Callable[[Params], PyTree] | None = None,
 ) -> tuple[Params, Any]:
     """S gradient steps on one task: `inner_update` repeated, the optimizer's state carried along.
@@ -100,7 +101,7 @@ def adapt(
     Args:
         loss_fn: as in `inner_update`.
         params: as in `inner_update`.
-        batch: the task's support batch, the same in every step.
+        batch: the task's support batch, the same in every step unless `batch_per_step` says else.
         inner_lr: as in `inner_update`, or a rate for each step: an array of shape [S], or
             `PerStep(tree)` with a leading axis of S on every leaf. A bare array with one axis is
             always taken as rates for steps; for a rate for each entry of parameters that are
@@ -109,6 +110,8 @@ def adapt(
         inner_optimizer: as in `inner_update`.
         mask: as in `inner_update`.
         mode: as in `inner_update`; `"remat"` recomputes each step in the backward pass.
+        batch_per_step: whether every leaf of `batch` has a leading axis of S, a batch for each
+            step: new samples or minibatches.
         monitor: a function of the parameters to be evaluated before the first and after each step.
 
     Returns:
@@ -117,16 +120,23 @@ def adapt(
         latter with a leading axis of S + 1.
 
     Raises:
-        ValueError: as `inner_update`; `num_steps < 0`; rates for another number of steps.
+        ValueError: as `inner_update`; `num_steps < 0`; rates or batches for another number of
+            steps.
         TypeError: as `inner_update`; `num_steps` is not an int.
     """
     num_steps = types.check_num_steps(num_steps)
     loop = _InnerLoop(loss_fn, params, inner_optimizer, mask, mode)
     rates, constant = _split_rates(inner_lr, num_steps)
+    batches = None
+    if batch_per_step:
+        _check_leading_axis(batch, num_steps, "batch, with batch_per_step,")
+        batches = batch
 
-    def body(carry, rate):
+    def body(carry, own):
+        rate, own_batch = own
         seen = None if monitor is None else monitor(loop.merge(carry[0]))
-        carry, metrics = loop.step(carry, batch, constant if rate is None else rate)
+        support = own_batch if batch_per_step else batch
+        carry, metrics = loop.step(carry, support, constant if rate is None else rate)
         return carry, (metrics, seen)
 
     if mode == "remat":
@@ -134,11 +144,13 @@ def adapt(
     if num_steps == 1:
         # Without a loop, vmap over tasks leaves the first step's parameters unbatched, and its
         # matrix products are those of one large batch: a meta-step of S=1 is a third faster.
-        first_rate = None if rates is None else jax.tree.map(lambda r: r[0], rates)
-        (adapted, _), outputs = body(loop.start(), first_rate)
+        first = jax.tree.map(lambda x: x[0], (rates, batches))
+        (adapted, _), outputs = body(loop.start(), first)
         metrics, seen = jax.tree.map(lambda x: jnp.asarray(x)[None], outputs)
     else:
-        (adapted, _), (metrics, seen) = jax.lax.scan(body, loop.start(), rates, length=num_steps)
+        (adapted, _), (metrics, seen) = jax.lax.scan(
+            body, loop.start(), (rates, batches), length=num_steps
+        )
     adapted_params = loop.merge(adapted)
     if monitor is None:
         return adapted_params, metrics
@@ -158,6 +170,7 @@ def meta_loss(
     inner_optimizer: optax.GradientTransformation | None = None,
     mask: Mask = None,
     mode: str = "reverse",
+    batch_per_step: bool = False,
 ) -> tuple[Array, Metrics]:
     """The loss on a task's query batch after adapting on its support batch (paper equation 2).
 
@@ -173,6 +186,7 @@ def meta_loss(
         inner_optimizer: as in `inner_update`.
         mask: as in `inner_update`.
         mode: how the inner loop is differentiated, one of `meta_gradient.MODES`.
+        batch_per_step: as in `adapt`: whether the support holds a batch for each step.
 
     Returns:
         The query loss, a scalar; and `{"support": ..., "query": ...}`: the metrics of each inner
@@ -194,6 +208,7 @@ def meta_loss(
         inner_optimizer=inner_optimizer,
         mask=mask,
         mode=mode,
+        batch_per_step=batch_per_step,
     )
     loss, metrics = types.check_loss_output(outer_loss(adapted_params, task.query), "outer_loss")
     return loss, {"support": support_metrics, "query": {**metrics, "loss": loss}}
@@ -282,13 +297,17 @@ def _split_rates(inner_lr: InnerRate, num_steps: int) -> tuple[PyTree, PyTree]:
     if not _is_per_step(inner_lr):
         return None, inner_lr
     rates = inner_lr.rates if isinstance(inner_lr, PerStep) else inner_lr
-    for leaf in jax.tree.leaves(rates):
+    _check_leading_axis(rates, num_steps, "per-step inner_lr")
+    return jax.tree.map(jnp.asarray, rates), None
+
+
+def _check_leading_axis(tree: PyTree, num_steps: int, what: str) -> None:
+    for leaf in jax.tree.leaves(tree):
         if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != num_steps:
             raise ValueError(
-                f"per-step inner_lr must have a leading axis of num_steps={num_steps} on every "
+                f"{what} must have a leading axis of num_steps={num_steps} on every "
                 f"leaf; received shape {jnp.shape(leaf)}."
             )
-    return jax.tree.map(jnp.asarray, rates), None
 
 
 def _broadcast_rates(inner_lr: InnerRate, params: Params) -> PyTree:

@@ -60,8 +60,9 @@ def init(
         key = jax.random.key(int(key))
     if not jnp.issubdtype(getattr(key, "dtype", object), jax.dtypes.prng_key):
         raise TypeError(f"key must be a typed PRNG key, jax.random.key(seed); received {key!r}.")
-    # Copies, because training donates the state and must not eat the caller's arrays.
-    params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+    # Copies, because training donates the state and must not eat the caller's arrays; with a dtype,
+    # because a weak one would become strong in the first step, and the program be compiled twice.
+    params = jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p), copy=True), params)
     step = jnp.zeros((), jnp.int32)
     # Some optimizers keep the initial parameters themselves, which cannot be donated twice.
     optimizer_state = jax.tree.map(lambda x: jnp.array(x, copy=True), meta_optimizer.init(params))

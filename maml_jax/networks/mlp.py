@@ -18,6 +18,8 @@ INITIALIZERS: dict[str, Callable[..., Array]] = {
     "he_normal": nn.initializers.he_normal(),
     # What the original code uses: a deviation of 0.01 before it cuts at two deviations.
     "truncated_normal": nn.initializers.truncated_normal(stddev=0.01),
+    # Glorot and Bengio 2010 ("Xavier"): the original code's policies.
+    "glorot_uniform": nn.initializers.glorot_uniform(),
 }
 
 

@@ -1,0 +1,174 @@
+"""Policies: networks that turn observations into distributions of actions.
+
+A policy is written for one episode: `act` for one time step, in a rollout; `unroll` for all
+time steps of recorded episodes at once, in the estimators. Both must give the same distributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from maml_jax.networks.distributions import Categorical, Distribution, Gaussian
+from maml_jax.networks.mlp import mlp
+from maml_jax.networks.products import dot_general
+from maml_jax.types import Array, Params, PyTree
+
+STD_FLOOR = 1e-6  # the original code's
+
+
+class Policy(NamedTuple):
+    """A policy, with or without memory.
+
+    Attributes:
+        init: `init(key) -> params`.
+        start: `start() -> memory` of one episode before its first step, any pytree; `()` for none.
+        act: `act(params, observation, memory) -> (distribution, memory)` for one time step:
+            observation [O], a distribution without batch axes.
+        unroll: `unroll(params, observations) -> distribution` of whole episodes: observations
+            [H, E, O], a distribution with leading axes [H, E].
+    """
+
+    init: Callable[[Array], Params]
+    start: Callable[[], PyTree]
+    act: Callable[[Params, Array, PyTree], tuple[Any, PyTree]]
+    unroll: Callable[[Params, Array], Any]
+
+
+def memoryless_policy(
+    init: Callable[[Array], Params], distribution: Callable[[Params, Array], Distribution]
+) -> Policy:
+    """A policy out of a function of the present observation alone.
+
+    Args:
+        init: `init(key) -> params`.
+        distribution: `distribution(params, observations) -> Distribution`, any leading axes.
+    """
+    return Policy(
+        init,
+        lambda: (),
+        lambda params, observation, memory: (distribution(params, observation), memory),
+        distribution,
+    )
+
+
+def gaussian_policy(
+    num_observations: int,
+    num_actions: int,
+    hidden_sizes: Sequence[int] = (100, 100),
+    *,
+    activation: Callable[[Array], Array] = nn.relu,
+    initializer: str = "glorot_uniform",
+    initial_std: float = 1.0,
+) -> Policy:
+    """The paper's policy (section 5.3): an MLP's mean, and a standard deviation of its own.
+
+    The logarithm of the standard deviation does not depend on the observation; it is a parameter
+    like any other, adapted too, and bounded from below by `STD_FLOOR` (as in the original code).
+
+    Args:
+        num_observations: O.
+        num_actions: A.
+        hidden_sizes: units of each hidden layer.
+        activation: after each hidden layer.
+        initializer: of the weights, a name in `networks.mlp.INITIALIZERS`.
+        initial_std: standard deviation to begin with, in units of the action.
+
+    Raises:
+        ValueError: `initial_std` is not above the floor.
+    """
+    network = mlp(
+        num_observations, num_actions, hidden_sizes, activation=activation, initializer=initializer
+    )
+    log_std = _initial_log_std(num_actions, initial_std)
+
+    def init(key: Array) -> Params:
+        return {"mean": network.init(key), "log_std": log_std}
+
+    def distribution(params: Params, observations: Array) -> Gaussian:
+        return _gaussian(network.apply(params["mean"], observations), params["log_std"])
+
+    return memoryless_policy(init, distribution)
+
+
+def categorical_policy(
+    num_observations: int,
+    num_actions: int,
+    hidden_sizes: Sequence[int] = (100, 100),
+    *,
+    activation: Callable[[Array], Array] = nn.relu,
+    initializer: str = "glorot_uniform",
+) -> Policy:
+    """An MLP's logits over A discrete actions; arguments as `gaussian_policy`."""
+    network = mlp(
+        num_observations, num_actions, hidden_sizes, activation=activation, initializer=initializer
+    )
+    return memoryless_policy(network.init, lambda p, x: Categorical(network.apply(p, x)))
+
+
+def recurrent_policy(
+    num_observations: int,
+    num_actions: int,
+    num_units: int = 64,
+    *,
+    initial_std: float = 1.0,
+) -> Policy:
+    """A gated recurrent unit (Cho et al. 2014) with a linear mean; for what cannot be observed.
+
+    Args:
+        num_observations: O.
+        num_actions: A.
+        num_units: size of the memory.
+        initial_std: standard deviation to begin with, in units of the action.
+
+    Raises:
+        ValueError: `initial_std` is not above the floor.
+    """
+    cell = nn.GRUCell(num_units)
+    head = nn.Dense(num_actions, dot_general=dot_general)
+    log_std = _initial_log_std(num_actions, initial_std)
+
+    def init(key: Array) -> Params:
+        cell_key, head_key = jax.random.split(key)
+        memory = jnp.zeros((1, num_units))
+        return {
+            "cell": cell.init(cell_key, memory, jnp.zeros((1, num_observations)))["params"],
+            "head": head.init(head_key, memory)["params"],
+            "log_std": log_std,
+        }
+
+    def act(params: Params, observation: Array, memory: Array) -> tuple[Gaussian, Array]:
+        memory, _ = cell.apply({"params": params["cell"]}, memory, observation)
+        mean: Any = head.apply({"params": params["head"]}, memory)
+        return _gaussian(mean, params["log_std"]), memory
+
+    def start() -> Array:
+        return jnp.zeros((num_units,))
+
+    def unroll(params: Params, observations: Array) -> Gaussian:
+        memory = jnp.zeros((*observations.shape[1:-1], num_units), observations.dtype)
+
+        def body(memory, observation):
+            memory, _ = cell.apply({"params": params["cell"]}, memory, observation)
+            return memory, memory
+
+        _, memories = jax.lax.scan(body, memory, observations)
+        mean: Any = head.apply({"params": params["head"]}, memories)
+        return _gaussian(mean, params["log_std"])
+
+    return Policy(init, start, act, unroll)
+
+
+def _initial_log_std(num_actions: int, initial_std: float) -> Array:
+    if not initial_std > STD_FLOOR:
+        raise ValueError(f"initial_std must be above {STD_FLOOR}; received {initial_std}.")
+    return jnp.full((num_actions,), jnp.log(initial_std), jnp.result_type(float))
+
+
+def _gaussian(mean: Array, log_std: Array) -> Gaussian:
+    floored = jnp.maximum(log_std, jnp.log(STD_FLOOR))
+    return Gaussian(mean, jnp.broadcast_to(floored, mean.shape))

@@ -1,0 +1,203 @@
+"""The meta-iteration: draw tasks, roll out, adapt, roll out again, update; one compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from maml_jax import batching as tasks_lib
+from maml_jax.evaluation import Evaluation, summarize
+from maml_jax.maml import inner_update
+from maml_jax.networks import Policy
+from maml_jax.reinforcement.environment import Environment
+from maml_jax.reinforcement.meta_updates import MetaUpdate
+from maml_jax.reinforcement.objectives import inner_objective
+from maml_jax.reinforcement.problem import Estimation, ReinforcementProblem, to_samples
+from maml_jax.reinforcement.rollout import Trajectories, rollout
+from maml_jax.training import MetaState
+from maml_jax.types import Array, Metrics, NonFiniteError, Params, PyTree, Task
+
+
+def make_iterate_fn(
+    problem: ReinforcementProblem,
+    meta_update: MetaUpdate,
+    *,
+    num_tasks: int,
+    num_steps: int = 1,
+    mesh: Mesh | None = None,
+) -> Callable[[MetaState], tuple[MetaState, Metrics]]:
+    """Compiles meta-iterations into one dispatch; nothing leaves the device in between.
+
+    Each device of the mesh collects and differentiates its own tasks. Which tasks and episodes are
+    drawn depends on the state's key, the iteration and the task's index alone.
+
+    Args:
+        problem: from `reinforcement_problem`.
+        meta_update: from `trpo` or `gradient_steps`; `maml_jax.init` takes it as its optimizer.
+        num_tasks: T, tasks of a meta-iteration.
+        num_steps: iterations of one dispatch.
+        mesh: a mesh with the one axis "tasks"; default `task_mesh(num_tasks)`.
+
+    Returns:
+        `iterate(state) -> (state, metrics)`, metrics with a leading axis of `num_steps`: those of
+        the update; "before" and "after", the means over tasks of `Samples.metrics` before the
+        first inner step and after the last one; "loss", minus the return after adaptation; and
+        "nonfinite_tasks", "first_nonfinite_task" for `maml_jax.check_finite`. It donates `state`.
+
+    Raises:
+        ValueError: a count below 1, or a mesh that does not fit.
+    """
+    for name, value in (("num_tasks", num_tasks), ("num_steps", num_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more; received {value}.")
+    mesh = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
+    num_devices = tasks_lib.check_mesh(mesh, num_tasks)
+    local_tasks = num_tasks // num_devices
+
+    def one(state: MetaState, _: None) -> tuple[MetaState, Metrics]:
+        first = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
+        step_key = jax.random.fold_in(state.key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, first + jnp.arange(local_tasks))
+        tasks = jax.vmap(problem.sample, (None, 0))(state.params, keys)
+        params, optimizer_state, metrics = meta_update.update(
+            state.params, state.optimizer_state, tasks, num_devices
+        )
+        report = _report(metrics, tasks, first, num_tasks, num_devices)
+        return MetaState(params, optimizer_state, state.step + 1, state.key), report
+
+    def iterate(state: MetaState) -> tuple[MetaState, Metrics]:
+        return jax.lax.scan(one, state, length=num_steps)
+
+    spec = PartitionSpec()
+    sharded = jax.shard_map(iterate, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    compiled = jax.jit(sharded, donate_argnums=0)
+    return lambda state: compiled(tasks_lib.replicate(state, mesh))
+
+
+def _report(
+    metrics: Metrics, tasks: Task, first: Array, num_tasks: int, num_devices: int
+) -> Metrics:
+    after = tasks.query.metrics
+    before = jax.tree.map(lambda s, q: s[:, 0] if s.shape[1] else q, tasks.support.metrics, after)
+    means = tasks_lib.mean_over_tasks({"before": before, "after": after}, num_devices)
+    losses = metrics.pop("losses")
+    everyone = jnp.zeros((num_tasks,), losses.dtype)
+    losses = jax.lax.dynamic_update_slice(everyone, losses, (first,))
+    bad = ~jnp.isfinite(jax.lax.psum(losses, tasks_lib.TASK_AXIS) if num_devices > 1 else losses)
+    return {
+        **metrics,
+        **means,
+        "loss": -means["after"]["return"],
+        "nonfinite_tasks": jnp.sum(bad),
+        "first_nonfinite_task": jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
+    }
+
+
+def check_episodes(metrics: Metrics) -> None:
+    """Raises if no episode of an iteration was sound. Reads the metrics back to the host.
+
+    Raises:
+        NonFiniteError: the environment returned a number that is not finite in every episode.
+    """
+    for when in ("before", "after"):
+        share = np.asarray(metrics[when]["nonfinite"])
+        if np.any(share >= 1.0):
+            raise NonFiniteError(
+                f"every episode {when} adaptation met an observation or a reward that is not "
+                "finite, so nothing can be learned. Look at the environment's reset and step: a "
+                "reward that is NaN from the first step, or physics that blows up at once."
+            )
+
+
+class Returns(NamedTuple):
+    """What adaptation on new tasks achieves.
+
+    Attributes:
+        evaluation: of the metrics "return" and "nonfinite", each [T, U + 1] by task.
+        trajectories: of every task after each update, leaves [T, U + 1, H, E, ...], if asked for.
+    """
+
+    evaluation: Evaluation
+    trajectories: Trajectories | None
+
+
+def make_evaluate_fn(
+    env: Environment,
+    policy: Policy,
+    *,
+    num_episodes: int,
+    objective: str = "likelihood",
+    estimation: Estimation = Estimation(),  # noqa: B008
+    mask: Any = None,
+    keep_trajectories: bool = False,
+    mesh: Mesh | None = None,
+) -> Callable[[Params, PyTree, Array, Array], Returns]:
+    """Compiles the evaluation of a policy on given tasks: U updates, new episodes for each.
+
+    Args:
+        env: the family of tasks.
+        policy: that is adapted.
+        num_episodes: E, of each update and of the last judgement.
+        objective: of the updates, a name in `objectives.INNER_OBJECTIVES`.
+        estimation: of the advantages.
+        mask: which parameters are adapted, as in `maml.adapt`.
+        keep_trajectories: whether to return all episodes, for figures.
+        mesh: a mesh with the one axis "tasks"; default one that fits the tasks of each call.
+
+    Returns:
+        `evaluate(params, tasks, key, rates) -> Returns`: tasks with a leading axis of T, rates [U],
+        the step size of each update.
+    """
+    inner_loss = inner_objective(policy, objective)
+
+    def one(params: Params, task: PyTree, key: Array, rates: Array) -> Any:
+        def play(params: Params, update: Array) -> Trajectories:
+            own = jax.random.fold_in(key, update)
+            return rollout(env, policy, params, task, own, num_episodes)
+
+        def keep(t: Trajectories) -> Any:
+            seen = {"return": jnp.mean(t.returns), "nonfinite": jnp.mean(t.nonfinite, dtype=float)}
+            return seen, t if keep_trajectories else None
+
+        def body(params: Params, own: tuple[Array, Array]) -> tuple[Params, Any]:
+            update, rate = own
+            trajectories = play(params, update)
+            samples = to_samples(trajectories, estimation)
+            adapted, _ = inner_update(inner_loss, params, samples, rate, mask=mask)
+            return adapted, keep(trajectories)
+
+        count = rates.shape[0]
+        adapted, seen = jax.lax.scan(body, params, (jnp.arange(count), rates))
+        last = keep(play(adapted, jnp.asarray(count)))
+        return jax.tree.map(lambda s, x: jnp.concatenate([s, x[None]]), seen, last)
+
+    def many(params: Params, tasks: PyTree, keys: Array, rates: Array) -> Any:
+        return jax.vmap(one, (None, 0, 0, None))(params, tasks, keys, rates)
+
+    def evaluate(params: Params, tasks: PyTree, key: Array, rates: Array) -> Returns:
+        num_tasks = tasks_lib.axis_size(tasks)
+        used = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
+        keys = jax.random.split(key, num_tasks)
+        params, rates = tasks_lib.replicate((params, jnp.asarray(rates)), used)
+        tasks, keys = tasks_lib.split_tasks((tasks, keys), used)
+        metrics, trajectories = compiled(used)(params, tasks, keys, rates)
+        return Returns(summarize(metrics), trajectories)
+
+    programs: dict[Mesh, Any] = {}
+
+    def compiled(used: Mesh) -> Any:
+        if used not in programs:
+            whole, split = PartitionSpec(), PartitionSpec(tasks_lib.TASK_AXIS)
+            specs = (whole, split, split, whole)
+            sharded = jax.shard_map(
+                many, mesh=used, in_specs=specs, out_specs=split, check_vma=False
+            )
+            programs[used] = jax.jit(sharded)
+        return programs[used]
+
+    return evaluate

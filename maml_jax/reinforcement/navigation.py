@@ -1,0 +1,70 @@
+"""2D navigation: a point on the plane goes to a goal that it is not told (paper section 5.3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax import types
+from maml_jax.reinforcement.environment import Environment, State
+from maml_jax.types import Array
+
+REWARDS = ("distance", "squared_distance")
+MAX_VELOCITY = 0.1  # units a step, in each coordinate
+GOAL_BOUND = 0.5  # goals are uniform on [-GOAL_BOUND, GOAL_BOUND]^2
+ARRIVED = 0.01  # an episode ends this near to the goal, in both coordinates
+
+
+class _Inner(NamedTuple):
+    position: Array
+    goal: Array
+
+
+def navigation(reward: str = "distance", horizon: int = 100) -> Environment:
+    """Point navigation; the task is the goal [2].
+
+    An episode starts at the origin. The observation is the position, the action the velocity, in
+    units a step; actions in [-1, 1] are scaled to +-`MAX_VELOCITY` and clipped there (as the
+    original code does). The episode ends when the point is within `ARRIVED` of the goal in both
+    coordinates.
+
+    Args:
+        reward: "distance" for minus the distance to the goal, which is what the original code has
+            and the published returns are in; or "squared_distance" for minus its square, as the
+            paper writes.
+        horizon: H, time steps.
+
+    Raises:
+        ValueError: an unknown reward.
+    """
+    types.check_choice(reward, REWARDS, "reward")
+
+    def sample_task(key: Array) -> Array:
+        return jax.random.uniform(key, (2,), minval=-GOAL_BOUND, maxval=GOAL_BOUND)
+
+    def reset(key: Array, task: Array) -> State:
+        del key
+        position = jnp.zeros((2,))
+        return State(position, jnp.zeros(()), jnp.zeros((), bool), _Inner(position, task))
+
+    def step(state: State, action: Array) -> State:
+        goal = state.inner.goal
+        velocity = jnp.clip(action, -1.0, 1.0) * MAX_VELOCITY
+        position = state.inner.position + velocity
+        offset = position - goal
+        square = jnp.sum(offset**2)
+        gained = -(jnp.sqrt(square) if reward == "distance" else square)
+        arrived = jnp.all(jnp.abs(offset) < ARRIVED)
+        return State(position, gained, arrived, _Inner(position, goal))
+
+    return Environment(
+        sample_task,
+        reset,
+        step,
+        num_observations=2,
+        num_actions=2,
+        horizon=horizon,
+        task_features=lambda task: task,
+    )
