@@ -13,13 +13,13 @@ from experiments.config import ConfigError
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.few_shot.stages import (
-    Selection,
     matching_accuracy,
     pretrained_network,
     validation_episodes,
 )
 from experiments.results import make_row
 from experiments.runner import Outcome
+from experiments.selection import Selection
 from maml_jax import adapt, make_evaluate_fn
 from maml_jax.batching import map_tasks
 from maml_jax.classification import (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ import optax
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.runner import Stage
-from maml_jax import MetaState, init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
+from experiments.selection import Selection, begin, choose
+from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
 from maml_jax.batching import map_tasks, replicate
 from maml_jax.classification import (
     ImageSet,
@@ -29,27 +30,6 @@ from maml_jax.networks import ImageNetwork
 from maml_jax.types import Array, Params, Task
 
 VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
-
-
-class Selection(NamedTuple):
-    """A training state with the parameters that did best on validation episodes so far.
-
-    Attributes:
-        train: the state of training.
-        best_params: the chosen parameters.
-        best_accuracy: theirs, on validation episodes; -1 before the first validation.
-        best_step: when they were reached.
-    """
-
-    train: MetaState
-    best_params: Params
-    best_accuracy: Array
-    best_step: Array
-
-    @property
-    def params(self) -> Params:
-        """The parameters that are being trained."""
-        return self.train.params
 
 
 def make_stages(config: Config, seed: int, images: Images) -> list[Stage]:
@@ -188,9 +168,7 @@ def _stage(
 
     def start() -> Selection:
         init_key, train_key = jax.random.split(jax.random.key(seed))
-        state = init(jax.jit(network.init)(init_key), optimizer, train_key)
-        best = jax.tree.map(jnp.copy, state.params)
-        return Selection(state, best, jnp.float32(-1), jnp.int32(0))
+        return begin(init(jax.jit(network.init)(init_key), optimizer, train_key))
 
     @functools.cache
     def placed() -> tuple[ImageSet, Task | None]:
@@ -217,11 +195,10 @@ def _stage(
             if not (due or at == num_steps):
                 return selection, metrics
             if episodes is None:  # no validation classes: the last parameters are taken
-                return _choose(selection, jnp.float32(-1)), metrics
+                return choose(selection, -1.0, always=True), metrics
             accuracy = score(state.params, episodes)
-            if accuracy > selection.best_accuracy:
-                selection = _choose(selection, accuracy)
-            best = jnp.full((count,), selection.best_accuracy)
+            selection = choose(selection, accuracy)
+            best = jnp.full((count,), selection.best_score)
             shown = {"accuracy": jnp.full((count,), accuracy), "best_accuracy": best}
             return selection, {**metrics, "validation": shown}
 
@@ -234,15 +211,6 @@ def _stage(
         init=start,
         make_advance=make_advance,
         shown=("loss", "query/accuracy"),
-    )
-
-
-def _choose(selection: Selection, accuracy: Array) -> Selection:
-    """The parameters as they are now become the chosen ones; a copy, because training donates."""
-    return selection._replace(
-        best_params=jax.tree.map(jnp.copy, selection.params),
-        best_accuracy=jnp.float32(accuracy),
-        best_step=jnp.copy(selection.train.step),
     )
 
 

@@ -1,0 +1,153 @@
+"""Settings that every experiment of meta-reinforcement learning has, and the policy of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import optax
+
+from experiments.config import ConfigError, check_fields, option
+from maml_jax.networks import Policy, gaussian_policy, recurrent_policy
+from maml_jax.reinforcement import (
+    Environment,
+    Estimation,
+    MetaUpdate,
+    ReinforcementProblem,
+    gradient_steps,
+    reinforcement_problem,
+    trpo,
+    with_feedback,
+)
+from maml_jax.reinforcement.meta_updates import PRODUCTS
+from maml_jax.reinforcement.objectives import INNER_OBJECTIVES
+
+METHODS = ("maml", "first_order", "pretrained", "random", "oracle")
+ADAPTED = ("maml", "first_order")
+META_UPDATES = ("trpo", "policy_gradient", "ppo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings that every experiment has; defaults are the paper's 2D navigation."""
+
+    methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
+    meta_steps: int = option(100, "Meta-iterations of each method.", minimum=1)
+    num_tasks: int = option(20, "Tasks of a meta-iteration.", minimum=1)
+    num_episodes: int = option(20, "Episodes of a task and gradient step.", minimum=1)
+    inner_steps: int = option(1, "Inner gradient steps in meta-training.", minimum=1)
+    inner_lr: float = option(0.1, "Inner step size alpha.", above=0)
+    inner_objective: str = option(
+        "likelihood",
+        "Of the inner step: the paper's, or one with a better second derivative.",
+        choices=INNER_OBJECTIVES,
+    )
+    discount: float = option(0.99, "Discount of rewards.", minimum=0, maximum=1)
+    gae_lambda: float = option(
+        1.0, "Of generalised advantage estimation; 1: whole returns.", minimum=0, maximum=1
+    )
+    bootstrap: bool = option(
+        False, "Credit episodes that the time limit cut off with the baseline's value."
+    )
+    meta_update: str = option(
+        "trpo", "Outer step: TRPO, policy gradient by Adam, clipped.", choices=META_UPDATES
+    )
+    max_kl: float = option(0.01, "TRPO's bound on the mean KL divergence, nats.", above=0)
+    products: str = option("gauss_newton", "TRPO's curvature products.", choices=PRODUCTS)
+    product_episodes: int = option(
+        0, "Episodes of a task that the curvature is estimated from; 0 for all.", minimum=0
+    )
+    meta_lr: float = option(1e-3, "Step size of Adam, if that is the outer step.", above=0)
+    num_epochs: int = option(5, "Clipped steps on the same episodes.", minimum=1)
+    clip: float = option(0.3, "Bound of the clipped likelihood ratio.", above=0)
+    policy: str = option(
+        "mlp", "The policy: fully connected, or with a memory.", choices=("mlp", "recurrent")
+    )
+    hidden_sizes: tuple[int, ...] = option((100, 100), "Layers of the mlp.", minimum=1)
+    num_units: int = option(64, "Size of the recurrent policy's memory.", minimum=1)
+    feedback: bool = option(False, "Append the last action and reward to observations.")
+    task_batching: str = option(
+        "auto",
+        "TRPO's tasks of a device one after the other or as one batch; auto: scan on a CPU, else "
+        "vmap.",
+        choices=("auto", "scan", "vmap"),
+    )
+    validate_every: int = option(10, "Meta-iterations between validations.", minimum=1)
+    validation_tasks: int = option(20, "Tasks to choose the model by.", minimum=1)
+    eval_tasks: int = option(40, "Test tasks.", minimum=2)
+    eval_episodes: int = option(40, "Episodes of a task and update in evaluation.", minimum=1)
+    eval_updates: int = option(4, "Gradient updates of the evaluation.", minimum=1)
+    later_rate: float = option(
+        0.5, "Step size of updates after the first one in evaluation, as a multiple.", above=0
+    )
+    tuning_tasks: int = option(20, "Tasks to tune the baselines' step size on.", minimum=1)
+    tuning_rates: tuple[float, ...] = option(
+        (0.01, 0.03, 0.1, 0.3, 1.0), "Step sizes that are tried for baselines.", above=0
+    )
+    num_seeds: int = option(1, "Seeds of one run: seed, seed + 1, ...", minimum=1)
+    steps_per_call: int = option(5, "Meta-iterations of one dispatch.", minimum=1)
+
+    def __post_init__(self):
+        check_fields(self)
+
+    @property
+    def batching(self) -> str:
+        """How the core batches tasks on a device."""
+        if self.task_batching != "auto":
+            return self.task_batching
+        return "scan" if jax.default_backend() == "cpu" else "vmap"
+
+    @property
+    def estimation(self) -> Estimation:
+        """How advantages are estimated."""
+        return Estimation(self.discount, self.gae_lambda, bootstrap=self.bootstrap)
+
+
+def seen_by_policy(config: Config, env: Environment) -> Environment:
+    """The environment with what the policy is to see."""
+    return with_feedback(env) if config.feedback else env
+
+
+def make_policy(config: Config, env: Environment) -> Policy:
+    """The policy for an environment."""
+    sizes = env.num_observations, env.num_actions
+    if config.policy == "recurrent":
+        return recurrent_policy(*sizes, config.num_units)
+    return gaussian_policy(*sizes, config.hidden_sizes)
+
+
+def make_problem(config: Config, env: Environment, method: str) -> ReinforcementProblem:
+    """The problem that a method trains on: methods that do not adapt have no inner step."""
+    try:
+        return reinforcement_problem(
+            env,
+            make_policy(config, env),
+            num_episodes=config.num_episodes,
+            num_steps=config.inner_steps if method in ADAPTED else 0,
+            inner_lr=config.inner_lr,
+            objective=config.inner_objective,
+            estimation=config.estimation,
+            mode="first_order" if method == "first_order" else "reverse",
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def make_meta_update(config: Config, problem: ReinforcementProblem) -> MetaUpdate:
+    """The outer step."""
+    if config.meta_update == "trpo":
+        return trpo(
+            problem,
+            max_kl=config.max_kl,
+            products=config.products,
+            product_episodes=config.product_episodes or None,
+            batching=config.batching,
+        )
+    clipped = config.meta_update == "ppo"
+    return gradient_steps(
+        problem,
+        optax.adam(config.meta_lr),
+        num_epochs=config.num_epochs if clipped else 1,
+        clip=config.clip if clipped else None,
+        batching=config.batching,
+    )
