@@ -184,13 +184,12 @@ def count_products(jaxpr: Any) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "gemm":
-            a, b = (v.aval.shape for v in equation.invars)
+            a = equation.invars[0].aval.shape
             inner = a[-2] if equation.params["transpose_a"] else a[-1]
             total += 2.0 * np.prod(equation.outvars[0].aval.shape) * inner
-            del b
         elif equation.primitive.name == "conv":
             kernel = equation.params["geometry"].size
-            a, b = (v.aval.shape for v in (*equation.invars,))
+            a, b = (v.aval.shape for v in equation.invars)
             form = equation.params["form"]
             out = equation.outvars[0].aval.shape
             output, image = {"output": (out, a), "input": (a, out), "kernel": (b, a)}[form]

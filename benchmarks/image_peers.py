@@ -50,8 +50,9 @@ def image_peers_suite(rounds: int = 5) -> list[dict[str, Any]]:
         raise SystemExit("the image_peers suite needs PyTorch; `make bench-peers` brings it.")
     rows = []
     for case in CASES:
-        rows += _compare(case, rounds)
-        for row in rows[-6:]:
+        found = _compare(case, rounds)
+        rows += found
+        for row in found:
             print(f"  {row['name']}: {row['median_ms']:.1f} ms", flush=True)
     return rows
 

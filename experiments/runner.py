@@ -166,9 +166,13 @@ def _make_directory(workdir: Path) -> None:
 
 
 def _claim(workdir: Path, identity: dict[str, Any]) -> None:
-    """Writes `config.json`, or checks that the one that is there says the same."""
+    """Writes `config.json`, or checks that the one that is there says the same.
+
+    A run that stopped before anything was saved, for want of data say, claims nothing.
+    """
     path = workdir / "config.json"
-    if not path.exists():
+    begun = (workdir / "results.json").exists() or any((workdir / "checkpoints").glob("*/*"))
+    if not path.exists() or not begun:
         write_json(path, identity)
         return
     there = read_json(path)

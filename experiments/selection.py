@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maml_jax import MetaState
 from maml_jax.types import Array, Params
@@ -36,10 +37,12 @@ class Selection(NamedTuple):
 def begin(state: MetaState) -> Selection:
     """The selection before the first validation."""
     best = jax.tree.map(jnp.copy, state.params)
-    return Selection(state, best, jnp.full(state.step.shape, -jnp.inf), jnp.zeros_like(state.step))
+    return Selection(
+        state, best, jnp.full(state.step.shape, -jnp.inf, jnp.float32), jnp.zeros_like(state.step)
+    )
 
 
-def choose(selection: Selection, score: Array | float, always: bool = False) -> Selection:
+def choose(selection: Selection, score: Any, always: bool = False) -> Selection:
     """Takes the parameters as they are now where their score is higher than the best so far.
 
     Args:
@@ -47,11 +50,14 @@ def choose(selection: Selection, score: Array | float, always: bool = False) -> 
         score: of its parameters on validation tasks, one for each seed.
         always: take them whatever their score; for want of validation tasks.
     """
-    score = jnp.broadcast_to(jnp.asarray(score, jnp.float32), selection.best_score.shape)
-    better = jnp.full(score.shape, True) if always else score > selection.best_score
+    before = np.asarray(selection.best_score)
+    score = np.broadcast_to(np.asarray(score, np.float32), before.shape)
+    better = np.full(before.shape, True) if always else score > before
 
-    def pick(new: Array, old: Array) -> Array:  # a new array: training donates the state
-        return jnp.where(better.reshape(*better.shape, *[1] * (new.ndim - better.ndim)), new, old)
+    def pick(new: Any, old: Array) -> Array:
+        """On the host: training donates its state, which lies on other devices than the best."""
+        chosen = np.reshape(better, before.shape + (1,) * (old.ndim - before.ndim))
+        return jnp.asarray(np.where(chosen, np.asarray(new), np.asarray(old)))
 
     return Selection(
         selection.train,

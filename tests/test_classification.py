@@ -136,6 +136,12 @@ def test_padding_of_small_classes_is_never_drawn():
             assert np.all(found[:, 1] < counts[found[:, 0]])
 
 
+def test_classes_that_are_too_small_are_refused_where_that_can_be_seen():
+    counts = np.where(np.arange(CLASSES) == 3, 4, EXAMPLES)
+    with pytest.raises(ValueError, match=r"need 5 examples of a class .* class 3 of the set has 4"):
+        draw_episodes(episode_sampler(3, 2, 3), jax.random.key(0), tagged_set(counts), 2)
+
+
 def test_turned_classes_are_classes_of_their_own():
     sampler = episode_sampler(12, 1, 1, "classes")
     draw = jax.jit(functools.partial(draw_episodes, sampler), static_argnums=2)

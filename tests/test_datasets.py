@@ -155,6 +155,32 @@ def test_what_to_do_without_archives_and_network_is_said(tmp_path, cache, monkey
         source.files(fail)
 
 
+def test_a_downloaded_web_page_or_damaged_archive_is_named(tiny_omniglot, tmp_path):
+    write_archives(tmp_path)
+    paths = [tmp_path / name for name in omniglot.ARCHIVES]
+    whole = paths[0].read_bytes()
+    body = whole.index(b"PNG")
+    paths[0].write_bytes(whole[:body] + b"XXXX" + whole[body + 4 :])
+    with pytest.raises(DataError, match=r"0001_00.png is damaged"):
+        omniglot._files(paths)
+    paths[0].write_bytes(HTML)
+    with pytest.raises(DataError, match="is an HTML page"):
+        omniglot._files(paths)
+
+
+def test_downloads_are_whole_files_or_none(tmp_path):
+    source = tmp_path / "there" / "a.zip"
+    source.parent.mkdir()
+    source.write_bytes(b"content")
+    into = tmp_path / "into"
+    (found,) = builder.download(into, [source.as_uri()])
+    assert found == into / "a.zip"
+    assert found.read_bytes() == b"content"
+    with pytest.raises(OSError, match="No such file"):
+        builder.download(into, [source.with_name("b.zip").as_uri()])
+    assert not (into / "b.zip").exists()
+
+
 def test_splits_by_lists_of_characters(tiny_omniglot, tmp_path, cache):
     write_archives(tmp_path, characters=(2, 1))
     lists = tmp_path / "vinyals"
@@ -190,8 +216,11 @@ def tiny_mini_imagenet(monkeypatch):
     monkeypatch.setattr(mini_imagenet, "IMAGES", 3)
 
 
+MINI = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
+
+
 def mini_classes():
-    return {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
+    return MINI
 
 
 def pixels(class_name, i):
@@ -256,6 +285,25 @@ def test_wrong_counts_of_mini_imagenet_are_named(tiny_mini_imagenet, tmp_path, c
         load_mini_imagenet(tmp_path, cache)
 
 
+def test_a_class_in_two_splits_is_refused(tiny_mini_imagenet, monkeypatch, tmp_path, cache):
+    message = r"1 class\(es\) of split 'val' are in split 'train' too: n01"
+    monkeypatch.setitem(globals(), "mini_classes", lambda: {**MINI, "val": ["n01"]})
+    for write in (write_class_folders, write_image_lists, write_pickles):
+        write(tmp_path / write.__name__)
+        with pytest.raises(DataError, match=message):
+            load_mini_imagenet(tmp_path / write.__name__, cache)
+
+
+def test_other_labels_of_the_same_images_are_read_again(tiny_mini_imagenet, tmp_path, cache):
+    write_image_lists(tmp_path)
+    before = load_mini_imagenet(tmp_path, cache)["train"].images
+    lists = tmp_path / "train.csv"
+    swapped = lists.read_text().replace(",n01", ",n00").replace(",n02", ",n01")
+    lists.write_text(swapped.replace(",n00", ",n02"))
+    after = load_mini_imagenet(tmp_path, cache)["train"].images
+    np.testing.assert_array_equal(after, before[::-1])
+
+
 def test_lists_that_do_not_fit_are_named(tiny_mini_imagenet, tmp_path, cache):
     write_image_lists(tmp_path)
     (tmp_path / "images" / "n0300000001.png").unlink()
@@ -280,7 +328,10 @@ class Evil:
         ({"class_dict": Evil()}, "holds posix.system; only arrays and dictionaries are read"),
         ({"image_data": np.zeros((3, 32, 32, 3), np.uint8)}, r"found uint8 \(3, 32, 32, 3\)"),
         ({"image_data": np.zeros((3, 84, 84, 3))}, r"found float64 \(3, 84, 84, 3\)"),
-        ({"class_dict": []}, "a dictionary; found .* and a list"),
+        ({"class_dict": []}, "a dictionary of lists of indices; found .* and a list"),
+        ({"class_dict": {"n01": 0, "n02": 1}}, "a dictionary of lists of indices"),
+        ({"class_dict": {"n01": [0, 1, 2], "n02": [3, 4, 6]}}, "n02 names image 6; there are 6"),
+        ({"class_dict": {"n01": [0, 1, 2], "n02": [3, 4, 2]}}, "image 2 is in classes n01 and n02"),
     ],
 )
 def test_a_pickle_with_anything_else_is_refused(
@@ -374,7 +425,7 @@ def test_all_broken_images_are_named_at_once(tmp_path, cache):
     [
         (lambda where: None, "is not a folder"),
         (lambda where: where.mkdir(), "must hold a folder for each class; found none"),
-        (lambda where: (where / "a").mkdir(parents=True), "class folder .*a has no images"),
+        (lambda where: (where / "a").mkdir(parents=True), "folder .*a has no images"),
         (lambda where: write_classes(where / "train", {"a": 1}), "but no folder test"),
         (lambda where: write_classes(where, {"a": 1}), "1 classes are too few"),
     ],
@@ -384,6 +435,22 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path, cache, prepare, message
     prepare(where)
     with pytest.raises(DataError, match=message):
         load_folder(where, cache, Reading(4, 1))
+
+
+def test_images_in_folders_of_a_class_keep_apart(tmp_path, cache):
+    for i, name in enumerate(("x", "y")):
+        write_classes(tmp_path / "train" / "a" / name, {"deep": 1 + i})
+    (tmp_path / "train" / "a" / "folder.png").mkdir()
+    write_classes(tmp_path / "test", {"b": 1})
+    found = load_folder(tmp_path, cache, Reading(4, 1))
+    np.testing.assert_array_equal(found["train"].counts, [3])
+
+
+def test_a_folder_with_a_class_in_two_splits_is_refused(tmp_path, cache):
+    for split in ("train", "test"):
+        write_classes(tmp_path / split, {"a": 1, split: 1})
+    with pytest.raises(DataError, match="of split 'test' are in split 'train' too: a"):
+        load_folder(tmp_path, cache, Reading(4, 1))
 
 
 def test_fractions_must_add_up():
@@ -408,11 +475,21 @@ def test_every_kind_of_image_is_brought_to_one_form():
     assert Reading(4, 1).decode(encoded(transparent)).min() == 255
     deep = np.full((4, 4), 65535, np.uint16)
     assert Reading(4, 1).decode(encoded(deep)).min() == 255
+    assert Reading(4, 1).decode(encoded(deep // 257)).max() == 0  # dark, in the same range
     assert Reading(2, 3).decode(encoded(picture(7, 9, 1))).tolist() == [[[7] * 3] * 2] * 2
     assert Reading(4, 1, invert=True).decode(encoded(picture(255))).max() == 0
     one_bit = io.BytesIO()
     Image.fromarray(picture(255, 4, 1)).convert("1").save(one_bit, "png")
     assert Reading(4, 1).decode(one_bit.getvalue()).min() == 255
+
+
+def test_an_image_that_claims_to_be_huge_or_has_no_range_is_a_broken_one(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="a broken image"):
+        Reading(4, 1).decode(encoded(picture(0, 9)))
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="floating-point pixels"):
+        Reading(4, 1).decode(encoded(np.ones((4, 4), np.float32), "tiff"))
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"channels": 2}, {"resample": "best"}])

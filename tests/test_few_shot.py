@@ -70,7 +70,7 @@ def test_all_methods_are_judged_in_all_protocols(finished):
         assert (workdir / name).stat().st_size > 0
     settings = {row["setting"] for row in found["rows"]}
     assert settings == {
-        f"3-way 1-shot{queries}{protocol}"
+        f"3-way 1-shot, synthetic glyphs{queries}{protocol}"
         for queries in ("", ", 2 queries")
         for protocol in ("", ", support statistics", ", one query at a time")
     }
@@ -80,6 +80,9 @@ def test_all_methods_are_judged_in_all_protocols(finished):
         assert 0 <= row["mean"] <= 1
         assert row["num_tasks"] == 8
         asked = steps.setdefault(row["method"], set())
+        if row["method"] in ("maml", "matching nets"):
+            assert row["best_step"] in (10, 20)
+            assert 0 <= row["validation_accuracy"] <= 1
         if "one query" in row["setting"]:
             assert row["gradient_steps"] in (1, None)  # after the reported step alone
         asked.add(row["gradient_steps"])
@@ -190,10 +193,10 @@ def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for split, classes in {"train": 4, "val": 3, "test": 3}.items():
         for c in range(classes):
-            (tmp_path / "mine" / split / f"c{c}").mkdir(parents=True)
+            (tmp_path / "mine" / split / f"{split}{c}").mkdir(parents=True)
             for i in range(4):
                 array = rng.integers(0, 255, (15, 15, 3), dtype=np.uint8)
-                Image.fromarray(array).save(tmp_path / "mine" / split / f"c{c}" / f"{i}.jpg")
+                Image.fromarray(array).save(tmp_path / "mine" / split / f"{split}{c}" / f"{i}.jpg")
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "mine"))
     monkeypatch.setenv("MAML_JAX_CACHE", str(tmp_path / "cache"))
     small = {
@@ -207,17 +210,28 @@ def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
         "pooling": "max",
     }
     found = runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(**small))
-    assert {row["setting"] for row in found["rows"]} == {"3-way 1-shot"}
-    with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*c0 \(4\)"):
+    assert {row["setting"] for row in found["rows"]} == {"3-way 1-shot, own images"}
+    assert "paper" not in report.group_table([found]).splitlines()[0]
+    with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*0 \(4\).*--num_shots"):
         data.load(mini_imagenet.Config(**{**small, "num_shots": 4}))
     with pytest.raises(ConfigError, match="4-way episodes need 4 or more"):
         data.load(mini_imagenet.Config(**{**small, "num_ways": 4}))
 
 
-def test_missing_data_is_a_sentence(tmp_path, monkeypatch):
+def test_missing_data_is_a_sentence_and_claims_no_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
     with pytest.raises(ConfigError, match="found no MiniImagenet in"):
-        data.load(mini_imagenet.Config())
+        runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config())
+    with pytest.raises(ConfigError, match="found no MiniImagenet in"):  # not: another config
+        runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(num_shots=5))
+
+
+def test_what_needs_validation_classes_is_refused_before_training():
+    images = data.load(omniglot.Config(**SMALL))._replace(validation=None)
+    with pytest.raises(ConfigError, match=r"--methods=pretrained,random: .* has none"):
+        stages.make_stages(omniglot.Config(**SMALL), 0, images)
+    alone = omniglot.Config(**{**SMALL, "methods": ("maml",)})
+    assert len(stages.make_stages(alone, 0, images)) == 1
 
 
 @pytest.mark.parametrize(
@@ -269,6 +283,8 @@ def test_clipping_is_on_the_originals_scale():
         ({"num_ways": 1}, "--num_ways must be 2 or more"),
         ({"eval_steps": 2}, "--eval_steps must be at least --report_steps=3; received 2"),
         ({"channels": 2}, "--channels must be 1 or 3"),
+        ({"channels": 3}, "--channels is 1 with --dataset=omniglot; received 3"),
+        ({"invert": False}, "--invert is True with --dataset=omniglot; received False"),
         ({"rotations": "flip"}, "--rotations must be one of none, augment, classes"),
         ({"methods": ("maml", "svm")}, "--methods must be one of"),
     ],

@@ -63,6 +63,9 @@ def test_a_convolution_of_another_kind_is_left_to_jax():
     )
     assert found.shape == (1, 8, 8, 4)
     assert found[0, 4, 4, 0] == 18.0
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "batch_group_count": 2}
+    found = convolution("patches")(jnp.ones((2, 8, 8, 2)), kernel, (1, 1), "SAME", **options)
+    assert found.shape == (1, 8, 8, 4)
 
 
 def small_task(shape=(8, 8, 1), dtype=jnp.float32):

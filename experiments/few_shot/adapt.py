@@ -48,7 +48,7 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
             f"the model tells {config.num_ways} classes apart (--num_ways of its training); "
             f"{support} has {len(names)} class folders: {', '.join(names[:8])}."
         )
-    paths, images = data.plain_images(Path(classify), config)
+    files, images = data.plain_images(Path(classify), config)
     probabilities = classify_images(
         config,
         run.states[config.maml_name].best_params,
@@ -60,14 +60,14 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "predicted", *(f"p({name})" for name in names)])
-        for path, row in zip(paths, probabilities, strict=True):
+        for file_name, row in zip(files, probabilities, strict=True):
             best = names[int(np.argmax(row))]
-            writer.writerow([path.name, best, *(f"{value:.4f}" for value in row)])
+            writer.writerow([file_name, best, *(f"{value:.4f}" for value in row)])
     sheet = run.workdir / "predictions.png"
-    contact_sheet(sheet, names, labels, shown, [p.name for p in paths], images, probabilities)
+    contact_sheet(sheet, names, labels, shown, files, images, probabilities)
     print(
         f"adapted to {len(labels)} images of {len(names)} classes in {adapt_steps} steps, "
-        f"classified {len(paths)} images\npredictions: {table}\ncontact sheet: {sheet}"
+        f"classified {len(files)} images\npredictions: {table}\ncontact sheet: {sheet}"
     )
 
 

@@ -18,6 +18,12 @@ from maml_jax.networks.image import POOLINGS
 from maml_jax.networks.normalization import NORMS
 
 METHODS = ("maml", "pretrained", "nearest_neighbour", "random", "matching")
+# How the images of a data set are, whatever the flags say; and what results on others are called.
+FIXED: dict[str, dict[str, Any]] = {
+    "omniglot": {"channels": 1, "invert": True},
+    "mini_imagenet": {"channels": 3, "invert": False, "resample": "lanczos"},
+}
+OTHER_DATA = {"synthetic": ", synthetic glyphs", "folder": ", own images"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,12 @@ class Config:
     Where the default is None, the value is what the paper has for the chosen ways and shots, and
     `config.json` says what that is.
     """
+
+    dataset: str = option(
+        "synthetic",
+        "The images: synthetic glyphs, or class folders of your own.",
+        choices=("synthetic", "folder"),
+    )
 
     methods: tuple[str, ...] = option(("maml",), "Methods to train and compare.", choices=METHODS)
     num_ways: int = option(5, "N, classes of an episode.", minimum=2)
@@ -136,6 +148,12 @@ class Config:
             )
         if self.channels == 2:
             raise ConfigError("--channels must be 1 or 3; received 2.")
+        for name, value in FIXED.get(self.dataset, {}).items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"--{name} is {value} with --dataset={self.dataset}; "
+                    f"received {getattr(self, name)}."
+                )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -160,8 +178,8 @@ class Config:
 
     @property
     def setting(self) -> str:
-        """As results name it."""
-        return f"{self.num_ways}-way {self.num_shots}-shot"
+        """As results name it; other data than the paper's is named, and its numbers kept away."""
+        return f"{self.num_ways}-way {self.num_shots}-shot{OTHER_DATA.get(self.dataset, '')}"
 
     @property
     def maml_name(self) -> str:

@@ -66,9 +66,17 @@ def _load(config: Any) -> Images:
         "val": 2 * config.num_shots,
         "test": config.num_shots + max(q or config.num_shots for q in config.eval_queries),
     }
-    datasets.check_episodes(
-        splits, config.num_ways, {name: count for name, count in needed.items() if name in splits}
-    )
+    turns = 4 if config.rotations == "classes" else 1
+    try:
+        datasets.check_episodes(
+            splits,
+            -(-config.num_ways // turns),
+            {name: count for name, count in needed.items() if name in splits},
+        )
+    except datasets.DataError as error:
+        raise ConfigError(
+            f"{error} See --num_ways, --num_shots, --train_queries and --eval_queries."
+        ) from None
     sets = {name: jax.tree.map(jnp.asarray, classes.image_set) for name, classes in splits.items()}
     return Images(sets["train"], sets.get("val"), sets["test"])
 
@@ -90,6 +98,15 @@ def _read(config: Any) -> dict[str, Any]:
             for i, (name, count) in enumerate(GLYPH_CLASSES.items())
         }
     if config.dataset == "omniglot":
+        from maml_jax.classification.datasets import omniglot
+
+        if not omniglot.has_archives(data):
+            print(
+                f"Omniglot's archives are not in {data}: if they were not read before, 15 MB are "
+                f"downloaded from {omniglot.URL}",
+                file=sys.stderr,
+                flush=True,
+            )
         return datasets.load_omniglot(
             data,
             cache,
@@ -136,8 +153,8 @@ def labelled_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray, n
     return names, labels, np.stack([image for _, _, image in examples])
 
 
-def plain_images(folder: Path, config: Any) -> tuple[list[Path], np.ndarray]:
-    """Paths and images [n, H, W, C] of all images in a folder.
+def plain_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray]:
+    """Names and images [n, H, W, C] of all images in a folder or below it.
 
     Raises:
         ConfigError: no such folder, no images, or broken ones.
@@ -149,7 +166,7 @@ def plain_images(folder: Path, config: Any) -> tuple[list[Path], np.ndarray]:
         _check_folder(folder)
         found = folders.list_images([folder])
         examples = list(builder.decoded(folders.contents(found), reading(config)))
-    return [path for _, path in found], np.stack([image for _, _, image in examples])
+    return [file.name for file in found], np.stack([image for _, _, image in examples])
 
 
 def _check_folder(folder: Path) -> None:

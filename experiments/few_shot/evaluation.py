@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.config import ConfigError
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.few_shot.stages import (
@@ -36,6 +35,11 @@ from maml_jax.types import Array, Params, Task
 TEST_SEED, TUNING_SEED = 1_000_001, 1_000_003  # of no training run: those are smaller
 TUNING_TASKS = 100
 TUNING_RATES = tuple(float(r) for r in np.logspace(-3, 1, 9))  # for fine-tuning baselines
+STAGES = {  # whose checkpoint a method takes, where it is named otherwise
+    "fine-tuning": "pretrained",
+    "nearest neighbour": "pretrained",
+    "matching nets": "matching",
+}
 PROTOCOL_NOTES = {
     "transductive": "",
     "support_statistics": ", support statistics",
@@ -46,6 +50,11 @@ PROTOCOL_NOTES = {
 def evaluate(config: Config, seed: int, images: Images, states: Mapping[str, Selection]) -> Outcome:
     """Accuracy of each method on the same test episodes, in every protocol asked for."""
     judges = _judges(config, seed, images, states)
+    chosen = {
+        name: {"best_step": int(s.best_step), "validation_accuracy": float(s.best_score)}
+        for name, s in states.items()
+        if images.validation is not None
+    }
     rows, arrays = [], {}
     for queries in dict.fromkeys(q or config.num_shots for q in config.eval_queries):
         sampler = episode_sampler(config.num_ways, config.num_shots, queries, config.rotations)
@@ -57,7 +66,8 @@ def evaluate(config: Config, seed: int, images: Images, states: Mapping[str, Sel
             for name, accuracies in judges.items():
                 found, extra = accuracies(tasks, protocol)
                 for step, values in found.items():
-                    rows.append({**make_row(name, setting, step, "accuracy", values), **extra})
+                    row = make_row(name, setting, step, "accuracy", values)
+                    rows.append({**row, **extra, **chosen.get(STAGES.get(name, name), {})})
                 arrays[f"accuracy/{name}/{setting}"] = np.stack(list(found.values()))
             if "episode/support" not in arrays and config.maml_name in states:
                 arrays |= _episode(config, states[config.maml_name].best_params, tasks)
@@ -111,7 +121,7 @@ def _judges(
         trunk = states["pretrained"].best_params
         wide = pretrained_network(config, images)
         if "pretrained" in config.methods:
-            fresh = jax.jit(network.init)(jax.random.key(seed))
+            fresh = jax.jit(network.init)(jax.random.fold_in(jax.random.key(seed), 2))
             started = baselines.with_new_head(trunk, fresh)
             judges["fine-tuning"] = _fine_tuning(config, images, network, started)
         if "nearest_neighbour" in config.methods:
@@ -121,7 +131,7 @@ def _judges(
                 functools.partial(baselines.nearest_neighbour_accuracy, wide.apply),
             )
     if "random" in config.methods:
-        untrained = jax.jit(network.init)(jax.random.key(seed))
+        untrained = jax.jit(network.init)(jax.random.fold_in(jax.random.key(seed), 3))
         judges["random"] = _fine_tuning(config, images, network, untrained)
     if "matching" in states:
         judges["matching nets"] = _not_adapting(
@@ -156,12 +166,8 @@ def _adapting(config: Config, network: ImageNetwork, params: Params, rate: float
 
 def _fine_tuning(config: Config, images: Images, network: ImageNetwork, params: Params) -> Judge:
     """Judges fine-tuning with the step size that does best on validation episodes."""
-    episodes = validation_episodes(config, images, TUNING_SEED, num_tasks=TUNING_TASKS)
-    if episodes is None:
-        raise ConfigError(
-            "the fine-tuning baselines need validation classes for their step size; "
-            "this splitting has none."
-        )
+    # `make_stages` has seen to it that there are validation classes.
+    episodes: Any = validation_episodes(config, images, TUNING_SEED, num_tasks=TUNING_TASKS)
     loss_fn = cross_entropy(network.apply)
     evaluate_fn = make_evaluate_fn(
         loss_fn, config.eval_steps, mask=network.mask, batching=config.batching

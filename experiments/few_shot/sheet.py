@@ -61,6 +61,7 @@ def _draw_training(ax: Axes, metrics: list[dict[str, Any]]) -> None:
                 [e["validation/accuracy"] for e in judged],
                 color=color,
                 lw=1.4,
+                marker="o" if len(judged) == 1 else None,
                 label=f"{title}: validation",
             )
     ax.set_title("during training")

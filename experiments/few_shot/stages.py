@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.config import ConfigError
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.runner import Stage
@@ -33,7 +34,17 @@ VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
 
 
 def make_stages(config: Config, seed: int, images: Images) -> list[Stage]:
-    """One stage for each method that is trained."""
+    """One stage for each method that is trained.
+
+    Raises:
+        ConfigError: a method needs validation classes, and there are none.
+    """
+    tuned = [m for m in ("pretrained", "random") if m in config.methods]
+    if tuned and images.validation is None:
+        raise ConfigError(
+            f"--methods={','.join(tuned)}: fine-tuning takes the step size that does best on "
+            "validation classes, and this splitting has none."
+        )
     stages = []
     if "maml" in config.methods:
         stages.append(_maml_stage(config, seed, images))

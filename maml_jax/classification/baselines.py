@@ -119,17 +119,3 @@ def with_new_head(params: Params, fresh: Params) -> Params:
         fresh: of the same network with another number of outputs.
     """
     return {**params, "Head": fresh["Head"]}
-
-
-def tune_inner_lr(accuracy: Callable[[Array], Array], candidates: Array) -> tuple[Array, Array]:
-    """Picks a baseline's step size for fine-tuning, on validation tasks.
-
-    Args:
-        accuracy: `accuracy(inner_lr) -> [S + 1]`, after 0 to S steps, averaged over tasks.
-        candidates: step sizes to try, one axis.
-
-    Returns:
-        The candidate with the best accuracy averaged over steps 1 to S; and that average for each.
-    """
-    scores = jax.lax.map(lambda rate: jnp.mean(accuracy(rate)[1:]), candidates)
-    return candidates[jnp.argmax(scores)], scores

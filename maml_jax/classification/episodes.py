@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from maml_jax import types
 from maml_jax.classification.losses import LabelledImages, cross_entropy
@@ -22,7 +24,9 @@ class ImageSet(NamedTuple):
 
     Attributes:
         images: uint8 [classes, examples, H, W, C]; classes with fewer examples are padded.
-        counts: int32 [classes], examples that each class has.
+        counts: int32 [classes], examples that each class has. Every class must have as many as an
+            episode takes, K + Q: `datasets.check_episodes` checks that before training. A compiled
+            step cannot, and would draw padding.
     """
 
     images: Array
@@ -136,6 +140,12 @@ def _check_set(image_set: ImageSet, num_ways: int, per_class: int, rotations: st
         raise ValueError(
             f"episodes need {per_class} examples of a class (support and query); "
             f"the set has at most {shape[1]}."
+        )
+    counts = image_set.counts
+    if not isinstance(counts, Tracer) and np.min(counts) < per_class:
+        raise ValueError(
+            f"episodes need {per_class} examples of a class (support and query); class "
+            f"{int(np.argmin(counts))} of the set has {int(np.min(counts))}."
         )
     if rotations != "none" and shape[2] != shape[3]:
         raise ValueError(f"only square images can be turned; received {shape[2]}x{shape[3]}.")

@@ -71,6 +71,7 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
             and _all_one(rhs_dilation)
             and feature_group_count == 1
             and precision is None
+            and all(value in (None, 1) for value in kwargs.values())
             and _is_nhwc(dimension_numbers, inputs.ndim)
         )
         if not plain:

@@ -209,7 +209,9 @@ def fully_connected(
 
     Arguments and errors as in `convolutional`.
     """
-    _check(image_shape, norm, head, num_outputs=num_outputs, hidden_size=min(hidden_sizes))
+    _check(
+        image_shape, norm, head, num_outputs=num_outputs, hidden_size=min(hidden_sizes, default=1)
+    )
 
     def module(num_statistics: int | None = None, features: bool = False) -> nn.Module:
         return _FullyConnected(

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +37,7 @@ with contextlib.suppress(ImportError):
 File = tuple[str, str, bytes]  # class, name of the example, content
 PACKAGES = ("tensorflow_datasets", "array_record")
 MOST_BROKEN = 5  # named in an error
+TIMEOUT_S = 30.0  # without an answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +113,9 @@ def _builder_class() -> type:
             )
 
         def _split_generators(self, dl_manager):
-            def download(urls: list[str]) -> list[Path]:
-                paths: Any = dl_manager.download(urls)
-                return [Path(path) for path in paths]
-
-            splits = self._source.files(download)
+            del dl_manager  # which tries for minutes where there is no network
+            folder = Path(self._data_dir_root) / "downloads"
+            splits = self._source.files(functools.partial(download, folder))
             return {split: self._generate_examples(files) for split, files in splits.items()}
 
         def _generate_examples(self, files):
@@ -128,6 +130,23 @@ def _builder_class() -> type:
                 )
 
     return ImageClassesBuilder
+
+
+def download(folder: Path, urls: Sequence[str]) -> list[Path]:
+    """Fetches files into a folder.
+
+    Raises:
+        OSError: there is no network, no such file, or no answer within `TIMEOUT_S` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for url in urls:
+        path = folder / url.rpartition("/")[2]
+        partial = path.with_name(path.name + ".part")
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, partial.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        paths.append(partial.replace(path))
+    return paths
 
 
 def decoded(files: Iterable[File], reading: Reading) -> Iterator[tuple[str, str, np.ndarray]]:

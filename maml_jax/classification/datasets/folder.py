@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from maml_jax.classification.datasets.images import (
     DataError,
     ImageClasses,
     Reading,
+    check_disjoint,
     short_digest,
 )
 
@@ -37,22 +39,17 @@ def load_folder(
         split_seed: of that splitting.
 
     Raises:
-        DataError: no such folder, no class folders, or files that are no images: names them.
+        DataError: no such folder, no class folders, a class in two splits, or files that are no
+            images: names them.
     """
     splits = find_classes(data_dir)
     files = {split: list_images(folders) for split, folders in splits.items()}
-    made_from = short_digest(
-        f"{path.relative_to(data_dir)}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
-        for paths in files.values()
-        for _, path in paths
-    )
-    source = builder.Source(
-        "folder", made_from, lambda _: {split: contents(paths) for split, paths in files.items()}
-    )
+    source = source_of_files("folder", files)
     parts = builder.load(source, reading, cache_dir)
-    return (
-        parts if "unsplit" not in parts else split_classes(parts["unsplit"], fractions, split_seed)
-    )
+    if "unsplit" in parts:
+        return split_classes(parts["unsplit"], fractions, split_seed)
+    check_disjoint(parts)
+    return parts
 
 
 def find_classes(data_dir: Path) -> dict[str, list[Path]]:
@@ -77,8 +74,22 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def list_images(folders: Iterable[Path]) -> list[tuple[str, Path]]:
-    """Class and path of every file in class folders whose name ends like an image's.
+class Listed(NamedTuple):
+    """An image file.
+
+    Attributes:
+        class_name: its class.
+        name: of the example, unique in its class.
+        path: of the file.
+    """
+
+    class_name: str
+    name: str
+    path: Path
+
+
+def list_images(folders: Iterable[Path]) -> list[Listed]:
+    """Every file in class folders, or below them, whose name ends like an image's.
 
     Raises:
         DataError: a class folder has no such file.
@@ -89,18 +100,33 @@ def list_images(folders: Iterable[Path]) -> list[tuple[str, Path]]:
         inside = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in Image.EXTENSION and not path.name.startswith(".")
+            if path.suffix.lower() in Image.EXTENSION
+            and not path.name.startswith(".")
+            and path.is_file()
         )
         if not inside:
-            raise DataError(f"class folder {folder} has no images in a format that Pillow knows.")
-        found += [(folder.name, path) for path in inside]
+            raise DataError(f"folder {folder} has no images in a format that Pillow knows.")
+        found += [Listed(folder.name, p.relative_to(folder).as_posix(), p) for p in inside]
     return found
 
 
-def contents(paths: Iterable[tuple[str, Path]]) -> Iterator[builder.File]:
+def contents(files: Iterable[Listed]) -> Iterator[builder.File]:
     """The files' bytes, read when they are asked for."""
-    for class_name, path in paths:
-        yield class_name, path.name, path.read_bytes()
+    for file in files:
+        yield file.class_name, file.name, file.path.read_bytes()
+
+
+def source_of_files(name: str, files: Mapping[str, Sequence[Listed]]) -> builder.Source:
+    """A source of image files by split; another content or labelling has another fingerprint."""
+    made_from = short_digest(
+        f"{split}:{file.class_name}:{file.name}:{stat.st_size}:{stat.st_mtime_ns}"
+        for split, listed in files.items()
+        for file in listed
+        for stat in [file.path.stat()]
+    )
+    return builder.Source(
+        name, made_from, lambda _: {split: contents(listed) for split, listed in files.items()}
+    )
 
 
 def split_classes(

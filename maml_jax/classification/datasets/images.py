@@ -21,6 +21,16 @@ RESAMPLINGS = {
 }
 
 
+_UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,  # a header that claims hundreds of megapixels
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+)
+
+
 class DataError(ValueError):
     """Data that cannot be used; the message names file or class, what was expected, and found."""
 
@@ -83,7 +93,9 @@ class Reading:
             with Image.open(io.BytesIO(data)) as image:
                 upright = ImageOps.exif_transpose(image)
                 flat = _on_white(upright).convert("L" if self.channels == 1 else "RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except DataError:
+            raise
+        except _UNREADABLE as error:
             raise DataError(describe_bytes(data) or f"a broken image ({error})") from None
         if flat.size != (self.size, self.size):
             flat = flat.resize((self.size, self.size), RESAMPLINGS[self.resample])
@@ -93,10 +105,11 @@ class Reading:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Transparent parts become white; 16-bit grey becomes 8-bit."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
-        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError("an image of floating-point pixels, whose range is not known: convert it")
+    if image.mode.startswith("I"):  # 16 bits, whether Pillow says so or not
+        values = np.asarray(image, np.float64) / 257
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -135,6 +148,20 @@ def stack(examples: Iterable[tuple[str, str, np.ndarray]]) -> ImageClasses:
         for j, (_, image) in enumerate(sorted(by_class.pop(name), key=lambda pair: pair[0])):
             images[i, j] = image
     return ImageClasses(images, counts, names)
+
+
+def check_disjoint(splits: Mapping[str, ImageClasses]) -> None:
+    """Raises a DataError if a class is in two splits: a test on it would flatter."""
+    seen: dict[str, str] = {}
+    for split, classes in sorted(splits.items(), key=lambda item: SPLITS.index(item[0])):
+        twice = [name for name in classes.names if name in seen]
+        if twice:
+            raise DataError(
+                f"{len(twice)} class(es) of split {split!r} are in split {seen[twice[0]]!r} too: "
+                f"{_listed(twice)}. Each class belongs to one split; if they are not the same, "
+                "give them different names."
+            )
+        seen |= dict.fromkeys(classes.names, split)
 
 
 def check_episodes(

@@ -18,12 +18,18 @@ import numpy as np
 from PIL import Image
 
 from maml_jax.classification.datasets import builder
-from maml_jax.classification.datasets.folder import contents, list_images, subfolders
+from maml_jax.classification.datasets.folder import (
+    Listed,
+    list_images,
+    source_of_files,
+    subfolders,
+)
 from maml_jax.classification.datasets.images import (
     SPLITS,
     DataError,
     ImageClasses,
     Reading,
+    check_disjoint,
     describe_bytes,
     short_digest,
 )
@@ -56,6 +62,7 @@ def load_mini_imagenet(
     """
     reading = Reading(image_size, 3)
     parts = builder.load(find_source(data_dir), reading, cache_dir)
+    check_disjoint(parts)
     return {split: parts[split] for split in SPLITS}
 
 
@@ -90,8 +97,11 @@ def _image_lists(folder: Path) -> builder.Source:
             raise DataError(
                 f"{path} must have the columns filename and label; found {lines.fieldnames}."
             )
-        files[split] = [(line["label"], folder / "images" / line["filename"]) for line in lines]
-        absent = [str(image) for _, image in files[split] if not image.exists()]
+        files[split] = [
+            Listed(line["label"], line["filename"], folder / "images" / line["filename"])
+            for line in lines
+        ]
+        absent = [str(file.path) for file in files[split] if not file.path.exists()]
         if absent:
             raise DataError(
                 f"{path} names {len(absent)} images that are not there, the first: {absent[0]}."
@@ -99,19 +109,10 @@ def _image_lists(folder: Path) -> builder.Source:
     return _from_paths(folder, files)
 
 
-def _from_paths(folder: Path, files: dict[str, list[tuple[str, Path]]]) -> builder.Source:
-    for split, paths in files.items():
-        check_counts(folder, split, Counter(class_name for class_name, _ in paths))
-    made_from = short_digest(
-        f"{split}:{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
-        for split, paths in files.items()
-        for _, path in paths
-    )
-    return builder.Source(
-        "mini_imagenet",
-        made_from,
-        lambda _: {split: contents(paths) for split, paths in files.items()},
-    )
+def _from_paths(folder: Path, files: dict[str, list[Listed]]) -> builder.Source:
+    for split, listed in files.items():
+        check_counts(folder, split, Counter(file.class_name for file in listed))
+    return source_of_files("mini_imagenet", files)
 
 
 def check_counts(where: Path, split: str, counts: Counter[str]) -> None:
@@ -145,11 +146,26 @@ def _unpickled(path: Path, split: str) -> Iterator[builder.File]:
     """The images of a `mini-imagenet-cache` file, class by class."""
     images, by_class = read_pickle(path)
     check_counts(path, split, Counter({name: len(found) for name, found in by_class.items()}))
+    _check_indices(path, by_class, len(images))
     for name, indices in by_class.items():
         for index in indices:
             png = io.BytesIO()
             Image.fromarray(images[index]).save(png, "png")
             yield str(name), f"{index:06d}", png.getvalue()
+
+
+def _check_indices(path: Path, by_class: dict[str, Any], count: int) -> None:
+    """Raises a DataError unless each image is named once, and is there."""
+    owner: dict[int, str] = {}
+    for name, indices in by_class.items():
+        for index in map(int, indices):
+            if not 0 <= index < count:
+                raise DataError(
+                    f"{path}: class {name} names image {index}; there are {count} images."
+                )
+            if index in owner:
+                raise DataError(f"{path}: image {index} is in classes {owner[index]} and {name}.")
+            owner[index] = name
 
 
 def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -178,10 +194,13 @@ def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         ) from None
     expected = (84, 84, 3)
     fits = isinstance(images, np.ndarray) and images.shape[1:] == expected
-    if not fits or images.dtype != np.uint8 or not isinstance(by_class, dict):
+    lists = isinstance(by_class, dict) and all(
+        isinstance(found, (list, tuple, np.ndarray)) for found in by_class.values()
+    )
+    if not fits or images.dtype != np.uint8 or not lists:
         raise DataError(
-            f"{path}: image_data must be uint8 [n, 84, 84, 3] and class_dict a dictionary; "
-            f"found {_form(images)} and {_form(by_class)}."
+            f"{path}: image_data must be uint8 [n, 84, 84, 3] and class_dict a dictionary of lists "
+            f"of indices; found {_form(images)} and {_form(by_class)}."
         )
     return images, by_class
 

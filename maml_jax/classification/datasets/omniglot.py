@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -114,6 +115,12 @@ def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
     return lists
 
 
+def has_archives(data_dir: Path) -> bool:
+    """Whether an archive of Omniglot is there, so that nothing will be downloaded."""
+    folders = (data_dir, data_dir / "omniglot")
+    return any((folder / name).exists() for folder in folders for name in ARCHIVES)
+
+
 def _source(data_dir: Path) -> builder.Source:
     for folder in (data_dir, data_dir / "omniglot"):
         paths = [folder / name for name in ARCHIVES]
@@ -157,13 +164,16 @@ def _files(paths: Iterable[Path]) -> dict[str, list[builder.File]]:
     """The drawings of both archives, checked."""
     parts = {}
     for path, part in zip(paths, CHARACTERS, strict=True):
-        files = []
+        entries, files = _entries(path), []
         with zipfile.ZipFile(path) as archive:
-            for entry in _entries(path):
+            for entry in entries:
                 folders = PurePosixPath(entry.filename).parts
                 if len(folders) < 3 or "__MACOSX" in folders:
                     continue
-                data = archive.read(entry)
+                try:
+                    data = archive.read(entry)
+                except (zipfile.BadZipFile, zlib.error, EOFError):
+                    raise DataError(f"{path}: {entry.filename} is damaged.") from None
                 _check_size(data, f"{path}: {entry.filename}")
                 files.append(("/".join(folders[-3:-1]), folders[-1], data))
         _check_counts(path, part, Counter(character for character, _, _ in files))
