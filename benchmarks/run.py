@@ -3,9 +3,11 @@
 Suites: core (the parts of a meta-step), sinusoid (the paper's whole meta-training), memory (each
 meta-gradient mode against the number of inner steps), peers (PyTorch libraries beside ours on the
 sinusoid; `make bench-peers` installs them); classification (meta-steps of the image classifiers),
-image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot). The latter three
-split a CPU into one device a core, as their experiments do, and go into a run of their own. Run on
-an idle machine: nothing here can tell what else runs.
+image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot), reinforcement
+(meta-iterations of navigation, phase by phase), estimators (bias and deviation of the policy
+gradients' meta-gradients). From classification on they split a CPU into one device a core, as their
+experiments do, and go into a run of their own. Run on an idle machine: nothing here can tell what
+else runs.
 """
 
 from __future__ import annotations
@@ -21,16 +23,25 @@ from absl import app, flags, logging
 from experiments.process import lay_out_cpu, num_cores
 
 SUITES = ("core", "sinusoid", "memory", "peers")
-IMAGE_SUITES = ("classification", "image_memory", "image_peers")
+CORE_PER_DEVICE = (
+    "classification",
+    "image_memory",
+    "image_peers",
+    "reinforcement",
+    "estimators",
+)
 _SUITE = flags.DEFINE_list(
-    "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(IMAGE_SUITES)}."
+    "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
 )
 _JSON = flags.DEFINE_string("json", None, "File to write the measurements to.")
 _THREADS = flags.DEFINE_integer(
     "cpu_threads", 1, "Threads of XLA for each CPU device; the experiments use 1.", 1
 )
 _DEVICES = flags.DEFINE_integer(
-    "cpu_devices", None, "Devices that a CPU is split into; default one, for images one a core.", 1
+    "cpu_devices",
+    None,
+    "Devices that a CPU is split into; default one, or one a core for the last suites.",
+    1,
 )
 
 
@@ -40,16 +51,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}.")
     logging.set_verbosity(logging.ERROR)
     names = _SUITE.value
-    known = (*SUITES, *IMAGE_SUITES)
+    known = (*SUITES, *CORE_PER_DEVICE)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise app.UsageError(f"--suite must be of {', '.join(known)}; received {unknown[0]!r}.")
-    of_images = [name in IMAGE_SUITES for name in names]
-    if any(of_images) and not all(of_images):
+    spread = [name in CORE_PER_DEVICE for name in names]
+    if any(spread) and not all(spread):
         raise app.UsageError(
-            f"{', '.join(IMAGE_SUITES)} lay out the CPU in their own way: run them by themselves."
+            f"{', '.join(CORE_PER_DEVICE)} lay out the CPU in their own way: run them apart."
         )
-    lay_out_cpu(_THREADS.value, _DEVICES.value or (num_cores() if all(of_images) else 1))
+    lay_out_cpu(_THREADS.value, _DEVICES.value or (num_cores() if all(spread) else 1))
 
     where = environment()
     print("  ".join(f"{key}: {value}" for key, value in where.items()))
@@ -71,6 +82,10 @@ def run_suite(name: str) -> list[dict[str, Any]]:
         return classification.classification_suite()
     if name == "image_memory":
         return classification.memory_rows()
+    if name in ("reinforcement", "estimators"):
+        from benchmarks import reinforcement
+
+        return getattr(reinforcement, f"{name}_suite")()
     if name == "image_peers":
         from benchmarks import image_peers
 

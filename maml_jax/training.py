@@ -138,9 +138,7 @@ def make_train_fn(
     Raises:
         ValueError: a count below 1, or a mesh that does not fit.
     """
-    for name, value in (("num_tasks", num_tasks), ("num_steps", num_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more; received {value}.")
+    types.check_counts(num_tasks=num_tasks, num_steps=num_steps)
     mesh = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
     num_devices = tasks_lib.check_mesh(mesh, num_tasks)
     local_tasks = num_tasks // num_devices

@@ -94,6 +94,13 @@ def check_num_steps(num_steps: int) -> int:
     return int(num_steps)
 
 
+def check_counts(**counts: int) -> None:
+    """Raises a ValueError that names the first count below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more; received {value}.")
+
+
 def check_has_float_leaf(params: Params, what: str = "params") -> None:
     """Raises a ValueError if nothing in `params` can be differentiated."""
     leaves = jax.tree.leaves(params)

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/meta_gradient_modes.md", "docs/your_own_problem.md", "docs/few_shot.md"]
+PAGES = [
+    "README.md",
+    "docs/meta_gradient_modes.md",
+    "docs/your_own_problem.md",
+    "docs/few_shot.md",
+    "docs/reinforcement.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -57,13 +57,7 @@ def episode_sampler(
         ValueError: a count below 1; (from the sampler) the set has too few classes, or its images
             are not square and are to be turned.
     """
-    for name, count in (
-        ("num_ways", num_ways),
-        ("num_shots", num_shots),
-        ("num_queries", num_queries),
-    ):
-        if count < 1:
-            raise ValueError(f"{name} must be 1 or more; received {count}.")
+    types.check_counts(num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
     types.check_choice(rotations, ROTATIONS, "rotations")
     per_class = num_shots + num_queries
 

@@ -226,9 +226,7 @@ def _check(image_shape: tuple[int, int, int], norm: str, head: str, **counts: in
         raise ValueError(f"image_shape must be (H, W, C); received {image_shape}.")
     normalization.check_norm(norm)
     types.check_choice(head, tuple(HEADS), "head")
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be 1 or more; received {count}.")
+    types.check_counts(**counts)
 
 
 def _network(

@@ -1,0 +1,233 @@
+"""Meta-iterations of 2D navigation, phase by phase; and estimators against exact meta-gradients.
+
+On a CPU each core is one JAX device with one thread, as the experiments run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from benchmarks.harness import measure_loop, sample_times, summarize
+from maml_jax import Task, init, meta_loss, task_mesh
+from maml_jax.batching import TASK_AXIS, split_tasks
+from maml_jax.maml import inner_update
+from maml_jax.networks import categorical_policy, gaussian_policy
+from maml_jax.reinforcement import (
+    Estimation,
+    ReinforcementProblem,
+    make_iterate_fn,
+    navigation,
+    reinforcement_problem,
+    rollout,
+    to_samples,
+    trpo,
+)
+from maml_jax.reinforcement.objectives import INNER_OBJECTIVES
+from maml_jax.reinforcement.tabular import Tables, expected_adapted_return, tabular
+from maml_jax.types import Array
+
+TASKS, EPISODES, INNER_LR = 20, 20, 0.1
+SUBSAMPLE = 5  # episodes of a task for the curvature
+
+
+class Size(NamedTuple):
+    """A policy's size.
+
+    Attributes:
+        name: whose it is.
+        hidden_sizes: layers.
+        activation: of them.
+    """
+
+    name: str
+    hidden_sizes: tuple[int, ...]
+    activation: Callable[[Array], Array]
+
+
+PAPER = Size("2 x 100 ReLU, the paper's", (100, 100), jax.nn.relu)
+PYTORCH_MAML_RL = Size("2 x 64 tanh, pytorch-maml-rl's", (64, 64), jnp.tanh)
+
+
+def reinforcement_suite() -> list[dict[str, Any]]:
+    """Seconds of a whole meta-iteration and of its phases, for both sizes of policy."""
+    rows = []
+    for size in (PAPER, PYTORCH_MAML_RL):
+        rows += phases(size)
+        for episodes in (None, SUBSAMPLE):
+            name = "all episodes" if episodes is None else f"{episodes} episodes"
+            rows.append(_iteration(f"{size.name}: meta-iteration, curvature from {name}",
+                                   size, episodes))  # fmt: skip
+    return rows
+
+
+def make_problem(size: Size) -> ReinforcementProblem:
+    """Navigation as the paper has it."""
+    policy = gaussian_policy(2, 2, size.hidden_sizes, activation=size.activation)
+    return reinforcement_problem(navigation(), policy, num_episodes=EPISODES, inner_lr=INNER_LR)
+
+
+def _batching() -> str:
+    return "scan" if jax.default_backend() == "cpu" else "vmap"
+
+
+def _iteration(name: str, size: Size, product_episodes: int | None) -> dict[str, Any]:
+    problem = make_problem(size)
+    update = trpo(problem, product_episodes=product_episodes, batching=_batching())
+    iterate = make_iterate_fn(problem, update, num_tasks=TASKS)
+    state = init(jax.jit(problem.init)(jax.random.key(0)), update, 0)
+    state, _ = iterate(state)
+    return measure_loop(name, iterate, state, 5, 1)._asdict()
+
+
+def phases(size: Size) -> list[dict[str, Any]]:
+    """Each phase as a program of its own, over the devices that the meta-iteration runs on."""
+    problem, env = make_problem(size), navigation()
+    params = jax.jit(problem.init)(jax.random.key(0))
+    mesh = task_mesh(TASKS)
+    keys = split_tasks(jax.random.split(jax.random.key(1), TASKS), mesh)
+    whole, split = PartitionSpec(), PartitionSpec(TASK_AXIS)
+
+    def over_tasks(fn: Callable[..., Any], *in_specs: Any) -> Callable[..., Any]:
+        return jax.jit(
+            jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
+        )
+
+    def play(params: Any, key: Array) -> Any:
+        task_key, own = jax.random.split(key)
+        return rollout(env, problem.policy, params, env.sample_task(task_key), own, EPISODES)
+
+    rollouts = over_tasks(lambda p, k: jax.vmap(play, (None, 0))(p, k), whole, split)
+    estimates = over_tasks(jax.vmap(to_samples), split)
+    adaptation = over_tasks(
+        lambda p, s: jax.vmap(
+            lambda one: inner_update(problem.inner_loss, p, one, INNER_LR)[0]
+        )(s),
+        whole,
+        split,
+    )  # fmt: skip
+    after = over_tasks(lambda p, k: jax.vmap(play)(p, k), split, split)
+    trajectories = rollouts(params, keys)
+    samples = estimates(trajectories)
+    adapted = adaptation(params, samples)
+    calls = {
+        "rollout": lambda: rollouts(params, keys),
+        "baseline and advantages": lambda: estimates(trajectories),
+        "adaptation": lambda: adaptation(params, samples),
+        "rollout of the adapted": lambda: after(adapted, keys),
+    }
+    rows = []
+    for name, call in calls.items():
+        times = sample_times(lambda call=call: jax.block_until_ready(call()), 1.0)
+        rows.append(summarize(f"{size.name}: {name}", times, None, None)._asdict())
+    query = estimates(after(adapted, keys))
+    tasks = Task(jax.tree.map(lambda x: x[:, None], samples), query)
+    for episodes in (None, SUBSAMPLE):
+        update = trpo(problem, product_episodes=episodes, batching=_batching()).update
+
+        def step(params: Any, tasks: Task, update: Any = update) -> Any:
+            return update(params, (), tasks, mesh.size)[0]
+
+        compiled = jax.jit(
+            jax.shard_map(step, mesh=mesh, in_specs=(whole, split), out_specs=whole,
+                          check_vma=False)
+        )  # fmt: skip
+        times = sample_times(lambda c=compiled: jax.block_until_ready(c(params, tasks)), 3.0)
+        name = "all episodes" if episodes is None else f"{episodes} episodes"
+        rows.append(
+            summarize(f"{size.name}: TRPO, curvature from {name}", times, None, None)._asdict()
+        )
+    return rows
+
+
+def estimators_suite(repeats: int = 2_000, episodes: int = 20) -> list[dict[str, Any]]:
+    """Bias and deviation of each inner objective's meta-gradient, against the exact one.
+
+    On a bandit of 3 actions and on a process of 3 states, 3 actions and 5 steps, both random; E
+    episodes before and after one inner step, no baseline, advantages not normalised. The error is
+    relative to the exact meta-gradient's norm; "bias" is that of the mean over all repeats, which
+    has a standard error of "deviation" divided by the square root of their number. A bias is left
+    in all estimators from the inner step's own noise; it falls as 1/E.
+    """
+    worlds = [
+        World("bandit", _random_tables(jax.random.key(3), 1, 3), 1, 1.0),
+        World("5 steps", _random_tables(jax.random.key(3), 3, 3), 5, 1.0),
+    ]
+    return [
+        _estimator_row(world, form, repeats, episodes)
+        for world in worlds
+        for form in INNER_OBJECTIVES
+    ]
+
+
+class World(NamedTuple):
+    """A process with a known meta-gradient.
+
+    Attributes:
+        name: of it.
+        tables: rewards and transitions.
+        horizon: H.
+        inner_lr: alpha, on the mean over time steps.
+    """
+
+    name: str
+    tables: Tables
+    horizon: int
+    inner_lr: float
+
+
+def _estimator_row(world: World, form: str, repeats: int, episodes: int) -> dict[str, Any]:
+    states, actions = world.tables.rewards.shape
+    policy = categorical_policy(states, actions, ())
+    params = policy.init(jax.random.key(0))
+
+    def exact_loss(p: Any) -> Array:
+        found = expected_adapted_return(policy, p, world.tables, world.horizon, world.inner_lr)
+        return -found / world.horizon
+
+    target = _flat(jax.jit(jax.grad(exact_loss))(params))
+    problem = reinforcement_problem(
+        tabular(lambda key: world.tables, states, actions, world.horizon),
+        policy,
+        num_episodes=episodes,
+        inner_lr=world.inner_lr,
+        objective=form,
+        estimation=Estimation(1.0, 1.0, use_baseline=False, normalize=False),
+    )
+
+    def recorded_loss(p: Any, task: Task) -> Array:
+        loss, rate = problem.inner_loss, world.inner_lr
+        outer = problem.outer_loss
+        return meta_loss(loss, p, task, rate, outer_loss=outer, batch_per_step=True)[0]
+
+    def estimate(key: Array) -> Array:
+        return _flat(jax.grad(recorded_loss)(params, problem.sample(params, key)))
+
+    keys = jax.random.split(jax.random.key(7), repeats)
+    found = np.asarray(jax.jit(jax.vmap(estimate))(keys), np.float64)
+    scale = np.linalg.norm(target)
+    return {
+        "name": f"{world.name}: {form}",
+        "bias": float(np.linalg.norm(found.mean(0) - target) / scale),
+        "deviation": float(np.sqrt(found.var(0).sum()) / scale),
+        "episodes": episodes,
+        "repeats": repeats,
+    }
+
+
+def _random_tables(key: Array, states: int, actions: int) -> Tables:
+    a, b, c = jax.random.split(key, 3)
+    return Tables(
+        jax.random.normal(a, (states, actions)),
+        jax.nn.softmax(jax.random.normal(b, (states, actions, states))),
+        jax.nn.softmax(jax.random.normal(c, (states,))),
+    )
+
+
+def _flat(tree: Any) -> Array:
+    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
