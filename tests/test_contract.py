@@ -14,8 +14,9 @@ from conftest import assert_trees_close
 
 from maml_jax import Task, init, make_train_fn, meta_loss, task_mesh
 from maml_jax.classification import ImageSet, classification_problem
-from maml_jax.networks import convolutional, mlp
+from maml_jax.networks import convolutional, gaussian_policy, mlp
 from maml_jax.regression import sinusoid_problem
+from maml_jax.reinforcement import navigation, reinforcement_problem
 
 
 def image_problem():
@@ -27,10 +28,23 @@ def image_problem():
     return problem._replace(sample=lambda params, key: problem.sample(params, key, images))
 
 
+def policy_problem():
+    """Navigation with one inner step, whose samples lose their axis of steps for these tests."""
+    policy = gaussian_policy(2, 2, (8,))
+    problem = reinforcement_problem(navigation(horizon=5), policy, num_episodes=3)
+
+    def sample(params, key):
+        task = problem.sample(params, key)
+        return task._replace(support=jax.tree.map(lambda x: x[0], task.support))
+
+    return problem.as_problem._replace(sample=sample)
+
+
 PROBLEMS = {
     "sinusoid": lambda: sinusoid_problem(mlp(1, 1, (8,)), 5, 5),
     "sinusoid, informed": lambda: sinusoid_problem(mlp(3, 1, (8,)), 5, 5, informed=True),
     "images": lambda: image_problem(),
+    "policies": lambda: policy_problem(),
 }
 
 

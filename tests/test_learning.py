@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import runner, sinusoid
+from experiments import navigation, runner, sinusoid
 
 pytestmark = pytest.mark.slow
 
@@ -21,3 +21,15 @@ def test_maml_learns_to_learn_sinusoids(tmp_path):
     assert found["maml", "K=10", 10] < 0.7
     assert found["pretrained", "K=10", 1] > 1.5 * found["maml", "K=10", 1]
     assert found["oracle", "K=10", 0] < 0.1
+
+
+def test_maml_learns_to_navigate(tmp_path):
+    """A fifth of the paper's meta-iterations; it reaches about -41, -14 and -8."""
+    fields = navigation.PRESETS["quick"] | {"methods": ("maml", "random"), "meta_steps": 20}
+    config = navigation.Config(**fields)
+    rows = runner.run(navigation.EXPERIMENT, tmp_path / "run", config)["rows"]
+    found = {(r["method"], r["gradient_steps"]): r["mean"] for r in rows}
+    assert found["maml", 1] > -25
+    assert found["maml", 2] > -20
+    assert found["maml", 1] > found["maml", 0] + 15
+    assert found["maml", 1] > found["random", 1] + 20
