@@ -81,7 +81,7 @@ def test_sampling_batches(problem, params):
     keys = jax.random.split(jax.random.key(3), 3)
     many = jax.jit(jax.vmap(lambda k: problem.sample(params, k)))(keys)
     one = problem.sample(params, keys[1])
-    assert_trees_close(jax.tree.map(lambda x: x[1], many), one, 1e-6)
+    assert_trees_close(jax.tree.map(lambda x: x[1], many), one, 1e-4)
 
 
 def test_exact_modes_agree(problem, params):

@@ -135,12 +135,13 @@ def _check_set(image_set: ImageSet, num_ways: int, per_class: int, rotations: st
             f"episodes need {per_class} examples of a class (support and query); "
             f"the set has at most {shape[1]}."
         )
-    counts = image_set.counts
-    if not isinstance(counts, Tracer) and np.min(counts) < per_class:
-        raise ValueError(
-            f"episodes need {per_class} examples of a class (support and query); class "
-            f"{int(np.argmin(counts))} of the set has {int(np.min(counts))}."
-        )
+    if not isinstance(image_set.counts, Tracer):
+        counts = np.asarray(image_set.counts)
+        if counts.min() < per_class:
+            raise ValueError(
+                f"episodes need {per_class} examples of a class (support and query); class "
+                f"{counts.argmin()} of the set has {counts.min()}."
+            )
     if rotations != "none" and shape[2] != shape[3]:
         raise ValueError(f"only square images can be turned; received {shape[2]}x{shape[3]}.")
 
