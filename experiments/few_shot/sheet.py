@@ -26,35 +26,36 @@ def few_shot_sheet(
     arrays: Mapping[str, np.ndarray],
     metrics: list[dict[str, Any]],
 ) -> None:
-    """Accuracy against gradient steps, the training curve, and one test episode."""
+    """Accuracy against gradient steps, the training curves, and one test episode."""
     pooled = pool([run])
     settings = list(dict.fromkeys(row["setting"] for row in run["rows"]))
     with plt.rc_context(plotting.STYLE):
         drawn = "episode/support" in arrays
-        figure = plt.figure(figsize=(11, 7.2 if drawn else 3.8), layout="constrained")
+        figure = plt.figure(figsize=(13, 7.2 if drawn else 3.8), layout="constrained")
         parts = figure.subfigures(2, 1, height_ratios=[1, 0.9]) if drawn else [figure]
-        left, right = parts[0].subplots(1, 2)
+        left, middle, right = parts[0].subplots(1, 3)
         plotting.draw_curves(left, pooled, settings[0], "accuracy")
         left.set_ylabel("accuracy on the query set")
         left.legend(loc="lower right")
-        _draw_training(right, metrics)
+        _draw_training(middle, metrics, "query/accuracy", "accuracy on the query set")
+        _draw_training(right, metrics, "loss", "meta-loss, nats")
         if drawn:
             _draw_episode(parts[1], arrays)
         plotting.save(figure, path)
 
 
-def _draw_training(ax: Axes, metrics: list[dict[str, Any]]) -> None:
-    """Accuracy in training and validation against meta-steps, for each stage."""
+def _draw_training(ax: Axes, metrics: list[dict[str, Any]], name: str, label: str) -> None:
+    """A metric in training, and accuracy in validation, against meta-steps, for each stage."""
     for stage in dict.fromkeys(entry["stage"] for entry in metrics):
         entries = [entry for entry in metrics if entry["stage"] == stage]
         color, title = plotting.COLORS.get(stage, "black"), METHOD_TITLES.get(stage, stage)
         steps = np.array([entry["step"] for entry in entries])
-        trained = np.array([entry["query/accuracy"] for entry in entries])
+        trained = np.array([entry[name] for entry in entries])
         window = max(1, len(trained) // 100)
         smooth = np.convolve(trained, np.ones(window) / window, "valid")
         ax.plot(steps[window - 1 :], smooth, color=color, alpha=0.45, lw=1.2,
                 label=f"{title}: training")  # fmt: skip
-        judged = [e for e in entries if "validation/accuracy" in e]
+        judged = [e for e in entries if "validation/accuracy" in e and "accuracy" in name]
         if judged:
             ax.plot(
                 [e["step"] for e in judged],
@@ -66,9 +67,9 @@ def _draw_training(ax: Axes, metrics: list[dict[str, Any]]) -> None:
             )
     ax.set_title("during training")
     ax.set_xlabel("meta-steps")
-    ax.set_ylabel("accuracy on the query set")
+    ax.set_ylabel(label)
     ax.grid(axis="y", color="#dddddd", lw=0.6)
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower right" if "accuracy" in name else "upper right")
 
 
 def _draw_episode(figure: Any, arrays: Mapping[str, np.ndarray]) -> None:
