@@ -67,6 +67,12 @@ def setting(config: Config) -> str:
     return f"2D navigation{unit}"
 
 
+def watch(config: Config) -> meta_rl.Watch:
+    """Where the point went, on the tasks that the figure shows."""
+    del config
+    return meta_rl.Watch(4, 5, lambda t: {"observations": t.observations, "alive": t.alive})
+
+
 def navigation_sheet(
     path: Path,
     run: dict[str, Any],
@@ -85,8 +91,7 @@ def navigation_sheet(
         draw_training(right, metrics)
         axes = parts[1].subplots(len(watched), len(goals), squeeze=False)
         for method, row in zip(watched, axes, strict=True):
-            seen = arrays[f"episodes/{method}/observations"]
-            alive = arrays[f"episodes/{method}/alive"]
+            seen, alive = arrays[f"observations/{method}"], arrays[f"alive/{method}"]
             for i, ax in enumerate(row):
                 _draw_plane(ax, seen[i], alive[i], goals[i])
             row[0].set_ylabel(METHOD_TITLES[method])
@@ -118,7 +123,7 @@ def _draw_plane(ax: Axes, seen: np.ndarray, alive: np.ndarray, goal: np.ndarray)
 
 
 EXPERIMENT = meta_rl.meta_rl_experiment(
-    "navigation", SUMMARY, Config, PRESETS, make_environment, setting, navigation_sheet
+    "navigation", SUMMARY, Config, PRESETS, make_environment, setting, watch, navigation_sheet
 )
 
 if __name__ == "__main__":

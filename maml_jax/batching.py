@@ -200,3 +200,15 @@ def check_tasks(tasks: PyTree) -> None:
     if not isinstance(tasks, Task):
         types.check_same_structure(tasks)
     axis_size(tasks)
+
+
+def settle(values: PyTree, mesh: Mesh) -> PyTree:
+    """Waits for the results of a program over several devices of a CPU; else does nothing.
+
+    XLA's CPU client runs programs that do not depend on each other at the same time, on as few
+    threads as there are devices; where they hold all-reduces, each can end up waiting for a thread
+    that the other has. On accelerators the next program may be dispatched before this one ends.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        return jax.block_until_ready(values)
+    return values

@@ -133,7 +133,8 @@ def make_evaluate_fn(
         used = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
         tasks_lib.check_mesh(used, num_tasks)
         params, inner_lr = tasks_lib.replicate((params, inner_lr), used)
-        return compiled(params, tasks_lib.split_tasks(tasks, used), inner_lr, used)
+        found = compiled(params, tasks_lib.split_tasks(tasks, used), inner_lr, used)
+        return tasks_lib.settle(found, used)
 
     return evaluate
 

@@ -189,7 +189,7 @@ def make_train_fn(
         # One placement for every call, or the first call (a state fresh from `init`) and the
         # second (one that came out of the mesh) would each compile a program of their own.
         state, data = tasks_lib.replicate((state, data), mesh)
-        return compiled(state, *data)
+        return tasks_lib.settle(compiled(state, *data), mesh)
 
     return train_on_mesh
 

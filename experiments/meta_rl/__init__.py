@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.meta_rl import evaluation
 from experiments.meta_rl.config import Config
+from experiments.meta_rl.evaluation import Watch
 from experiments.meta_rl.stages import make_stages
 from experiments.runner import Experiment, Outcome, Stage
 from maml_jax.reinforcement import Environment
@@ -23,7 +24,9 @@ def meta_rl_experiment(
     presets: Mapping[str, Mapping[str, Any]],
     make_environment: Callable[[Any], Environment],
     setting: Callable[[Any], str],
+    watch: Callable[[Any], Watch],
     figure: Callable[..., None],
+    **others: Any,
 ) -> Experiment:
     """The experiment of a configuration, which says what environment it is about.
 
@@ -34,7 +37,9 @@ def meta_rl_experiment(
         presets: by name, the fields that differ from the defaults.
         make_environment: `make_environment(settings) -> Environment`.
         setting: `setting(settings)`, as results name it.
+        watch: `watch(settings)`, which episodes the figure needs.
         figure: draws `figure.png`, see `experiments.runner.Experiment`.
+        **others: of `Experiment`, as they are.
     """
 
     def stages(settings: Any, seed: int) -> list[Stage]:
@@ -42,7 +47,7 @@ def meta_rl_experiment(
 
     def evaluate(settings: Any, seed: int, states: Mapping[str, Any]) -> Outcome:
         env = make_environment(settings)
-        return evaluation.evaluate(settings, seed, env, setting(settings), states)
+        return evaluation.evaluate(settings, seed, env, setting(settings), watch(settings), states)
 
     return Experiment(
         name=name,
@@ -54,7 +59,8 @@ def meta_rl_experiment(
         figure=figure,
         cpu_threads=1,
         device_per_core=True,
+        **others,
     )
 
 
-__all__ = ["Config", "meta_rl_experiment"]
+__all__ = ["Config", "Watch", "meta_rl_experiment"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,33 @@ from experiments.meta_rl.stages import environment_of, fixed_tasks, initial_para
 from experiments.results import make_row
 from experiments.runner import Outcome
 from experiments.selection import Selection
-from maml_jax.reinforcement import Environment, make_evaluate_fn
+from maml_jax.reinforcement import Environment, Trajectories, make_evaluate_fn
 from maml_jax.types import Array, Params
 
 TEST_SEED, TUNING_SEED = 1_000_001, 1_000_003  # of no training run: those are smaller
-SHOWN_TASKS, SHOWN_EPISODES = 4, 5
+
+
+class Watch(NamedTuple):
+    """What a figure shows of the episodes of the first seed's policies.
+
+    Attributes:
+        num_tasks: the first test tasks, at most.
+        num_episodes: of each of them and each update.
+        keep: `keep(trajectories) -> arrays by name`; leaves [T, U + 1, H, E, ...].
+    """
+
+    num_tasks: int
+    num_episodes: int
+    keep: Callable[[Trajectories], Mapping[str, Any]]
 
 
 def evaluate(
-    config: Config, seed: int, env: Environment, setting: str, states: Mapping[str, Selection]
+    config: Config,
+    seed: int,
+    env: Environment,
+    setting: str,
+    watch: Watch,
+    states: Mapping[str, Selection],
 ) -> Outcome:
     """Returns of every method on the same test tasks.
 
@@ -32,7 +50,7 @@ def evaluate(
     """
     tests = fixed_tasks(env, TEST_SEED, config.eval_tasks)
     tuning = fixed_tasks(env, TUNING_SEED, config.tuning_tasks)
-    some = jax.tree.map(lambda x: x[:SHOWN_TASKS], tests)
+    some = jax.tree.map(lambda x: x[: watch.num_tasks], tests)
     shown_tasks = jax.jit(jax.vmap(env.task_features))(some)
     rows, arrays = [], {"tasks": np.asarray(shown_tasks)}
     for name in config.methods:
@@ -54,7 +72,7 @@ def evaluate(
             chosen = [_tuned(config, judge, one, tuning) for one in each]
         found = [
             np.asarray(
-                judge(one, tests, jax.random.key(TEST_SEED), _rates(config, rate))
+                judge(one, tests, jax.random.key(TEST_SEED), update_rates(config, rate))
                 .evaluation.per_task["return"]
             )
             for one, rate in zip(each, chosen, strict=True)
@@ -65,22 +83,22 @@ def evaluate(
             row = make_row(name, setting, update, "return", returns[:, :, update])
             rows.append({**row, **extra})
         arrays[f"returns/{name}"] = returns
-        watch = make_evaluate_fn(
-            seen, policy, num_episodes=SHOWN_EPISODES, keep_trajectories=True, **options
+        play = make_evaluate_fn(
+            seen, policy, num_episodes=watch.num_episodes, keep_trajectories=True, **options
         )
-        seen_episodes = watch(
-            each[0], some, jax.random.key(TEST_SEED + 1), _rates(config, chosen[0])
+        episodes = play(
+            each[0], some, jax.random.key(TEST_SEED + 1), update_rates(config, chosen[0])
         ).trajectories
-        arrays[f"episodes/{name}/observations"] = np.asarray(seen_episodes.observations)
-        arrays[f"episodes/{name}/alive"] = np.asarray(seen_episodes.alive)
+        for key, value in watch.keep(episodes).items():
+            arrays[f"{key}/{name}"] = np.asarray(value)
     return Outcome(rows, arrays)
 
 
-def _rates(config: Config, rate: float | None) -> Array:
-    """The step size of each update; none for a method that is not adapted."""
-    if rate is None:
+def update_rates(config: Config, rate: float | None, count: int | None = None) -> Array:
+    """The step size of each update of the evaluation; none for a method that is not adapted."""
+    if rate is None or count == 0:
         return jnp.zeros((0,))
-    later = [rate * config.later_rate] * (config.eval_updates - 1)
+    later = [rate * config.later_rate] * ((count or config.eval_updates) - 1)
     return jnp.array([rate, *later])
 
 
@@ -88,7 +106,7 @@ def _tuned(config: Config, judge: Any, params: Params, tasks: Any) -> float:
     """The step size with the best return on tuning tasks, on average over all updates."""
     key = jax.random.key(TUNING_SEED)
     means = [
-        float(jnp.mean(judge(params, tasks, key, _rates(config, rate)).evaluation.mean["return"]))
+        float(jnp.mean(judge(params, tasks, key, update_rates(config, rate)).evaluation.mean["return"]))
         for rate in config.tuning_rates
     ]
     return float(config.tuning_rates[int(np.nanargmax(means))])

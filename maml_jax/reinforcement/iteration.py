@@ -75,7 +75,7 @@ def make_iterate_fn(
     spec = PartitionSpec()
     sharded = jax.shard_map(iterate, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     compiled = jax.jit(sharded, donate_argnums=0)
-    return lambda state: compiled(tasks_lib.replicate(state, mesh))
+    return lambda state: tasks_lib.settle(compiled(tasks_lib.replicate(state, mesh)), mesh)
 
 
 def _report(
@@ -184,8 +184,7 @@ def make_evaluate_fn(
         keys = jax.random.split(key, num_tasks)
         params, rates = tasks_lib.replicate((params, jnp.asarray(rates)), used)
         tasks, keys = tasks_lib.split_tasks((tasks, keys), used)
-        metrics, trajectories = compiled(used)(params, tasks, keys, rates)
-        return Returns(summarize(metrics), trajectories)
+        return tasks_lib.settle(compiled(used)(params, tasks, keys, rates), used)
 
     programs: dict[Mesh, Any] = {}
 
@@ -196,7 +195,12 @@ def make_evaluate_fn(
             sharded = jax.shard_map(
                 many, mesh=used, in_specs=specs, out_specs=split, check_vma=False
             )
-            programs[used] = jax.jit(sharded)
+
+            def judge(*arguments: Any) -> Returns:
+                metrics, trajectories = sharded(*arguments)
+                return Returns(summarize(metrics), trajectories)
+
+            programs[used] = jax.jit(judge)
         return programs[used]
 
     return evaluate
