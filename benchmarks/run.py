@@ -5,7 +5,7 @@ meta-gradient mode against the number of inner steps), peers (PyTorch libraries 
 sinusoid; `make bench-peers` installs them); classification (meta-steps of the image classifiers),
 image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot), reinforcement
 (meta-iterations of navigation, phase by phase), estimators (bias and deviation of the policy
-gradients' meta-gradients). From classification on they split a CPU into one device a core, as their
+gradients' meta-gradients), reinforcement_peers (navigation beside pytorch-maml-rl). From classification on they split a CPU into one device a core, as their
 experiments do, and go into a run of their own. Run on an idle machine: nothing here can tell what
 else runs.
 """
@@ -29,6 +29,7 @@ CORE_PER_DEVICE = (
     "image_peers",
     "reinforcement",
     "estimators",
+    "reinforcement_peers",
 )
 _SUITE = flags.DEFINE_list(
     "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
@@ -86,6 +87,10 @@ def run_suite(name: str) -> list[dict[str, Any]]:
         from benchmarks import reinforcement
 
         return getattr(reinforcement, f"{name}_suite")()
+    if name == "reinforcement_peers":
+        from benchmarks import reinforcement_peers
+
+        return reinforcement_peers.reinforcement_peers_suite()
     if name == "image_peers":
         from benchmarks import image_peers
 

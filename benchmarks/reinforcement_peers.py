@@ -1,0 +1,68 @@
+"""2D navigation beside pytorch-maml-rl (tristandeleu), at its own sizes, in one run.
+
+    PYTORCH_MAML_RL=DIR PYTORCH_MAML_RL_PYTHON=PYTHON \\
+        python -m benchmarks.run --suite=reinforcement_peers
+
+DIR is a checkout of it, PYTHON an interpreter with what it needs; benchmarks/README.md says how to
+get both. Its work an iteration is ours: 20 tasks, 20 episodes of 100 steps twice, policy 2 x 64
+tanh, TRPO with 10 conjugate-gradient steps and at most 15 line-search steps, exact curvature
+products on all samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import summarize
+from benchmarks.reinforcement import PYTORCH_MAML_RL, SUBSAMPLE, time_iteration
+from experiments.process import num_cores
+
+ITERATIONS, WARM_UP = 12, 2
+
+
+def reinforcement_peers_suite() -> list[dict[str, Any]]:
+    """Seconds of a meta-iteration, theirs with one and with several threads in each process."""
+    checkout = os.environ.get("PYTORCH_MAML_RL", "")
+    python = os.environ.get("PYTORCH_MAML_RL_PYTHON", "")
+    if not (Path(checkout) / "maml_rl").is_dir() or not Path(python).is_file():
+        raise SystemExit(
+            "the suite reinforcement_peers needs PYTORCH_MAML_RL, a checkout of pytorch-maml-rl, "
+            "and PYTORCH_MAML_RL_PYTHON, an interpreter that has its requirements; received "
+            f"{checkout!r} and {python!r}. See benchmarks/README.md."
+        )
+    ours = [
+        time_iteration("maml_jax, curvature from all episodes", PYTORCH_MAML_RL, None),
+        time_iteration(
+            f"maml_jax, curvature from {SUBSAMPLE} of 20 episodes", PYTORCH_MAML_RL, SUBSAMPLE
+        ),
+    ]
+    theirs = [
+        _peer(checkout, python, f"pytorch-maml-rl, {num_cores()} workers, {name}", threads)
+        for name, threads in (("one thread each", "1"), ("threads as it comes", None))
+    ]
+    best = min(row["median_ms"] for row in theirs)
+    rows = [*ours, *theirs]
+    return [{**row, "times_the_fastest_peer": best / row["median_ms"]} for row in rows]
+
+
+def _peer(checkout: str, python: str, name: str, threads: str | None) -> dict[str, Any]:
+    script = Path(__file__).parent / "pytorch_maml_rl.py"
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if threads:
+        variables["OMP_NUM_THREADS"] = threads
+    done = subprocess.run(
+        [python, str(script.resolve()), str(num_cores()), str(ITERATIONS)],
+        cwd=checkout,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"pytorch-maml-rl stopped:\n{done.stderr[-2000:]}")
+    seconds = json.loads(done.stdout.strip().splitlines()[-1])[WARM_UP:]
+    return summarize(name, seconds, None, None)._asdict()
