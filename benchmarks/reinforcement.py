@@ -19,6 +19,7 @@ from maml_jax.batching import TASK_AXIS, split_tasks
 from maml_jax.maml import inner_update
 from maml_jax.networks import categorical_policy, gaussian_policy
 from maml_jax.reinforcement import (
+    Environment,
     Estimation,
     ReinforcementProblem,
     make_iterate_fn,
@@ -54,43 +55,68 @@ PAPER = Size("2 x 100 ReLU, the paper's", (100, 100), jax.nn.relu)
 PYTORCH_MAML_RL = Size("2 x 64 tanh, pytorch-maml-rl's", (64, 64), jnp.tanh)
 
 
+class Case(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        name: of it.
+        env: the family of tasks.
+        problem: with its policy.
+        num_tasks: T.
+        num_episodes: E.
+    """
+
+    name: str
+    env: Environment
+    problem: ReinforcementProblem
+    num_tasks: int
+    num_episodes: int
+
+
 def reinforcement_suite() -> list[dict[str, Any]]:
-    """Seconds of a whole meta-iteration and of its phases, for both sizes of policy."""
-    rows = []
-    for size in (PAPER, PYTORCH_MAML_RL):
-        rows += phases(size)
-        for episodes in (None, SUBSAMPLE):
-            name = "all episodes" if episodes is None else f"{episodes} episodes"
-            rows.append(time_iteration(f"{size.name}: meta-iteration, curvature from {name}",
-                                       size, episodes))  # fmt: skip
+    """Seconds of a whole meta-iteration of navigation and of its phases, for two policies."""
+    return [row for size in (PAPER, PYTORCH_MAML_RL) for row in whole_and_phases(make_case(size))]
+
+
+def make_case(size: Size) -> Case:
+    """Navigation as the paper has it."""
+    env = navigation()
+    policy = gaussian_policy(2, 2, size.hidden_sizes, activation=size.activation)
+    problem = reinforcement_problem(env, policy, num_episodes=EPISODES, inner_lr=INNER_LR)
+    return Case(size.name, env, problem, TASKS, EPISODES)
+
+
+def whole_and_phases(case: Case) -> list[dict[str, Any]]:
+    """A meta-iteration's phases, then the whole, with two ways to estimate the curvature."""
+    rows = phases(case)
+    for episodes in (None, SUBSAMPLE):
+        rows.append(time_iteration(f"{case.name}: meta-iteration, {_curvature(episodes)}",
+                                   case, episodes))  # fmt: skip
     return rows
 
 
-def make_problem(size: Size) -> ReinforcementProblem:
-    """Navigation as the paper has it."""
-    policy = gaussian_policy(2, 2, size.hidden_sizes, activation=size.activation)
-    return reinforcement_problem(navigation(), policy, num_episodes=EPISODES, inner_lr=INNER_LR)
+def _curvature(episodes: int | None) -> str:
+    return f"curvature from {'all' if episodes is None else episodes} episodes"
 
 
 def _batching() -> str:
     return "scan" if jax.default_backend() == "cpu" else "vmap"
 
 
-def time_iteration(name: str, size: Size, product_episodes: int | None) -> dict[str, Any]:
+def time_iteration(name: str, case: Case, product_episodes: int | None) -> dict[str, Any]:
     """Seconds of a compiled meta-iteration, with the compile time of the first."""
-    problem = make_problem(size)
-    update = trpo(problem, product_episodes=product_episodes, batching=_batching())
-    iterate = make_iterate_fn(problem, update, num_tasks=TASKS)
-    state = init(jax.jit(problem.init)(jax.random.key(0)), update, 0)
+    update = trpo(case.problem, product_episodes=product_episodes, batching=_batching())
+    iterate = make_iterate_fn(case.problem, update, num_tasks=case.num_tasks)
+    state = init(jax.jit(case.problem.init)(jax.random.key(0)), update, 0)
     return measure_loop(name, iterate, state, 12, 1)._asdict()
 
 
-def phases(size: Size) -> list[dict[str, Any]]:
+def phases(case: Case) -> list[dict[str, Any]]:
     """Each phase as a program of its own, over the devices that the meta-iteration runs on."""
-    problem, env = make_problem(size), navigation()
+    problem, env = case.problem, case.env
     params = jax.jit(problem.init)(jax.random.key(0))
-    mesh = task_mesh(TASKS)
-    keys = split_tasks(jax.random.split(jax.random.key(1), TASKS), mesh)
+    mesh = task_mesh(case.num_tasks)
+    keys = split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh)
     whole, split = PartitionSpec(), PartitionSpec(TASK_AXIS)
 
     def over_tasks(fn: Callable[..., Any], *in_specs: Any) -> Callable[..., Any]:
@@ -100,7 +126,8 @@ def phases(size: Size) -> list[dict[str, Any]]:
 
     def play(params: Any, key: Array) -> Any:
         task_key, own = jax.random.split(key)
-        return rollout(env, problem.policy, params, env.sample_task(task_key), own, EPISODES)
+        task = env.sample_task(task_key)
+        return rollout(env, problem.policy, params, task, own, case.num_episodes)
 
     rollouts = over_tasks(lambda p, k: jax.vmap(play, (None, 0))(p, k), whole, split)
     estimates = over_tasks(jax.vmap(to_samples), split)
@@ -124,7 +151,7 @@ def phases(size: Size) -> list[dict[str, Any]]:
     rows = []
     for name, call in calls.items():
         times = sample_times(lambda call=call: jax.block_until_ready(call()), 1.0)
-        rows.append(summarize(f"{size.name}: {name}", times, None, None)._asdict())
+        rows.append(summarize(f"{case.name}: {name}", times, None, None)._asdict())
     query = estimates(after(adapted, keys))
     tasks = Task(jax.tree.map(lambda x: x[:, None], samples), query)
     for episodes in (None, SUBSAMPLE):
@@ -138,10 +165,8 @@ def phases(size: Size) -> list[dict[str, Any]]:
                           check_vma=False)
         )  # fmt: skip
         times = sample_times(lambda c=compiled: jax.block_until_ready(c(params, tasks)), 3.0)
-        name = "all episodes" if episodes is None else f"{episodes} episodes"
-        rows.append(
-            summarize(f"{size.name}: TRPO, curvature from {name}", times, None, None)._asdict()
-        )
+        name = f"{case.name}: TRPO, {_curvature(episodes)}"
+        rows.append(summarize(name, times, None, None)._asdict())
     return rows
 
 

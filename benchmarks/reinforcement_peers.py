@@ -1,6 +1,6 @@
-"""2D navigation beside pytorch-maml-rl (tristandeleu), at its own sizes, in one run.
+r"""2D navigation beside pytorch-maml-rl (tristandeleu), at its own sizes, in one run.
 
-    PYTORCH_MAML_RL=DIR PYTORCH_MAML_RL_PYTHON=PYTHON \\
+    PYTORCH_MAML_RL=DIR PYTORCH_MAML_RL_PYTHON=PYTHON \
         python -m benchmarks.run --suite=reinforcement_peers
 
 DIR is a checkout of it, PYTHON an interpreter with what it needs; benchmarks/README.md says how to
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import summarize
-from benchmarks.reinforcement import PYTORCH_MAML_RL, SUBSAMPLE, time_iteration
+from benchmarks.reinforcement import PYTORCH_MAML_RL, SUBSAMPLE, make_case, time_iteration
 from experiments.process import num_cores
 
 ITERATIONS, WARM_UP = 12, 2
@@ -34,11 +34,10 @@ def reinforcement_peers_suite() -> list[dict[str, Any]]:
             "and PYTORCH_MAML_RL_PYTHON, an interpreter that has its requirements; received "
             f"{checkout!r} and {python!r}. See benchmarks/README.md."
         )
+    case = make_case(PYTORCH_MAML_RL)
     ours = [
-        time_iteration("maml_jax, curvature from all episodes", PYTORCH_MAML_RL, None),
-        time_iteration(
-            f"maml_jax, curvature from {SUBSAMPLE} of 20 episodes", PYTORCH_MAML_RL, SUBSAMPLE
-        ),
+        time_iteration("maml_jax, curvature from all episodes", case, None),
+        time_iteration(f"maml_jax, curvature from {SUBSAMPLE} of 20 episodes", case, SUBSAMPLE),
     ]
     theirs = [
         _peer(checkout, python, f"pytorch-maml-rl, {num_cores()} workers, {name}", threads)

@@ -5,9 +5,10 @@ meta-gradient mode against the number of inner steps), peers (PyTorch libraries 
 sinusoid; `make bench-peers` installs them); classification (meta-steps of the image classifiers),
 image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot), reinforcement
 (meta-iterations of navigation, phase by phase), estimators (bias and deviation of the policy
-gradients' meta-gradients), reinforcement_peers (navigation beside pytorch-maml-rl). From classification on they split a CPU into one device a core, as their
-experiments do, and go into a run of their own. Run on an idle machine: nothing here can tell what
-else runs.
+gradients' meta-gradients), reinforcement_peers (navigation beside pytorch-maml-rl), physics (the
+robots' steps a second and deviation from MuJoCo's engine), locomotion (meta-iterations, phase by
+phase). From classification on they split a CPU into one device a core, as their experiments do, and
+go into a run of their own. Run on an idle machine: nothing here can tell what else runs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ CORE_PER_DEVICE = (
     "reinforcement",
     "estimators",
     "reinforcement_peers",
+    "physics",
+    "locomotion",
 )
 _SUITE = flags.DEFINE_list(
     "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
@@ -87,6 +90,10 @@ def run_suite(name: str) -> list[dict[str, Any]]:
         from benchmarks import reinforcement
 
         return getattr(reinforcement, f"{name}_suite")()
+    if name in ("physics", "locomotion"):
+        from benchmarks import locomotion
+
+        return getattr(locomotion, f"{name}_suite")()
     if name == "reinforcement_peers":
         from benchmarks import reinforcement_peers
 

@@ -20,7 +20,7 @@ from maml_jax.reinforcement import (
     with_feedback,
 )
 from maml_jax.reinforcement.meta_updates import PRODUCTS
-from maml_jax.reinforcement.objectives import INNER_OBJECTIVES
+from maml_jax.reinforcement.objectives import INNER_OBJECTIVES, SurrogateFn
 
 METHODS = ("maml", "first_order", "pretrained", "random", "oracle")
 ADAPTED = ("maml", "first_order")
@@ -102,18 +102,21 @@ class Config:
         """How advantages are estimated."""
         return Estimation(self.discount, self.gae_lambda, bootstrap=self.bootstrap)
 
+    @property
+    def outer_loss(self) -> SurrogateFn | None:
+        """Of the clipped outer step, if not ours."""
+        return None
 
-def seen_by_policy(config: Config, env: Environment) -> Environment:
-    """The environment with what the policy is to see."""
-    return with_feedback(env) if config.feedback else env
+    def seen_by_policy(self, env: Environment) -> Environment:
+        """The environment with what the policy is to see, and to act on."""
+        return with_feedback(env) if self.feedback else env
 
-
-def make_policy(config: Config, env: Environment) -> Policy:
-    """The policy for an environment."""
-    sizes = env.num_observations, env.num_actions
-    if config.policy == "recurrent":
-        return recurrent_policy(*sizes, config.num_units)
-    return gaussian_policy(*sizes, config.hidden_sizes)
+    def make_policy(self, env: Environment) -> Policy:
+        """The policy for an environment."""
+        sizes = env.num_observations, env.num_actions
+        if self.policy == "recurrent":
+            return recurrent_policy(*sizes, self.num_units)
+        return gaussian_policy(*sizes, self.hidden_sizes)
 
 
 def make_problem(config: Config, env: Environment, method: str) -> ReinforcementProblem:
@@ -121,7 +124,7 @@ def make_problem(config: Config, env: Environment, method: str) -> Reinforcement
     try:
         return reinforcement_problem(
             env,
-            make_policy(config, env),
+            config.make_policy(env),
             num_episodes=config.num_episodes,
             num_steps=config.inner_steps if method in ADAPTED else 0,
             inner_lr=config.inner_lr,
@@ -149,5 +152,6 @@ def make_meta_update(config: Config, problem: ReinforcementProblem) -> MetaUpdat
         optax.adam(config.meta_lr),
         num_epochs=config.num_epochs if clipped else 1,
         clip=config.clip if clipped else None,
+        loss=config.outer_loss if clipped else None,
         batching=config.batching,
     )

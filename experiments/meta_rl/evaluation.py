@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.meta_rl.config import ADAPTED, Config, make_policy
+from experiments.meta_rl.config import ADAPTED, Config
 from experiments.meta_rl.stages import environment_of, fixed_tasks, initial_params, unstack
 from experiments.results import make_row
 from experiments.runner import Outcome
@@ -60,7 +60,7 @@ def evaluate(
             params = states[name].best_params
             arrays[f"best_step/{name}"] = np.asarray(states[name].best_step)
         seen = environment_of(config, env, name)
-        policy = make_policy(config, seen)
+        policy = config.make_policy(seen)
         options: Any = {"objective": config.inner_objective, "estimation": config.estimation}
         judge = make_evaluate_fn(seen, policy, num_episodes=config.eval_episodes, **options)
         each = unstack(params, config.num_seeds)
@@ -106,7 +106,11 @@ def _tuned(config: Config, judge: Any, params: Params, tasks: Any) -> float:
     """The step size with the best return on tuning tasks, on average over all updates."""
     key = jax.random.key(TUNING_SEED)
     means = [
-        float(jnp.mean(judge(params, tasks, key, update_rates(config, rate)).evaluation.mean["return"]))
+        float(
+            jnp.mean(
+                judge(params, tasks, key, update_rates(config, rate)).evaluation.mean["return"]
+            )
+        )
         for rate in config.tuning_rates
     ]
     return float(config.tuning_rates[int(np.nanargmax(means))])

@@ -13,9 +13,7 @@ from experiments.meta_rl.config import (
     ADAPTED,
     Config,
     make_meta_update,
-    make_policy,
     make_problem,
-    seen_by_policy,
 )
 from experiments.runner import Stage
 from experiments.selection import Selection, begin, choose
@@ -39,7 +37,7 @@ def make_stages(config: Config, seed: int, env: Environment) -> list[Stage]:
 
 def environment_of(config: Config, env: Environment, method: str) -> Environment:
     """What a method's policy sees: the oracle is told the task."""
-    return seen_by_policy(config, informed(env) if method == "oracle" else env)
+    return config.seen_by_policy(informed(env) if method == "oracle" else env)
 
 
 def fixed_tasks(env: Environment, seed: int, count: int) -> PyTree:
@@ -54,7 +52,7 @@ def seed_keys(config: Config, seed: int) -> Array:
 
 def initial_params(config: Config, seed: int, env: Environment, method: str) -> Params:
     """What a method starts from, with a leading axis of seeds."""
-    policy = make_policy(config, environment_of(config, env, method))
+    policy = config.make_policy(environment_of(config, env, method))
     start = jax.vmap(lambda key: policy.init(jax.random.split(key)[0]))
     return jax.jit(start)(seed_keys(config, seed))
 

@@ -5,6 +5,7 @@ All share one interface, so that a meta-iteration takes any of them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from maml_jax import batching as tasks_lib
 from maml_jax import types
-from maml_jax.reinforcement.objectives import surrogate_of
+from maml_jax.reinforcement.objectives import SurrogateFn, surrogate_of
 from maml_jax.reinforcement.problem import ReinforcementProblem
 from maml_jax.types import Array, Metrics, Params, PyTree, Task
 
@@ -296,6 +297,7 @@ def gradient_steps(
     *,
     num_epochs: int = 1,
     clip: float | None = None,
+    loss: SurrogateFn | None = None,
     batching: tasks_lib.Batching = None,
 ) -> MetaUpdate:
     """Steps of an optimizer on the surrogate.
@@ -309,11 +311,14 @@ def gradient_steps(
         optimizer: any optax transformation.
         num_epochs: steps on the same tasks.
         clip: epsilon of the clipped likelihood ratio; None for none.
+        loss: `loss(distribution, samples) -> (loss, metrics)` with "kl" among the metrics, in place
+            of the surrogate with `clip`.
         batching: how a device's tasks are batched, see `maml_jax.batching`.
     """
+    judge = functools.partial(surrogate_of, clip=clip) if loss is None else loss
 
     def task_loss(params: Params, task: Task) -> tuple[Array, Metrics]:
-        return surrogate_of(problem.adapted_distribution(params, task), task.query, clip)
+        return judge(problem.adapted_distribution(params, task), task.query)
 
     def update(
         params: Params, state: PyTree, tasks: Task, num_devices: int = 1

@@ -32,6 +32,7 @@ class Estimation(NamedTuple):
         normalize: whether advantages of a task get mean 0 and deviation 1.
         bootstrap: whether an episode that the time limit cut off is credited with the baseline's
             value of what would have followed; the original code takes it as 0.
+        advantages: the estimator, of the arguments of `advantages.generalized_advantages`.
     """
 
     discount: float = 0.99
@@ -39,6 +40,7 @@ class Estimation(NamedTuple):
     use_baseline: bool = True
     normalize: bool = True
     bootstrap: bool = False
+    advantages: Callable[..., Array] = advantages_lib.generalized_advantages
 
 
 def to_samples(trajectories: Trajectories, estimation: Estimation = Estimation()) -> Samples:  # noqa: B008
@@ -54,9 +56,7 @@ def to_samples(trajectories: Trajectories, estimation: Estimation = Estimation()
             horizon = t.rewards.shape[0]
             last = advantages_lib.predict(baseline, t.last_observation[None], horizon)[0]
             last = jnp.where(t.terminated, 0.0, last)
-    found = advantages_lib.generalized_advantages(
-        t.rewards, values, t.alive, how.discount, how.gae_lambda, last
-    )
+    found = how.advantages(t.rewards, values, t.alive, how.discount, how.gae_lambda, last)
     if how.normalize:
         found = advantages_lib.normalized(found, t.alive)
     metrics = {

@@ -1,0 +1,133 @@
+"""Locomotion: what the physics costs, how exact it is, and where a meta-iteration's time goes.
+
+On a CPU each core is one JAX device with one thread, as the experiments run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from benchmarks.harness import sample_times
+from benchmarks.reinforcement import INNER_LR, Case, phases, time_iteration
+from maml_jax import task_mesh
+from maml_jax.batching import TASK_AXIS
+from maml_jax.networks import gaussian_policy
+from maml_jax.reinforcement import locomotion as lib
+from maml_jax.reinforcement import reinforcement_problem
+from maml_jax.reinforcement.locomotion import mujoco_physics
+from maml_jax.types import Array
+
+TASKS, EPISODES, HORIZON = 40, 20, 200
+ENVIRONMENTS = TASKS * EPISODES
+SOLVERS = (
+    lib.Solver(1, 4),
+    lib.Solver(2, 4),
+    lib.Solver(3, 4),
+    lib.Solver(4, 8),
+    lib.Solver(4, 8, "feet"),
+    lib.Solver(100, 50),
+)
+STEPS, STARTS = 100, 20  # of the comparison with MuJoCo's own engine
+FAMILIES = (("cheetah_direction", "paper"), ("ant_direction", "paper"),
+            ("cheetah_direction", "brax"), ("ant_direction", "brax"))  # fmt: skip
+
+
+def physics_suite() -> list[dict[str, Any]]:
+    """Steps a second and deviation from MuJoCo's engine, for each robot and solver."""
+    return [_physics_row(robot, solver) for robot in ("half_cheetah", "ant") for solver in SOLVERS]
+
+
+def _physics_row(robot: str, solver: lib.Solver) -> dict[str, Any]:
+    physics = lib.make_physics(robot, solver=solver)
+    one_step, apart, further = _deviation(robot, physics)
+    return {
+        "name": f"{robot}, {solver.iterations} x {solver.ls_iterations}, {solver.contacts}",
+        "steps_per_s": raw_speed(physics),
+        "step_error_median": float(np.median(one_step)),
+        "step_error_99": float(np.quantile(one_step, 0.99)),
+        "apart_after_100_m_or_rad": float(np.median(apart)),
+        "further_m": float(np.mean(further)),
+        "further_spread_m": float(np.std(further)),
+    }
+
+
+def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
+    """Control steps a second of the physics alone: random actions, nothing recorded."""
+    mesh = task_mesh(ENVIRONMENTS)
+    split = PartitionSpec(TASK_AXIS)
+
+    def play(keys: Array) -> Any:
+        inner, _ = jax.vmap(physics.reset)(keys)
+
+        def body(inner: Any, key: Array) -> tuple[Any, Array]:
+            shape = (keys.shape[0], physics.num_actions)
+            inner, motion = jax.vmap(physics.step)(inner, jax.random.uniform(key, shape, minval=-1))
+            return inner, jnp.sum(motion.velocity)
+
+        return jax.lax.scan(body, inner, jax.random.split(keys[0], num_steps))[1][None]
+
+    run = jax.jit(jax.shard_map(play, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
+    keys = jax.random.split(jax.random.key(0), ENVIRONMENTS)
+    times = sample_times(lambda: jax.block_until_ready(run(keys)), 4.0)
+    return ENVIRONMENTS * num_steps / float(np.median(times))
+
+
+def _deviation(robot: str, physics: lib.Physics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """From MuJoCo's own engine with an exact solver, at random actions.
+
+    Returns:
+        Largest error of a velocity after one step, from the engine's states; distance of the
+        states after 100 steps from the same start; how much further forward the robot is then.
+    """
+    model = getattr(mujoco_physics, f"{robot}_model")(lib.ACCURATE)
+    starts, _ = jax.jit(jax.vmap(physics.reset))(jax.random.split(jax.random.key(1), STARTS))
+    shape = (STARTS, STEPS, physics.num_actions)
+    actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    told = []
+    for i in range(STARTS):
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = starts.qpos[i], starts.qvel[i]
+        seen = [(data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy())]
+        for action in actions[i]:
+            data.ctrl[:] = action
+            mujoco.mj_step(model, data)
+            seen.append((data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy()))
+        told.append([np.stack(x) for x in zip(*seen, strict=True)])
+    qpos, qvel, warm = (np.stack(x) for x in zip(*told, strict=True))
+    step = jax.jit(jax.vmap(physics.step))
+    flat = [
+        jnp.asarray(x[:, :-1].reshape(-1, x.shape[-1]), jnp.float32) for x in (qpos, qvel, warm)
+    ]
+    after, _ = step(type(starts)(*flat), actions.reshape(-1, shape[-1]))
+    one_step = np.abs(np.asarray(after.qvel) - qvel[:, 1:].reshape(-1, qvel.shape[-1])).max(1)
+    inner = starts
+    for at in range(STEPS):
+        inner, _ = step(inner, actions[:, at])
+    apart = np.abs(np.asarray(inner.qpos) - qpos[:, -1])
+    return one_step, apart.max(1), np.asarray(inner.qpos)[:, 0] - qpos[:, -1, 0]
+
+
+def locomotion_suite() -> list[dict[str, Any]]:
+    """The whole rollout against the raw physics, then each meta-iteration's phases."""
+    rows = []
+    for task, physics in FAMILIES:
+        env = lib.locomotion(task, physics, horizon=HORIZON)
+        policy = gaussian_policy(env.num_observations, env.num_actions)
+        problem = reinforcement_problem(env, policy, num_episodes=EPISODES, inner_lr=INNER_LR)
+        case = Case(f"{task}, {physics}", env, problem, TASKS, EPISODES)
+        raw = raw_speed(lib.make_physics(lib.FAMILIES[task].robot, physics))
+        found = phases(case)
+        played = next(row for row in found if row["name"].endswith(": rollout"))
+        speed = ENVIRONMENTS * HORIZON / played["median_ms"] * 1e3
+        played.update(steps_per_s=speed, raw_steps_per_s=raw, share_of_raw=speed / raw)
+        rows += [*found, time_iteration(f"{case.name}: meta-iteration", case, None)]
+    return rows
+
+
+__all__ = ["locomotion_suite", "physics_suite"]

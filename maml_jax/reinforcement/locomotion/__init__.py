@@ -1,0 +1,180 @@
+"""Locomotion: half-cheetah and ant that are to run at a speed, or in a direction (section 5.3).
+
+The only importer of brax, mujoco and mjx; needs the `rl` extra.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax import types
+from maml_jax.reinforcement.environment import Environment, State
+from maml_jax.types import Array
+
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # mjx logs that its Warp implementation, which is not used here, is not installed.
+        logging.disable(logging.WARNING)
+        from maml_jax.reinforcement.locomotion import brax_physics, mujoco_physics
+        from maml_jax.reinforcement.locomotion.brax_estimators import (
+            NormalTanh,
+            brax_advantages,
+            brax_ppo_loss,
+            squashed,
+            tanh_gaussian_policy,
+        )
+except ImportError as error:
+    raise ImportError(
+        f"locomotion needs Brax and MuJoCo ({error}). Install them with: pip install 'maml-jax[rl]'"
+    ) from error
+finally:
+    logging.disable(logging.NOTSET)
+
+from maml_jax.reinforcement.locomotion.mujoco_physics import Solver
+from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
+from maml_jax.reinforcement.locomotion.shapes import Capsules, capsules
+
+PHYSICS = ("paper", "brax")
+BACKENDS = ("spring", "generalized", "positional", "mjx")
+FAST = Solver(iterations=1, ls_iterations=4)
+ACCURATE = Solver(iterations=100, ls_iterations=50)
+
+
+class Family(NamedTuple):
+    """A robot, and what its tasks ask of it.
+
+    Attributes:
+        robot: "half_cheetah" or "ant".
+        sample_goal: `sample_goal(key) -> goal`, a float: metres a second, or a sign.
+        gain: `gain(velocity, goal)`, reward of a step before costs; both in metres a second.
+    """
+
+    robot: str
+    sample_goal: Callable[[Array], Array]
+    gain: Callable[[Array, Array], Array]
+
+
+def _speeds(highest: float) -> Callable[[Array], Array]:
+    return lambda key: jax.random.uniform(key, (), maxval=highest)
+
+
+def _sign(key: Array) -> Array:
+    return jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
+
+
+# Survival is worth 0.05 a step to the ant; its velocity tasks add 1 ("make it happy, not suicidal",
+# says the original code), so that falling early does not pay.
+FAMILIES = {
+    "cheetah_velocity": Family("half_cheetah", _speeds(2.0), lambda v, g: -jnp.abs(v - g)),
+    "cheetah_direction": Family("half_cheetah", _sign, lambda v, g: g * v),
+    "ant_velocity": Family("ant", _speeds(3.0), lambda v, g: 1.05 - jnp.abs(v - g)),
+    "ant_direction": Family("ant", _sign, lambda v, g: 0.05 + g * v),
+}
+TASKS = tuple(FAMILIES)
+
+
+def make_physics(
+    robot: str, physics: str = "paper", *, solver: Solver = FAST, backend: str = "spring"
+) -> Physics:
+    """A robot in one of the two physics.
+
+    Args:
+        robot: "half_cheetah" or "ant".
+        physics: "paper" for MuJoCo's dynamics at the original time step; "brax" for Brax's own.
+        solver: of the paper's physics.
+        backend: of Brax's.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    types.check_choice(robot, ("half_cheetah", "ant"), "robot")
+    types.check_choice(physics, PHYSICS, "physics")
+    if physics == "paper":
+        types.check_choice(solver.contacts, ("all", "feet"), "contacts")
+        types.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
+        return getattr(mujoco_physics, robot)(solver)
+    types.check_choice(backend, BACKENDS, "backend")
+    return brax_physics.brax_robot("ant" if robot == "ant" else "halfcheetah", backend)
+
+
+def locomotion(
+    task: str,
+    physics: str = "paper",
+    *,
+    solver: Solver = FAST,
+    backend: str = "spring",
+    horizon: int = 200,
+) -> Environment:
+    """A family of tasks; the task is the goal, a float: metres a second, or a sign.
+
+    Actions are clipped to [-1, 1] before they act and before they are charged for. A state that is
+    not finite, or beyond `LARGEST`, is handed on as NaN: the rollout ends the episode and counts
+    it.
+
+    Args:
+        task: a name in `TASKS`.
+        physics: "paper" or "brax", see `make_physics`.
+        solver: of the paper's physics.
+        backend: of Brax's physics, a name in `BACKENDS`.
+        horizon: H, time steps.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    types.check_choice(task, TASKS, "task")
+    family = FAMILIES[task]
+    body = make_physics(family.robot, physics, solver=solver, backend=backend)
+
+    def state_of(inner, motion: Motion, goal: Array, reward: Array) -> State:
+        observation = jnp.where(motion.sound, motion.observation, jnp.nan)
+        return State(observation, reward, motion.fallen, (inner, goal))
+
+    def reset(key: Array, goal: Array) -> State:
+        inner, motion = body.reset(key)
+        return state_of(inner, motion, goal, jnp.zeros(()))
+
+    def step(state: State, action: Array) -> State:
+        inner, goal = state.inner
+        inner, motion = body.step(inner, action)
+        return state_of(inner, motion, goal, family.gain(motion.velocity, goal) - motion.cost)
+
+    return Environment(
+        family.sample_goal,
+        reset,
+        step,
+        num_observations=body.num_observations,
+        num_actions=body.num_actions,
+        horizon=horizon,
+        task_features=lambda goal: goal[None],
+    )
+
+
+__all__ = [
+    "ACCURATE",
+    "BACKENDS",
+    "FAMILIES",
+    "FAST",
+    "LARGEST",
+    "PHYSICS",
+    "TASKS",
+    "Capsules",
+    "Family",
+    "Motion",
+    "NormalTanh",
+    "Physics",
+    "Solver",
+    "brax_advantages",
+    "brax_ppo_loss",
+    "capsules",
+    "locomotion",
+    "make_physics",
+    "squashed",
+    "tanh_gaussian_policy",
+]

@@ -1,0 +1,154 @@
+# mujoco's compiled half has no types.
+# pyright: reportAttributeAccessIssue=false
+
+"""The paper's physics: MuJoCo's dynamics, at the original time step, by its JAX port (mjx).
+
+The robots are MuJoCo's own half-cheetah and ant, in the model files that Brax ships, with what
+differs there from the original code's files put back. One simulation step is one action.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import brax
+import jax
+import jax.numpy as jnp
+import mujoco
+from mujoco import mjx
+
+from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
+from maml_jax.types import Array
+
+POSITION_NOISE, VELOCITY_NOISE = 0.01, 0.1  # deviations at reset, in generalised coordinates
+CHEETAH_CONTROL_COST, ANT_CONTROL_COST = 0.05, 0.005  # of the squared actions
+ANT_HEIGHTS = (0.2, 1.0)  # of the torso, metres; an episode ends outside
+
+
+class Solver(NamedTuple):
+    """How contact and joint-limit forces are found, and which geometry touches the ground.
+
+    Attributes:
+        iterations: of Newton's method, at most.
+        ls_iterations: of each of its line searches, at most.
+        contacts: "all" geometry, as in the original files, or "feet" alone (for the cheetah: feet,
+            thighs and head), as Brax has it.
+    """
+
+    iterations: int
+    ls_iterations: int
+    contacts: str = "all"
+
+
+class _Inner(NamedTuple):
+    qpos: Array
+    qvel: Array
+    warmstart: Array
+
+
+def half_cheetah_model(solver: Solver) -> mujoco.MjModel:
+    """The original half-cheetah: 0.01 s a step."""
+    spec = _shipped("half_cheetah.xml")
+    spec.option.timestep = 0.01
+    if solver.contacts == "all":
+        for geom in _robot_geoms(spec):
+            geom.contype = 1
+    return _compiled(spec, solver)
+
+
+def ant_model(solver: Solver) -> mujoco.MjModel:
+    """The original ant: 0.02 s a step, fourth-order Runge-Kutta, a contact margin of 0.01 m."""
+    spec = _shipped("ant.xml")
+    spec.option.timestep = 0.02
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_RK4
+    for geom in spec.geoms:
+        geom.margin = 0.01
+        geom.solimp[:3] = (0.8, 0.8, 0.01)
+    if solver.contacts == "all":
+        for geom in _robot_geoms(spec):
+            # Brax's feet are massless spheres at the ends of the ankles' capsules.
+            geom.contype = 0 if geom.mass == 0.0 else 1
+    return _compiled(spec, solver)
+
+
+def half_cheetah(solver: Solver) -> Physics:
+    """The half-cheetah: 20 observations, 6 actions, never falls."""
+    model = half_cheetah_model(solver)
+
+    def see(data: mjx.Data) -> Array:
+        return jnp.concatenate([data.qpos[1:], data.qvel, data.subtree_com[1]])
+
+    def fallen(data: mjx.Data) -> Array:
+        return jnp.zeros((), bool)
+
+    return _physics(model, jnp.zeros(model.nq), see, fallen, CHEETAH_CONTROL_COST)
+
+
+def ant(solver: Solver) -> Physics:
+    """The ant: 41 observations, 8 actions; contact forces are neither seen nor charged for."""
+    model = ant_model(solver)
+    low, high = ANT_HEIGHTS
+
+    def see(data: mjx.Data) -> Array:
+        turned = jnp.ravel(data.xmat[1])
+        return jnp.concatenate([data.qpos, data.qvel, turned, data.subtree_com[1]])
+
+    def fallen(data: mjx.Data) -> Array:
+        return (data.qpos[2] < low) | (data.qpos[2] > high)
+
+    start = jnp.asarray(model.numeric("init_qpos").data, jnp.float32)
+    return _physics(model, start, see, fallen, ANT_CONTROL_COST)
+
+
+def _physics(model: mujoco.MjModel, start: Array, see: Any, fallen: Any, price: float) -> Physics:
+    world = mjx.put_model(model)
+    blank = mjx.make_data(world)
+    mass = jnp.asarray(model.body_mass[1:], jnp.float32)
+    share = mass / jnp.sum(mass)
+
+    def look(inner: _Inner, cost: Array) -> tuple[_Inner, Motion]:
+        data = blank.replace(qpos=inner.qpos, qvel=inner.qvel)
+        data = mjx.com_vel(world, mjx.com_pos(world, mjx.kinematics(world, data)))
+        spin, speed = data.cvel[1:, :3], data.cvel[1:, 3:]
+        arm = data.xipos[1:] - data.subtree_com[1]
+        velocity = share @ (speed + jnp.cross(spin, arm))[:, 0]
+        largest = jnp.maximum(jnp.max(jnp.abs(inner.qpos)), jnp.max(jnp.abs(inner.qvel)))
+        sound = largest < LARGEST
+        return inner, Motion(see(data), velocity, cost, fallen(data), sound)
+
+    def reset(key: Array) -> tuple[_Inner, Motion]:
+        position_key, velocity_key = jax.random.split(key)
+        qpos = start + POSITION_NOISE * jax.random.normal(position_key, start.shape)
+        qvel = VELOCITY_NOISE * jax.random.normal(velocity_key, (model.nv,))
+        if model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:
+            turn = qpos[3:7]
+            qpos = qpos.at[3:7].set(turn / jnp.linalg.norm(turn))
+        return look(_Inner(qpos, qvel, jnp.zeros((model.nv,))), jnp.zeros(()))
+
+    def step(inner: _Inner, action: Array) -> tuple[_Inner, Motion]:
+        action = jnp.clip(action, -1.0, 1.0)
+        data = blank.replace(
+            qpos=inner.qpos, qvel=inner.qvel, qacc_warmstart=inner.warmstart, ctrl=action
+        )
+        data = mjx.step(world, data)
+        after = _Inner(data.qpos, data.qvel, data.qacc_warmstart)
+        return look(after, price * jnp.sum(action**2))
+
+    size = jax.eval_shape(reset, jax.random.key(0))[1].observation.shape[0]
+    return Physics(reset, step, size, model.nu, model.opt.timestep, lambda inner: inner.qpos, model)
+
+
+def _shipped(name: str) -> Any:
+    return mujoco.MjSpec.from_file(str(Path(brax.__file__).parent / "envs" / "assets" / name))
+
+
+def _robot_geoms(spec: Any) -> list[Any]:
+    return [geom for geom in spec.geoms if geom.name != "floor"]
+
+
+def _compiled(spec: Any, solver: Solver) -> mujoco.MjModel:
+    spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    spec.option.iterations = solver.iterations
+    spec.option.ls_iterations = solver.ls_iterations
+    return spec.compile()

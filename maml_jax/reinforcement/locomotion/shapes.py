@@ -1,0 +1,52 @@
+# mujoco's compiled half has no types.
+# pyright: reportAttributeAccessIssue=false
+
+"""Robots as capsules in space, for pictures."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+
+
+class Capsules(NamedTuple):
+    """A robot over time; a sphere is a capsule of no length.
+
+    Attributes:
+        ends: of each capsule's axis, metres [frames, G, 2, 3].
+        radii: metres [G].
+    """
+
+    ends: np.ndarray
+    radii: np.ndarray
+
+
+def capsules(model: Any, poses: np.ndarray) -> Capsules:
+    """The robot's capsules and spheres for generalised coordinates [frames, nq], on the host.
+
+    Args:
+        model: MuJoCo's, as `Physics.model`.
+        poses: in its order.
+
+    Raises:
+        ValueError: the poses do not fit the model.
+    """
+    poses = np.asarray(poses, np.float64)
+    if poses.ndim != 2 or poses.shape[1] != model.nq:
+        raise ValueError(
+            f"poses must have shape (frames, {model.nq}) for this robot; received {poses.shape}."
+        )
+    round_shapes = (mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE)
+    shown = np.flatnonzero(np.isin(model.geom_type, round_shapes))
+    is_capsule = model.geom_type[shown] == mujoco.mjtGeom.mjGEOM_CAPSULE
+    half = np.where(is_capsule, model.geom_size[shown, 1], 0.0)
+    data, ends = mujoco.MjData(model), []
+    for pose in poses:
+        data.qpos[:] = pose
+        mujoco.mj_kinematics(model, data)
+        middle, axis = data.geom_xpos[shown], data.geom_xmat[shown].reshape(-1, 3, 3)[:, :, 2]
+        arm = half[:, None] * axis
+        ends.append(np.stack([middle - arm, middle + arm], axis=1))
+    return Capsules(np.stack(ends), model.geom_size[shown, 0].copy())

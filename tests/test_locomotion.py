@@ -1,0 +1,389 @@
+"""Locomotion: the physics against MuJoCo itself, the rewards, Brax's estimators, and a run."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+pytest.importorskip("brax", reason="locomotion needs the rl extra")
+
+import mujoco
+
+from experiments import films, runner
+from experiments import locomotion as experiment
+from experiments.config import ConfigError
+from maml_jax import init
+from maml_jax.networks import Gaussian, gaussian_policy
+from maml_jax.reinforcement import (
+    State,
+    check_environment,
+    gradient_steps,
+    informed,
+    make_iterate_fn,
+    reinforcement_problem,
+    rollout,
+    trpo,
+)
+from maml_jax.reinforcement import locomotion as lib
+from maml_jax.reinforcement.advantages import generalized_advantages
+from maml_jax.reinforcement.locomotion import mujoco_physics
+from maml_jax.reinforcement.objectives import Samples, surrogate_of
+
+KEY = jax.random.key(0)
+STEPS, EPISODES = 100, 6
+
+
+@pytest.fixture(scope="module")
+def robots():
+    """Each robot in the paper's physics, and 100 steps of 6 episodes from random actions."""
+    found = {}
+    for name in ("half_cheetah", "ant"):
+        physics = lib.make_physics(name)
+
+        @jax.jit
+        def play(key, actions, physics=physics):
+            inner, first = jax.vmap(physics.reset)(jax.random.split(key, EPISODES))
+
+            def body(inner, action):
+                after, motion = jax.vmap(physics.step)(inner, action)
+                return after, (after, motion)
+
+            _, (inners, motions) = jax.lax.scan(body, inner, actions)
+            return inner, first, inners, motions
+
+        actions = jax.random.uniform(
+            jax.random.key(1), (STEPS, EPISODES, physics.num_actions), minval=-1.5, maxval=1.5
+        )
+        found[name] = physics, actions, play(KEY, actions)
+    return found
+
+
+def c_engine(name, inner, actions):
+    """The same model and start in MuJoCo's own engine: states [STEPS + 1, nq] and [.., nv]."""
+    model = getattr(mujoco_physics, f"{name}_model")(lib.ACCURATE)
+    data = mujoco.MjData(model)
+    data.qpos[:], data.qvel[:] = inner.qpos, inner.qvel
+    states = []
+    for action in actions:
+        data.ctrl[:] = np.clip(action, -1, 1)
+        mujoco.mj_step(model, data)
+        states.append((data.qpos.copy(), data.qvel.copy()))
+    return [np.stack(x) for x in zip(*states, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("half_cheetah", 1e-3), ("ant", 1e-3)])
+def test_the_papers_physics_is_mujocos(robots, name, tolerance):
+    _, actions, (start, _, inners, _) = robots[name]
+    for episode in range(EPISODES):
+        one = jax.tree.map(lambda x, e=episode: np.asarray(x[e], float), start)
+        qpos, _ = c_engine(name, one, np.asarray(actions[:, episode]))
+        deviation = np.abs(np.asarray(inners.qpos[:, episode]) - qpos).max(1)
+        assert deviation[:10].max() < 1e-5
+        assert np.median(deviation) < tolerance
+
+
+@pytest.mark.parametrize("name", ["half_cheetah", "ant"])
+def test_observations_and_costs_are_those_of_mujocos_data(robots, name):
+    physics, actions, (_, first, inners, motions) = robots[name]
+    model = physics.model
+    data = mujoco.MjData(model)
+    assert first.observation.shape == (EPISODES, physics.num_observations)
+    np.testing.assert_array_equal(first.cost, 0)
+    for step, episode in [(0, 0), (40, 1), (99, 2)]:
+        data.qpos[:], data.qvel[:] = inners.qpos[step, episode], inners.qvel[step, episode]
+        mujoco.mj_fwdPosition(model, data)
+        mujoco.mj_fwdVelocity(model, data)
+        mujoco.mj_subtreeVel(model, data)
+        torso = model.body("torso").id
+        centre = data.subtree_com[torso]
+        if name == "half_cheetah":
+            expected = np.concatenate([data.qpos[1:], data.qvel, centre])
+            price = 0.05
+        else:
+            expected = np.concatenate([data.qpos, data.qvel, data.xmat[torso], centre])
+            price = 0.005
+        np.testing.assert_allclose(motions.observation[step, episode], expected, atol=2e-5)
+        speed = data.subtree_linvel[torso][0]
+        np.testing.assert_allclose(motions.velocity[step, episode], speed, atol=2e-4)
+        clipped = np.clip(actions[step, episode], -1, 1)
+        np.testing.assert_allclose(
+            motions.cost[step, episode], price * np.sum(clipped**2), rtol=1e-5
+        )
+
+
+def test_models_have_the_original_time_steps_and_noise(robots):
+    steps = {"half_cheetah": (0.01, "mjINT_EULER", 20, 6), "ant": (0.02, "mjINT_RK4", 41, 8)}
+    for name, (timestep, integrator, observations, actions) in steps.items():
+        physics, _, (start, *_rest) = robots[name]
+        assert physics.timestep == physics.model.opt.timestep == timestep
+        assert physics.model.opt.integrator == getattr(mujoco.mjtIntegrator, integrator)
+        assert (physics.num_observations, physics.num_actions) == (observations, actions)
+        starts = jax.vmap(physics.reset)(jax.random.split(KEY, 400))[0]
+        np.testing.assert_allclose(np.std(starts.qvel), 0.1, rtol=0.05)
+        joints = starts.qpos[:, -physics.num_actions :]
+        np.testing.assert_allclose(np.std(joints, axis=0).mean(), 0.01, rtol=0.1)
+    cheetah, ant = robots["half_cheetah"][0].model, robots["ant"][0].model
+    assert np.sum(cheetah.geom_contype) == cheetah.ngeom  # floor and robot alike
+    assert np.sum(ant.geom_contype) == ant.ngeom - 4  # but for Brax's massless feet
+    np.testing.assert_allclose(ant.geom_margin, 0.01)
+
+
+def test_the_ant_falls_and_the_cheetah_does_not(robots):
+    for name, low, high, falls in [("half_cheetah", -9, 9, False), ("ant", 0.1, 0.5, True)]:
+        physics, _, (start, *_rest) = robots[name]
+        one = jax.tree.map(lambda x: x[0], start)
+        for height in (low, high):
+            moved = one._replace(
+                qpos=one.qpos.at[2 if name == "ant" else 1].set(height),
+                qvel=jnp.zeros_like(one.qvel),
+            )
+            fallen = physics.step(moved, jnp.zeros(physics.num_actions))[1].fallen
+            assert bool(fallen) == (falls and height == low)
+
+
+@pytest.mark.parametrize("task", lib.TASKS)
+def test_tasks_and_their_rewards(task):
+    family = lib.FAMILIES[task]
+    goals = np.asarray(jax.vmap(family.sample_goal)(jax.random.split(KEY, 2_000)))
+    if task.endswith("direction"):
+        assert set(goals) == {-1.0, 1.0}
+        assert abs(goals.mean()) < 0.1
+    else:
+        highest = 2 if task.startswith("cheetah") else 3
+        assert 0 <= goals.min() < goals.max() < highest
+        assert abs(goals.mean() - highest / 2) < 0.1
+    expected = {
+        "cheetah_velocity": -0.5,
+        "cheetah_direction": 1.5,
+        "ant_velocity": 0.55,
+        "ant_direction": 1.55,
+    }[task]
+    assert float(family.gain(jnp.asarray(1.5), jnp.asarray(1.0))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("backend", ["paper", *lib.BACKENDS])
+def test_every_physics_makes_sound_environments(backend):
+    physics, options = ("paper", {}) if backend == "paper" else ("brax", {"backend": backend})
+    for task in ("cheetah_velocity", "ant_direction"):
+        env = lib.locomotion(task, physics, **options)
+        policy = gaussian_policy(env.num_observations, env.num_actions, (4,))
+        check_environment(env, policy)
+        check_environment(informed(env))
+        assert env.horizon == 200
+
+
+def test_names_that_nobody_knows():
+    with pytest.raises(ValueError, match=r"task must be one of.*cheetah_direction.*'dog'"):
+        lib.locomotion("dog")
+    with pytest.raises(ValueError, match="physics must be one of paper, brax; received 'moon'"):
+        lib.locomotion("ant_velocity", "moon")
+    with pytest.raises(ValueError, match=r"backend must be one of spring.*'bullet'"):
+        lib.locomotion("ant_velocity", "brax", backend="bullet")
+    with pytest.raises(ValueError, match="contacts must be one of all, feet; received 'none'"):
+        lib.locomotion("ant_velocity", solver=lib.Solver(1, 4, "none"))
+    with pytest.raises(ConfigError, match="--task must be one of"):
+        experiment.Config(task="dog")
+
+
+def test_an_explosion_stays_in_its_episode():
+    """A robot whose state is beyond all bounds ends its episode; the rest is learned from."""
+    env = lib.locomotion("cheetah_direction", "brax", horizon=3)
+
+    def explosive(key, goal):
+        state = env.reset(key, goal)
+        brax_state, goal = state.inner
+        speed = jnp.where(jax.random.bernoulli(key, 0.5), 1e9, 1.0)
+        moved = brax_state.pipeline_state
+        moved = moved.replace(xd=moved.xd.replace(vel=moved.xd.vel * speed + (speed > 1) * speed))
+        return state._replace(inner=(brax_state.replace(pipeline_state=moved), goal))
+
+    wild = env._replace(reset=explosive)
+    policy = gaussian_policy(env.num_observations, env.num_actions, (4,))
+    problem = reinforcement_problem(wild, policy, num_episodes=4)
+    update = trpo(problem)
+    state = init(policy.init(KEY), update, 0)
+    state, metrics = make_iterate_fn(problem, update, num_tasks=2)(state)
+    assert 0 < float(metrics["before"]["nonfinite"][0]) < 1
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
+
+
+def test_an_install_without_brax_says_what_to_install():
+    code = (
+        "import sys; sys.modules['brax'] = None\n"
+        "import maml_jax.reinforcement\n"
+        "from maml_jax.reinforcement import locomotion"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert re.search(r"ImportError: locomotion needs Brax.*maml-jax\[rl\]", done.stderr)
+
+
+def test_importing_is_quiet():
+    code = "from maml_jax.reinforcement import locomotion as l; l.make_physics('ant')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Brax's estimators agree with ours where both compute the same thing.
+
+
+def made_up_samples(key, distribution, num_steps=7, num_episodes=5):
+    a, b, c = jax.random.split(key, 3)
+    lengths = jax.random.randint(a, (num_episodes,), 2, num_steps + 1)
+    alive = jnp.arange(num_steps)[:, None] < lengths
+    advantages = jnp.where(alive, jax.random.normal(b, alive.shape), 0.0)
+    actions = distribution.sample(c)
+    return Samples(jnp.zeros((*alive.shape, 1)), actions, advantages, alive, distribution, {})
+
+
+def test_brax_advantages_are_ours_for_whole_returns():
+    a, b, c, d = jax.random.split(KEY, 4)
+    lengths = jnp.array([7, 3, 5, 1])
+    alive = jnp.arange(7)[:, None] < lengths
+    rewards = jnp.where(alive, jax.random.normal(a, (7, 4)), 0.0)
+    values, last = jax.random.normal(b, (7, 4)), jax.random.normal(c, (4,))
+    for last_values in (None, last):
+        ours = generalized_advantages(rewards, values, alive, 0.9, 1.0, last_values)
+        theirs = lib.brax_advantages(rewards, values, alive, 0.9, 1.0, last_values)
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    ours = generalized_advantages(rewards, values, alive, 0.9, 0.5)
+    theirs = lib.brax_advantages(rewards, values, alive, 0.9, 0.5)
+    assert np.max(np.abs(theirs - ours)) > 0.1  # another estimator, as its docstring says
+
+
+def test_brax_distribution_is_a_gaussian_before_the_tanh():
+    parameters = jax.random.normal(KEY, (7, 5, 6))
+    other = lib.NormalTanh(parameters + 0.1)
+    tanh = lib.NormalTanh(parameters)
+    deviations = jax.nn.softplus(parameters[..., 3:]) + 0.001
+    gaussian = Gaussian(parameters[..., :3], jnp.log(deviations))
+    actions = tanh.sample(jax.random.key(1))
+    jacobian = jnp.sum(jnp.log1p(-(jnp.tanh(actions) ** 2)), -1)
+    np.testing.assert_allclose(
+        tanh.log_prob(actions), gaussian.log_prob(actions) - jacobian, atol=2e-3
+    )
+    np.testing.assert_allclose(tanh.kl(other), gaussian.kl(other.before_tanh), rtol=1e-5)
+    assert np.all(tanh.kl(tanh) == 0)
+
+
+def test_brax_ppo_loss_is_our_clipped_surrogate():
+    old = lib.NormalTanh(jax.random.normal(KEY, (7, 5, 6)))
+    samples = made_up_samples(jax.random.key(1), old)
+    new = lib.NormalTanh(old.parameters + 0.3 * jax.random.normal(jax.random.key(2), (7, 5, 6)))
+    loss = lib.brax_ppo_loss(clip=0.2)
+
+    def ours(parameters):
+        return surrogate_of(lib.NormalTanh(parameters), samples, 0.2)[0]
+
+    def theirs(parameters):
+        return loss(lib.NormalTanh(parameters), samples)[0]
+
+    np.testing.assert_allclose(theirs(new.parameters), ours(new.parameters), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(theirs)(new.parameters), jax.grad(ours)(new.parameters), atol=1e-6
+    )
+    dear = lib.brax_ppo_loss(clip=0.2, entropy_cost=0.1)
+    assert dear(new, samples)[0] != theirs(new.parameters)
+
+
+def test_brax_estimators_drive_an_iteration():
+    def sample_task(key):
+        return jax.random.normal(key, (1,))
+
+    def reset(key, task):
+        return State(jnp.zeros(1), jnp.zeros(()), jnp.zeros((), bool), task)
+
+    def step(state, action):
+        assert action.shape == (1,)
+        return state._replace(reward=-jnp.sum((action - state.inner) ** 2))
+
+    env = lib.squashed(
+        lib.locomotion("cheetah_direction", "brax")._replace(
+            sample_task=sample_task,
+            reset=reset,
+            step=step,
+            num_observations=1,
+            num_actions=1,
+            horizon=3,
+            task_features=lambda t: t,
+        )
+    )
+    policy = lib.tanh_gaussian_policy(1, 1, (4,))
+    seen = rollout(env, policy, policy.init(KEY), jnp.zeros(1), KEY, 20)
+    assert float(jnp.max(-seen.rewards)) <= 1.0  # the tanh bounds what acts
+    problem = reinforcement_problem(env, policy, num_episodes=5)
+    update = gradient_steps(
+        problem, optax.adam(1e-2), num_epochs=2, loss=lib.brax_ppo_loss(entropy_cost=1e-3)
+    )
+    state = init(policy.init(KEY), update, 0)
+    before = state.params
+    after, metrics = make_iterate_fn(problem, update, num_tasks=2)(jax.tree.map(jnp.copy, state))
+    assert np.isfinite(metrics["surrogate_after"]).all()
+    moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), before, after.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+# The experiment.
+
+SMALL = {
+    "physics": "brax",
+    "horizon": 5,
+    "methods": ("maml", "random", "oracle"),
+    "meta_steps": 2,
+    "num_tasks": 2,
+    "num_episodes": 3,
+    "hidden_sizes": (4,),
+    "validate_every": 1,
+    "validation_tasks": 2,
+    "eval_tasks": 4,
+    "eval_episodes": 2,
+    "eval_updates": 1,
+    "tuning_tasks": 2,
+    "tuning_rates": (0.1,),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    settings = experiment.Config(**SMALL)
+    return workdir, runner.run(experiment.EXPERIMENT, workdir, settings)
+
+
+def test_a_run_from_end_to_end(finished):
+    workdir, found = finished
+    for name in ("results.json", "figure.png", "evaluation.npz"):
+        assert (workdir / name).stat().st_size > 0
+    assert {row["setting"] for row in found["rows"]} == {"cheetah direction, Brax spring"}
+    assert {row["method"] for row in found["rows"]} == {"maml", "random", "oracle"}
+    assert np.load(workdir / "evaluation.npz")["speeds/maml"].shape == (4, 2)
+
+
+def test_a_run_can_be_seen(finished, capsys):
+    workdir, _ = finished
+    films.render(runner.load(experiment.EXPERIMENT, workdir), "1", "0,1")
+    text = (workdir / "film.html").read_text()
+    assert "http" not in text.replace("http-equiv", "")  # works offline
+    assert "DATA" not in text.split("<script>")[1].split("\n")[2]
+    from PIL import Image
+
+    with Image.open(workdir / "film.gif") as picture:
+        assert picture.n_frames >= 3
+    assert "after 1 update" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--film_goal must be -1 or 1"):
+        films.render(runner.load(experiment.EXPERIMENT, workdir), "0.5", "0,1")
+    with pytest.raises(ConfigError, match="--film_updates"):
+        films.render(runner.load(experiment.EXPERIMENT, workdir), "", "one")
+
+
+def test_settings_of_the_original_runs_depend_on_the_task():
+    direction = experiment.Config()
+    assert (direction.meta_steps, direction.num_episodes, direction.max_kl) == (100, 20, 0.02)
+    ant = experiment.Config(task="ant_direction", num_episodes=7)
+    assert (ant.meta_steps, ant.num_episodes, ant.later_rate) == (575, 7, 0.01)
+    with pytest.raises(ConfigError, match="--estimators=brax needs --policy=mlp"):
+        experiment.Config(estimators="brax", policy="recurrent")
