@@ -24,16 +24,8 @@ from absl import app, flags, logging
 from experiments.process import lay_out_cpu, num_cores
 
 SUITES = ("core", "sinusoid", "memory", "peers")
-CORE_PER_DEVICE = (
-    "classification",
-    "image_memory",
-    "image_peers",
-    "reinforcement",
-    "estimators",
-    "reinforcement_peers",
-    "physics",
-    "locomotion",
-)
+FACTORIZING = ("reinforcement", "estimators", "reinforcement_peers", "physics", "locomotion")
+CORE_PER_DEVICE = ("classification", "image_memory", "image_peers", *FACTORIZING)
 _SUITE = flags.DEFINE_list(
     "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
 )
@@ -64,7 +56,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"{', '.join(CORE_PER_DEVICE)} lay out the CPU in their own way: run them apart."
         )
-    lay_out_cpu(_THREADS.value, _DEVICES.value or (num_cores() if all(spread) else 1))
+    devices = _DEVICES.value or (num_cores() if all(spread) else 1)
+    lay_out_cpu(_THREADS.value, devices, any(name in FACTORIZING for name in names))
 
     where = environment()
     print("  ".join(f"{key}: {value}" for key, value in where.items()))

@@ -67,7 +67,8 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
     whole = num_cores() if experiment.device_per_core else None
-    lay_out_cpu(experiment.cpu_threads, values.cpu_devices or whole)
+    devices = values.cpu_devices or whole
+    lay_out_cpu(experiment.cpu_threads, devices, experiment.factorizes)
     for kind, name in places.VARIABLES.items():
         if values[f"{kind}_dir"].value:
             os.environ[name] = values[f"{kind}_dir"].value

@@ -88,9 +88,10 @@ class Progress:
             self._last_line = now
             speed = (self._done - self._first) / max(now - self._started_at, 1e-9)
             left = (self._total - self._done) / max(speed, 1e-9)
+            pace = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
             self._stream.write(
                 f"{self._stage}: {self._done:,}/{self._total:,} meta-steps  {text}  "
-                f"{speed:,.0f} meta-steps/s  {left:.0f} s left\n"
+                f"{pace} meta-steps/s  {left:.0f} s left\n"
             )
             self._stream.flush()
 

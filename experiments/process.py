@@ -17,11 +17,21 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def lay_out_cpu(threads: int | None, devices: int | None) -> None:
+def lay_out_cpu(threads: int | None, devices: int | None, factorizes: bool = False) -> None:
     """Threads and devices of JAX's CPU client, which reads them when it starts, after this.
 
     Settings of the user's own, in the environment, are left as they are.
+
+    Args:
+        threads: for XLA; None for one a core. It takes at least one for each device.
+        devices: that the CPU is split into; None for one.
+        factorizes: whether the programs factorise batches of matrices. jaxlib hands such a batch
+            out to XLA's threads, and waits for them on one of those threads: where every device
+            does so at once, all would wait forever, unless there is a thread more than devices
+            (jaxlib 0.10).
     """
+    if factorizes and devices is not None and devices > 1:
+        threads = max(threads or num_cores(), devices + 1)
     if threads is not None:
         os.environ.setdefault("PJRT_NPROC", str(threads))
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")

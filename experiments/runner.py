@@ -80,6 +80,7 @@ class Experiment:
             that take microseconds each are faster with one.
         device_per_core: whether a CPU becomes one JAX device for each core, between which tasks
             are split, rather than one device with many threads.
+        factorizes: whether its programs factorise matrices, see `process.lay_out_cpu`.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Experiment:
     )
     cpu_threads: int | None = None
     device_per_core: bool = False
+    factorizes: bool = False
 
 
 class RunError(RuntimeError):

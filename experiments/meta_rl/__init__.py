@@ -59,6 +59,7 @@ def meta_rl_experiment(
         figure=figure,
         cpu_threads=1,
         device_per_core=True,
+        factorizes=True,
         **others,
     )
 

@@ -5,6 +5,8 @@ The only importer of brax, mujoco and mjx; needs the `rl` extra.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -18,9 +20,10 @@ from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.types import Array
 
 try:
-    with warnings.catch_warnings():
+    # mjx prints that its Warp implementation, which is not used here, is not installed; Brax warns
+    # that its environments are no longer maintained.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        # mjx logs that its Warp implementation, which is not used here, is not installed.
         logging.disable(logging.WARNING)
         from maml_jax.reinforcement.locomotion import brax_physics, mujoco_physics
         from maml_jax.reinforcement.locomotion.brax_estimators import (

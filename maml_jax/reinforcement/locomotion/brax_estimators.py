@@ -177,13 +177,13 @@ def _transition(samples: Samples, alive: Array, share: Array) -> Any:
     advantages = samples.advantages * alive / jnp.maximum(share, 1e-8)
     zeros = jnp.zeros_like(advantages)
     behaviour = samples.distribution.log_prob(samples.actions)
-    data = Transition(
+    data: Any = Transition(
         observation=samples.observations,
         action=samples.actions,
         reward=advantages,
         discount=zeros,
         next_observation=samples.observations,
-        extras={
+        extras={  # type: ignore[arg-type]
             "state_extras": {"truncation": zeros},
             "policy_extras": {
                 "raw_action": samples.actions,

@@ -9,6 +9,7 @@ differs there from the original code's files put back. One simulation step is on
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,4 +152,6 @@ def _compiled(spec: Any, solver: Solver) -> mujoco.MjModel:
     spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     spec.option.iterations = solver.iterations
     spec.option.ls_iterations = solver.ls_iterations
-    return spec.compile()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an attribute that the shipped cheetah sets
+        return spec.compile()
