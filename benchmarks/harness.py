@@ -73,14 +73,20 @@ def measure_loop(
     return summarize(name, samples, compile_s, None)
 
 
-def sample_times(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds a call, after a warm-up; short calls are timed in groups of 5 ms or more."""
+def sample_times(call: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
+    """Seconds a call, after a warm-up; short calls are timed in groups of 5 ms or more.
+
+    Args:
+        call: what is timed; blocks on its results.
+        seconds: about how long to time for.
+        least: samples, however long they take.
+    """
     call()
     begun = time.perf_counter()
     call()
     one = max(time.perf_counter() - begun, 1e-7)
     group = max(1, int(5e-3 / one))
-    count = int(np.clip(seconds / (group * one), 5, 200))
+    count = int(np.clip(seconds / (group * one), least, 200))
     samples = []
     for _ in range(count):
         begun = time.perf_counter()

@@ -103,16 +103,23 @@ def _batching() -> str:
     return "scan" if jax.default_backend() == "cpu" else "vmap"
 
 
-def time_iteration(name: str, case: Case, product_episodes: int | None) -> dict[str, Any]:
+def time_iteration(
+    name: str, case: Case, product_episodes: int | None, calls: int = 12
+) -> dict[str, Any]:
     """Seconds of a compiled meta-iteration, with the compile time of the first."""
     update = trpo(case.problem, product_episodes=product_episodes, batching=_batching())
     iterate = make_iterate_fn(case.problem, update, num_tasks=case.num_tasks)
     state = init(jax.jit(case.problem.init)(jax.random.key(0)), update, 0)
-    return measure_loop(name, iterate, state, 12, 1)._asdict()
+    return measure_loop(name, iterate, state, calls, 1)._asdict()
 
 
-def phases(case: Case) -> list[dict[str, Any]]:
-    """Each phase as a program of its own, over the devices that the meta-iteration runs on."""
+def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
+    """Each phase as a program of its own, over the devices that the meta-iteration runs on.
+
+    Args:
+        case: what is timed.
+        least: samples of each phase.
+    """
     problem, env = case.problem, case.env
     params = jax.jit(problem.init)(jax.random.key(0))
     mesh = task_mesh(case.num_tasks)
@@ -150,7 +157,7 @@ def phases(case: Case) -> list[dict[str, Any]]:
     }
     rows = []
     for name, call in calls.items():
-        times = sample_times(lambda call=call: jax.block_until_ready(call()), 1.0)
+        times = sample_times(lambda call=call: jax.block_until_ready(call()), 1.0, least)
         rows.append(summarize(f"{case.name}: {name}", times, None, None)._asdict())
     query = estimates(after(adapted, keys))
     tasks = Task(jax.tree.map(lambda x: x[:, None], samples), query)
@@ -164,7 +171,7 @@ def phases(case: Case) -> list[dict[str, Any]]:
             jax.shard_map(step, mesh=mesh, in_specs=(whole, split), out_specs=whole,
                           check_vma=False)
         )  # fmt: skip
-        times = sample_times(lambda c=compiled: jax.block_until_ready(c(params, tasks)), 3.0)
+        times = sample_times(lambda c=compiled: jax.block_until_ready(c(params, tasks)), 3.0, least)
         name = f"{case.name}: TRPO, {_curvature(episodes)}"
         rows.append(summarize(name, times, None, None)._asdict())
     return rows

@@ -35,7 +35,7 @@ UPDATE_COLORS = ("#999999", "#56B4E9", "#0072B2")
 
 @dataclasses.dataclass(frozen=True)
 class Config(meta_rl.Config):
-    """Settings of a run; defaults are the paper's, meta-iterations those of its code."""
+    """Settings of a run; defaults are the paper's, but for the number of meta-iterations."""
 
     reward: str = option(
         "distance",
@@ -80,7 +80,7 @@ def navigation_sheet(
     metrics: list[dict[str, Any]],
 ) -> None:
     """The paper's Figure 4: returns against updates, and trajectories with their goals."""
-    watched = [m for m in ("maml", "first_order", "pretrained") if m in run["config"]["methods"]]
+    watched = [m for m in ("maml", "pretrained", "first_order") if m in run["config"]["methods"]]
     watched = watched[:2] or list(run["config"]["methods"])[:1]
     goals = arrays["tasks"]
     with plt.rc_context(plotting.STYLE):

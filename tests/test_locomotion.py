@@ -130,7 +130,7 @@ def test_models_have_the_original_time_steps_and_noise(robots):
     cheetah, ant = robots["half_cheetah"][0].model, robots["ant"][0].model
     assert np.sum(cheetah.geom_contype) == cheetah.ngeom  # floor and robot alike
     assert np.sum(ant.geom_contype) == ant.ngeom - 4  # but for Brax's massless feet
-    np.testing.assert_allclose(ant.geom_margin, 0.01)
+    np.testing.assert_allclose(ant.geom_margin[1:], 0.01)  # but for the floor's
 
 
 def test_the_ant_falls_and_the_cheetah_does_not(robots):
@@ -381,6 +381,8 @@ def test_a_run_can_be_seen(finished, capsys):
 
 
 def test_settings_of_the_original_runs_depend_on_the_task():
+    usual = experiment.Config()
+    assert (usual.solver_iterations, usual.line_search_iterations) == lib.STANDARD[:2]
     direction = experiment.Config()
     assert (direction.meta_steps, direction.num_episodes, direction.max_kl) == (100, 20, 0.02)
     ant = experiment.Config(task="ant_direction", num_episodes=7)

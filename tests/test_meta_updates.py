@@ -8,7 +8,7 @@ import pytest
 from conftest import assert_trees_close
 from jax.flatten_util import ravel_pytree
 
-from maml_jax import init, meta_loss, task_mesh
+from maml_jax import Task, init, meta_loss, task_mesh
 from maml_jax.networks import gaussian_policy, recurrent_policy
 from maml_jax.reinforcement import (
     gradient_steps,
@@ -120,6 +120,52 @@ def test_products_agree(x64):
     assert jnp.abs(other - found["exact"]).max() > 0.05 * scale
 
 
+def test_steps_that_were_not_taken_change_no_step(drawn):
+    """Whatever stands behind an episode's end: the masks reach the curvature and the divergence."""
+    problem, params, tasks = drawn
+    dead = jnp.arange(12)[:, None] >= 4
+
+    def cut(samples, filling):
+        fill = lambda x: jnp.where(
+            dead.reshape(12, 1, *[1] * (x.ndim - samples.alive.ndim)), filling, x
+        )
+        return samples._replace(
+            observations=fill(samples.observations),
+            actions=fill(samples.actions),
+            advantages=jnp.where(dead, 0.0, samples.advantages),
+            alive=samples.alive & ~dead,
+        )
+
+    update = trpo(problem, conjugate_steps=4)
+    step = jax.jit(lambda p, t: update.update(p, (), t, 1))
+    found = [step(params, Task(tasks.support, cut(tasks.query, filling))) for filling in (0.1, 3.0)]
+    assert found[0][2]["accepted"]
+    assert_trees_close(found[0][0], found[1][0], 1e-4)
+    assert_trees_close(found[0][2], found[1][2], 1e-3)
+
+
+def test_products_are_of_full_precision(drawn):
+    """On accelerators, whose default is less: every product of the outer step says so."""
+    problem, params, tasks = drawn
+
+    def precisions(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("gemm", "dot_general"):
+                yield str(equation.params["precision"])
+            for value in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from precisions(inner)
+
+    update = trpo(problem)
+    traced = jax.make_jaxpr(lambda p, t: update.update(p, (), t, 1))(params, tasks)
+    found = list(precisions(traced.jaxpr))
+    assert len(found) > 20
+    assert all("highest" in text.lower() for text in found), set(found)
+
+
 @pytest.mark.parametrize("kind", updates_lib.PRODUCTS)
 def test_trpo_step(drawn, kind):
     """The gradient is that of the meta-loss; the step improves, and keeps to its bound."""
@@ -203,11 +249,31 @@ def test_devices_agree(iterations):
 def test_an_iteration_reports(iterations):
     metrics = iterations[1][1]
     for name in ("before", "after"):
-        assert set(metrics[name]) == {"return", "explained_variance", "alive", "nonfinite"}
+        expected = {"return", "explained_variance", "alive", "nonfinite", "gradient_norm"}
+        assert set(metrics[name]) == expected
+    np.testing.assert_allclose(metrics["kl_before"], 0.0, atol=1e-6)
+    assert np.all(metrics["kl"] > 1e-5)
     assert {"kl", "accepted", "backtracks", "gradient_norm", "nonfinite_tasks"} <= set(metrics)
     assert metrics["kl"].shape == (2,)
     np.testing.assert_array_equal(metrics["loss"], -metrics["after"]["return"])
-    assert not np.allclose(metrics["before"]["return"][0], metrics["before"]["return"][1])
+
+
+def test_every_iteration_draws_its_own_tasks_and_noise():
+    """Also where the parameters stay: nothing is drawn twice."""
+    problem = small_problem()
+    still = updates_lib.MetaUpdate(
+        lambda params: (),
+        lambda params, state, tasks, count: (
+            params,
+            state,
+            {"losses": tasks.query.metrics["return"]},
+        ),
+    )
+    mesh = task_mesh(2, jax.devices()[:1])
+    iterate = make_iterate_fn(problem, still, num_tasks=2, num_steps=3, mesh=mesh)
+    _, metrics = iterate(init(problem.init(KEY), still, 3))
+    for name in ("before", "after"):
+        assert len(np.unique(metrics[name]["return"])) == 3
 
 
 def test_dispatches_of_other_sizes_draw_the_same_and_compile_once(iterations):

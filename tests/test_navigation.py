@@ -3,14 +3,16 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import logbook, navigation, report, runner
 from experiments.config import ConfigError
 from experiments.meta_rl import config as config_lib
-from experiments.meta_rl import stages
+from experiments.meta_rl import evaluation, stages
 from experiments.meta_rl.config import METHODS
+from maml_jax import NonFiniteError
 from maml_jax.networks import gaussian_policy
 
 SMALL = {
@@ -125,6 +127,28 @@ def test_other_updates_and_policies_are_made():
         assert problem.init(jax.random.key(0))
 
 
+def test_step_sizes_of_the_evaluation():
+    """Alpha as in meta-training, half of it afterwards; none for who is not adapted."""
+    rates = evaluation.update_rates(navigation.Config(), 0.1)
+    np.testing.assert_allclose(rates, [0.1, 0.05, 0.05, 0.05])
+    rates = evaluation.update_rates(navigation.Config(inner_steps=2), 0.1)
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.05])
+    assert evaluation.update_rates(navigation.Config(), None).shape == (0,)
+
+
+def test_rewards_that_are_nan_from_the_first_step_stop_a_run():
+    config = navigation.Config(**SMALL)
+    env = navigation.make_environment(config)
+    broken = env._replace(
+        step=lambda state, action: env.step(state, action)._replace(reward=jnp.full((), jnp.nan))
+    )
+    stage = next(s for s in stages.make_stages(config, 0, broken) if s.name == "maml")
+    with pytest.raises(
+        NonFiniteError, match=r"every episode before adaptation.*reward that is NaN"
+    ):
+        stage.make_advance(1)(stage.init())
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="--reward must be one of distance, squared_distance"):
         navigation.Config(reward="speed")
@@ -133,7 +157,8 @@ def test_impossible_settings_are_refused():
 
 
 def test_a_policy_that_does_not_fit_is_a_sentence(monkeypatch):
-    monkeypatch.setattr(config_lib, "make_policy", lambda config, env: gaussian_policy(3, 2, (4,)))
+    unfit = gaussian_policy(3, 2, (4,))
+    monkeypatch.setattr(config_lib.Config, "make_policy", lambda config, env: unfit)
     env = navigation.make_environment(navigation.Config())
     with pytest.raises(ConfigError, match="does not take the environment's observations"):
         config_lib.make_problem(navigation.Config(), env, "maml")

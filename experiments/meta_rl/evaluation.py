@@ -95,11 +95,16 @@ def evaluate(
 
 
 def update_rates(config: Config, rate: float | None, count: int | None = None) -> Array:
-    """The step size of each update of the evaluation; none for a method that is not adapted."""
+    """The step size of each update of the evaluation; none for a method that is not adapted.
+
+    That of meta-training for as many updates as there were inner steps, then `later_rate` times it.
+    """
     if rate is None or count == 0:
         return jnp.zeros((0,))
-    later = [rate * config.later_rate] * ((count or config.eval_updates) - 1)
-    return jnp.array([rate, *later])
+    updates = range(count or config.eval_updates)
+    return jnp.array(
+        [rate * (1.0 if i < config.inner_steps else config.later_rate) for i in updates]
+    )
 
 
 def _tuned(config: Config, judge: Any, params: Params, tasks: Any) -> float:

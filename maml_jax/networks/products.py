@@ -30,7 +30,10 @@ def matmul(a: Array, b: Array) -> Array:
     if a.ndim < 1 or b.ndim != 2 or a.shape[-1] != b.shape[0]:
         raise TypeError(f"matmul needs [..., I] and [I, O]; received {a.shape} and {b.shape}.")
     rows = a.reshape(-1, a.shape[-1])
-    return _gemm(rows, b, False, False).reshape(*a.shape[:-1], b.shape[-1])
+    # As `jnp.matmul`, which takes `jax.default_matmul_precision` where it is called; a primitive
+    # is lowered later, outside of that context.
+    out = _gemm(rows, b, False, False, jax.config.jax_default_matmul_precision)
+    return out.reshape(*a.shape[:-1], b.shape[-1])
 
 
 def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, *args: Any, **kwargs: Any) -> Array:
@@ -49,24 +52,26 @@ def _default(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 gemm_p = Primitive("gemm")
 
 
-def _gemm(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array:
-    return gemm_p.bind(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+def _gemm(a: Array, b: Array, transpose_a: bool, transpose_b: bool, precision: Any) -> Array:
+    return gemm_p.bind(a, b, transpose_a=transpose_a, transpose_b=transpose_b, precision=precision)
 
 
-def _plain(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:
+def _plain(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool, precision: Any) -> Array:
     a = jnp.swapaxes(a, -1, -2) if transpose_a else a
     b = jnp.swapaxes(b, -1, -2) if transpose_b else b
-    return jnp.matmul(a, b)
+    return jnp.matmul(a, b, precision=precision)
 
 
-def _written_out(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:
+def _written_out(
+    a: Array, b: Array, *, transpose_a: bool, transpose_b: bool, precision: Any
+) -> Array:
     """As `_plain`, with a transposed left side in memory before the product begins."""
     if transpose_a:
         a = jax.lax.optimization_barrier(jnp.swapaxes(a, -1, -2))
-    return _plain(a, b, transpose_a=False, transpose_b=transpose_b)
+    return _plain(a, b, transpose_a=False, transpose_b=transpose_b, precision=precision)
 
 
-def _abstract(a: Any, b: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
+def _abstract(a: Any, b: Any, *, transpose_a: bool, transpose_b: bool, precision: Any) -> Any:
     rows, inner = a.shape[-2:][:: -1 if transpose_a else 1]
     inner_b, columns = b.shape[-2:][:: -1 if transpose_b else 1]
     if inner != inner_b or a.shape[:-2] != b.shape[:-2]:
@@ -74,22 +79,32 @@ def _abstract(a: Any, b: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
     return a.update(shape=(*a.shape[:-2], rows, columns), weak_type=False)
 
 
-def _transpose_in_a(g: Array, a: Any, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:
+def _transpose_in_a(
+    g: Array, a: Any, b: Array, *, transpose_a: bool, transpose_b: bool, precision: Any
+) -> Array:
     del a
-    return _gemm(b, g, transpose_b, True) if transpose_a else _gemm(g, b, False, not transpose_b)
+    if transpose_a:
+        return _gemm(b, g, transpose_b, True, precision)
+    return _gemm(g, b, False, not transpose_b, precision)
 
 
-def _transpose_in_b(g: Array, a: Array, b: Any, *, transpose_a: bool, transpose_b: bool) -> Array:
+def _transpose_in_b(
+    g: Array, a: Array, b: Any, *, transpose_a: bool, transpose_b: bool, precision: Any
+) -> Array:
     del b
-    return _gemm(g, a, True, transpose_a) if transpose_b else _gemm(a, g, not transpose_a, False)
+    if transpose_b:
+        return _gemm(g, a, True, transpose_a, precision)
+    return _gemm(a, g, not transpose_a, False, precision)
 
 
-def _batch(args: Any, axes: Any, *, transpose_a: bool, transpose_b: bool) -> tuple[Array, int]:
+def _batch(
+    args: Any, axes: Any, *, transpose_a: bool, transpose_b: bool, precision: Any
+) -> tuple[Array, int]:
     (a, b), (axis_a, axis_b) = args, axes
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
     if axis_b is None and not transpose_a and b.ndim == 2:  # one matrix for all: one tall product
         a = jnp.moveaxis(a, axis_a, 0)
-        out = _gemm(a.reshape(-1, a.shape[-1]), b, False, transpose_b)
+        out = _gemm(a.reshape(-1, a.shape[-1]), b, False, transpose_b, precision)
         return out.reshape(*a.shape[:-1], out.shape[-1]), 0
 
     def lead(x: Array, axis: int | None) -> Array:
@@ -97,10 +112,10 @@ def _batch(args: Any, axes: Any, *, transpose_a: bool, transpose_b: bool) -> tup
             return jnp.broadcast_to(x, (size, *x.shape))
         return jnp.moveaxis(x, axis, 0)
 
-    return _gemm(lead(a, axis_a), lead(b, axis_b), transpose_a, transpose_b), 0
+    return _gemm(lead(a, axis_a), lead(b, axis_b), transpose_a, transpose_b, precision), 0
 
 
-gemm_p.def_impl(jax.jit(_plain, static_argnames=("transpose_a", "transpose_b")))
+gemm_p.def_impl(jax.jit(_plain, static_argnames=("transpose_a", "transpose_b", "precision")))
 gemm_p.def_abstract_eval(_abstract)
 ad.defbilinear(gemm_p, _transpose_in_a, _transpose_in_b)
 batching.primitive_batchers[gemm_p] = _batch

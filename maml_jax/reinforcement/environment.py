@@ -79,12 +79,14 @@ def informed(env: Environment) -> Environment:
 
 
 def with_feedback(env: Environment) -> Environment:
-    """The environment with its last action and reward appended to every observation.
+    """The environment with its last action (one-hot, if discrete) and reward in its observations.
 
     For policies with memory, which can then find out within an episode what the task is.
     """
 
     def show(state: State, action: Array) -> State:
+        if jnp.issubdtype(action.dtype, jnp.integer):
+            action = jax.nn.one_hot(action, env.num_actions)
         seen = jnp.concatenate([state.observation, action, state.reward[None]])
         return state._replace(observation=seen, inner=state)
 

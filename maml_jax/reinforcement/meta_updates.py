@@ -101,7 +101,7 @@ def trpo(
         # One linearisation of the adapted policy serves the gradient and all products.
         distribution, push = jax.linearize(lambda p: outputs(p, tasks), flat)
         pull = jax.linear_transpose(push, flat)
-        losses, _ = judge(distribution)
+        losses, divergences = judge(distribution)
         slope = jax.grad(lambda d: jnp.mean(judge(d)[0]))(distribution)
         gradient = tasks_lib.mean_over_devices(pull(slope)[0], num_devices)
 
@@ -117,9 +117,8 @@ def trpo(
         def product(vector: Array) -> Array:
             return tasks_lib.mean_over_devices(multiply(vector), num_devices) + damping * vector
 
-        with jax.default_matmul_precision("highest"):
-            direction, residual = conjugate_gradients(product, gradient, conjugate_steps)
-            curvature = jnp.vdot(direction, product(direction))
+        direction, residual = conjugate_gradients(product, gradient, conjugate_steps)
+        curvature = jnp.vdot(direction, product(direction))
         scale = jnp.sqrt(2.0 * max_kl / jnp.maximum(curvature, 1e-8))
         before = tasks_lib.mean_over_devices(jnp.mean(losses), num_devices)
 
@@ -131,6 +130,7 @@ def trpo(
             "losses": losses,
             "surrogate_before": before,
             "surrogate_after": found.loss,
+            "kl_before": tasks_lib.mean_over_devices(jnp.mean(divergences), num_devices),
             "kl": found.kl,
             "accepted": found.accepted.astype(flat.dtype),
             "backtracks": found.backtracks.astype(flat.dtype),
@@ -140,7 +140,13 @@ def trpo(
         }
         return unravel(found.params), state, metrics
 
-    return MetaUpdate(lambda params: (), update)
+    def precise(*arguments: Any) -> tuple[Params, PyTree, Metrics]:
+        # Conjugate gradients and the line search live on small differences, which an accelerator's
+        # reduced precision would drown.
+        with jax.default_matmul_precision("highest"):
+            return update(*arguments)
+
+    return MetaUpdate(lambda params: (), precise)
 
 
 def _first_episodes(tasks: Task, count: int | None) -> Task:
@@ -327,14 +333,14 @@ def gradient_steps(
 
         def epoch(carry: tuple[Params, PyTree], _: None) -> tuple[Any, Any]:
             params, state = carry
-            losses, _metrics, grads = tasks_lib.sum_gradient(task_loss, params, tasks, batching)
+            losses, metrics, grads = tasks_lib.sum_gradient(task_loss, params, tasks, batching)
             grads = jax.tree.map(lambda g: g / num_tasks, grads)
             grads = tasks_lib.mean_over_devices(grads, num_devices)
             updates, state = optimizer.update(grads, state, params)
             norm = jnp.linalg.norm(ravel_pytree(grads)[0])
-            return (optax.apply_updates(params, updates), state), (losses, norm)
+            return (optax.apply_updates(params, updates), state), (losses, metrics["kl"], norm)
 
-        (new, state), (losses, norms) = jax.lax.scan(
+        (new, state), (losses, divergences, norms) = jax.lax.scan(
             epoch, (params, state), None, length=num_epochs
         )
 
@@ -348,6 +354,7 @@ def gradient_steps(
             "losses": losses[0],
             "surrogate_before": tasks_lib.mean_over_devices(jnp.mean(losses[0]), num_devices),
             "surrogate_after": loss_after,
+            "kl_before": tasks_lib.mean_over_devices(jnp.mean(divergences[0]), num_devices),
             "kl": kl,
             "gradient_norm": norms[0],
         }

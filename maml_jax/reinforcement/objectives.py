@@ -31,7 +31,9 @@ class Samples(NamedTuple):
         distribution: that the actions were drawn from, leaves [H, E, ...].
         metrics: of the collection, scalars: "return" (mean undiscounted return of an episode),
             "explained_variance" of the baseline, "alive" (share of steps taken), "nonfinite"
-            (share of episodes in which the environment returned a number that is not finite).
+            (share of episodes in which the environment returned a number that is not finite); in a
+            problem's samples also "gradient_norm" (of the inner objective at the parameters that
+            acted).
     """
 
     observations: Array

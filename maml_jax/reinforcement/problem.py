@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from maml_jax import maml, types
 from maml_jax.networks import Policy
@@ -132,7 +133,10 @@ def reinforcement_problem(
     inner_loss = inner_objective(policy, objective)
 
     def collect(params: Params, task: PyTree, key: Array) -> Samples:
-        return to_samples(rollout(env, policy, params, task, key, num_episodes), estimation)
+        samples = to_samples(rollout(env, policy, params, task, key, num_episodes), estimation)
+        slope = jax.grad(inner_loss, has_aux=True)(params, samples)[0]
+        metrics = {**samples.metrics, "gradient_norm": jnp.linalg.norm(ravel_pytree(slope)[0])}
+        return samples._replace(metrics=metrics)
 
     inner = {"mask": mask, "mode": mode}
 

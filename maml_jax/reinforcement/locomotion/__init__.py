@@ -46,6 +46,8 @@ from maml_jax.reinforcement.locomotion.shapes import Capsules, capsules
 
 PHYSICS = ("paper", "brax")
 BACKENDS = ("spring", "generalized", "positional", "mjx")
+# Deviations from MuJoCo's engine and speeds of each: benchmarks/README.md.
+STANDARD = Solver(iterations=4, ls_iterations=8)
 FAST = Solver(iterations=1, ls_iterations=4)
 ACCURATE = Solver(iterations=100, ls_iterations=50)
 
@@ -84,7 +86,7 @@ TASKS = tuple(FAMILIES)
 
 
 def make_physics(
-    robot: str, physics: str = "paper", *, solver: Solver = FAST, backend: str = "spring"
+    robot: str, physics: str = "paper", *, solver: Solver = STANDARD, backend: str = "spring"
 ) -> Physics:
     """A robot in one of the two physics.
 
@@ -111,7 +113,7 @@ def locomotion(
     task: str,
     physics: str = "paper",
     *,
-    solver: Solver = FAST,
+    solver: Solver = STANDARD,
     backend: str = "spring",
     horizon: int = 200,
 ) -> Environment:
@@ -166,6 +168,7 @@ __all__ = [
     "FAST",
     "LARGEST",
     "PHYSICS",
+    "STANDARD",
     "TASKS",
     "Capsules",
     "Family",
