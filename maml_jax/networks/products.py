@@ -32,7 +32,7 @@ def matmul(a: Array, b: Array) -> Array:
     rows = a.reshape(-1, a.shape[-1])
     # As `jnp.matmul`, which takes `jax.default_matmul_precision` where it is called; a primitive
     # is lowered later, outside of that context.
-    out = _gemm(rows, b, False, False, jax.config.jax_default_matmul_precision)
+    out = _gemm(rows, b, False, False, _precision())
     return out.reshape(*a.shape[:-1], b.shape[-1])
 
 
@@ -47,6 +47,10 @@ def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, *args: Any, **kw
 
 def _default(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return all(value is None for value in (*args, *kwargs.values()))
+
+
+def _precision() -> str | None:
+    return getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  # unknown to pyright
 
 
 gemm_p = Primitive("gemm")

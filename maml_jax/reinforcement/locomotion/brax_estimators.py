@@ -150,7 +150,9 @@ def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
         networks: Any = _Networks(
             distribution.brax,
             _Network(lambda normalizer, parameters, observations: parameters),
-            _Network(lambda normalizer, parameters, observations: jnp.zeros(alive.shape)),
+            _Network(
+                lambda normalizer, parameters, observations: jnp.zeros(observations.shape[:-1])
+            ),
         )
         found, _ = ppo_losses.compute_ppo_loss(
             _Params(distribution.parameters, ()),  # type: ignore[arg-type]

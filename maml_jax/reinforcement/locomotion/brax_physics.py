@@ -19,6 +19,7 @@ import mujoco
 from brax import envs
 
 from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
+from maml_jax.reinforcement.locomotion.quiet import quiet
 from maml_jax.types import Array
 
 CONTROL_COSTS = {"halfcheetah": 0.05, "ant": 0.005}  # of the squared actions, the paper's
@@ -32,7 +33,10 @@ def brax_robot(name: str, backend: str) -> Physics:
         name: "halfcheetah" (17 observations, 6 actions) or "ant" (27, 8).
         backend: "spring", "generalized", "positional" or "mjx".
     """
-    env: Any = envs.get_environment(name, backend=backend)
+    path = Path(brax.__file__).parent / "envs" / "assets" / MODELS[name]
+    with quiet():
+        env: Any = envs.get_environment(name, backend=backend)
+        model = mujoco.MjModel.from_xml_path(str(path))
     price = CONTROL_COSTS[name]
 
     def look(state: Any, cost: Array) -> tuple[Any, Motion]:
@@ -48,7 +52,6 @@ def brax_robot(name: str, backend: str) -> Physics:
         action = jnp.clip(action, -1.0, 1.0)
         return look(env.step(state, action), price * jnp.sum(action**2))
 
-    path = Path(brax.__file__).parent / "envs" / "assets" / MODELS[name]
     size = jax.eval_shape(reset, jax.random.key(0))[1].observation.shape[0]
     return Physics(
         reset,
@@ -57,5 +60,5 @@ def brax_robot(name: str, backend: str) -> Physics:
         env.action_size,
         float(env.dt),
         lambda state: state.pipeline_state.q,
-        mujoco.MjModel.from_xml_path(str(path)),
+        model,
     )

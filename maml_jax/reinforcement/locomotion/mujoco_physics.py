@@ -9,7 +9,6 @@ differs there from the original code's files put back. One simulation step is on
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import mujoco
 from mujoco import mjx
 
 from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
+from maml_jax.reinforcement.locomotion.quiet import quiet
 from maml_jax.types import Array
 
 POSITION_NOISE, VELOCITY_NOISE = 0.01, 0.1  # deviations at reset, in generalised coordinates
@@ -154,6 +154,5 @@ def _compiled(spec: Any, solver: Solver) -> mujoco.MjModel:
     spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     spec.option.iterations = solver.iterations
     spec.option.ls_iterations = solver.ls_iterations
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an attribute that the shipped cheetah sets
+    with quiet():
         return spec.compile()
