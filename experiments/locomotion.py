@@ -200,7 +200,7 @@ def watch(config: Config) -> meta_rl.Watch:
         total = jnp.sum(jnp.where(alive, speed, 0.0), axis=(2, 3))
         return {"speeds": total / jnp.maximum(jnp.sum(alive, axis=(2, 3)), 1)}
 
-    return meta_rl.Watch(config.eval_tasks, 5, speeds)
+    return meta_rl.Watch(config.eval_tasks, config.eval_episodes, speeds)
 
 
 def locomotion_sheet(

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -25,11 +26,12 @@ from experiments.config import option
 from experiments.meta_rl.sheet import draw_returns, draw_training
 from experiments.plotting import plt
 from experiments.results import METHOD_TITLES
-from maml_jax.reinforcement import Environment, navigation
+from maml_jax.reinforcement import Environment, Trajectories, navigation
 from maml_jax.reinforcement.navigation import REWARDS
 
 SUMMARY = "2D navigation to unknown goals by policy gradients (MAML paper, section 5.3)"
 UPDATES = (0, 1, 2)  # drawn in the figure
+SHOWN = 5  # episodes of each
 UPDATE_COLORS = ("#999999", "#56B4E9", "#0072B2")
 
 
@@ -68,9 +70,12 @@ def setting(config: Config) -> str:
 
 
 def watch(config: Config) -> meta_rl.Watch:
-    """Where the point went, on the tasks that the figure shows."""
-    del config
-    return meta_rl.Watch(4, 5, lambda t: {"observations": t.observations, "alive": t.alive})
+    """Where the point went, on the tasks that the figure shows, in some of the episodes."""
+
+    def paths(t: Trajectories) -> dict[str, jax.Array]:
+        return {"observations": t.observations[..., :SHOWN, :], "alive": t.alive[..., :SHOWN]}
+
+    return meta_rl.Watch(4, config.eval_episodes, paths)
 
 
 def navigation_sheet(

@@ -25,7 +25,7 @@ class Watch(NamedTuple):
 
     Attributes:
         num_tasks: the first test tasks, at most.
-        num_episodes: of each of them and each update.
+        num_episodes: of each of them and each update, which is made from these episodes.
         keep: `keep(trajectories) -> arrays by name`; leaves [T, U + 1, H, E, ...].
     """
 

@@ -96,7 +96,8 @@ class Reading:
         except DataError:
             raise
         except _UNREADABLE as error:
-            raise DataError(describe_bytes(data) or f"a broken image ({error})") from None
+            said = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+            raise DataError(describe_bytes(data) or f"a broken image{said}") from None
         if flat.size != (self.size, self.size):
             flat = flat.resize((self.size, self.size), RESAMPLINGS[self.resample])
         array = np.asarray(flat, np.uint8).reshape(self.size, self.size, self.channels)

@@ -197,7 +197,7 @@ def _check_size(data: bytes, where: str) -> None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
-    except OSError as error:
-        raise DataError(f"{where} is not an image ({error}).") from None
+    except OSError:
+        raise DataError(f"{where} is not an image.") from None
     if size != (SIDE, SIDE):
         raise DataError(f"{where} must be {SIDE}x{SIDE} pixels; found {size[0]}x{size[1]}.")
