@@ -1,6 +1,8 @@
 """The harness measures what it says, and contenders do the same work."""
 
 import importlib.util
+import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import classification, core, harness
+from benchmarks import classification, compare, core, harness
 from maml_jax.networks import products
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +24,31 @@ def test_a_planted_slowdown_is_found():
     fast, slow = (harness.summarize("sleep", s, None, None) for s in (fast, slow))
     assert 1.5 < slow.median_ms / fast.median_ms < 2.5
     assert fast.low_ms <= fast.median_ms <= fast.high_ms
+
+
+def measurements(**medians):
+    rows = [{"name": n, "median_ms": m, "low_ms": 0.9 * m, "high_ms": 1.1 * m}
+            for n, m in medians.items()]  # fmt: skip
+    return {"environment": {"device": "cpu"}, "suites": {"core": rows}}
+
+
+def test_files_are_compared_by_ratio_and_spread(tmp_path, capsys):
+    before, after = measurements(a=1.0, b=1.0, gone=3.0), measurements(a=1.1, b=2.0, new=1.0)
+    same, slow = compare.compare(before, after)
+    assert (same.name, same.verdict) == ("core: a", "")
+    assert (slow.name, slow.verdict) == ("core: b", "slower")
+    assert slow.low < slow.after / slow.before == 2.0 < slow.high
+    assert compare.compare(after, before)[1].verdict == "faster"
+    paths = [tmp_path / name for name in ("before.json", "after.json")]
+    for path, found in zip(paths, (before, after), strict=True):
+        path.write_text(json.dumps(found))
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["compare", *map(str, paths)])
+    assert stop.value.code == 1
+    assert re.search(r"core: b +1 +2 +2.00 +1.64 to 2.44 +slower", capsys.readouterr().out)
+    paths[0].write_text("[]")
+    with pytest.raises(SystemExit, match="is no file of"):
+        compare.read(str(paths[0]))
 
 
 def test_measure_reports_compile_and_memory():
