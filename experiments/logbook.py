@@ -13,6 +13,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from experiments import results
 from experiments.files import write_text
 
 QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
@@ -88,10 +89,9 @@ class Progress:
             self._last_line = now
             speed = (self._done - self._first) / max(now - self._started_at, 1e-9)
             left = (self._total - self._done) / max(speed, 1e-9)
-            pace = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
             self._stream.write(
                 f"{self._stage}: {self._done:,}/{self._total:,} meta-steps  {text}  "
-                f"{pace} meta-steps/s  {left:.0f} s left\n"
+                f"{results.pace(speed)} meta-steps/s  {left:.0f} s left\n"
             )
             self._stream.flush()
 

@@ -26,7 +26,7 @@ def run_table(run: dict[str, Any]) -> str:
     note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
     return (
         f"{group_table([run])}\n\n{note}"
-        f"{run['meta_steps']:,} meta-steps in all, {speed:,.0f} a second; "
+        f"{run['meta_steps']:,} meta-steps in all, {results.pace(speed)} a second; "
         f"compile {clock['compile']:.1f} s, train {clock['train']:.1f} s, "
         f"evaluate {clock['evaluate']:.1f} s on {where['device']}"
     )

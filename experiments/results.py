@@ -127,6 +127,11 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str
     return pooled
 
 
+def pace(speed: float) -> str:
+    """Meta-steps a second, with two digits where there are fewer than ten."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A text table; the first column is left-aligned, the others right."""
     widths = [max(len(str(line[i])) for line in [header, *rows]) for i in range(len(header))]

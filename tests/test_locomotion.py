@@ -374,7 +374,7 @@ def test_brax_estimators_drive_an_iteration():
 SMALL = {
     "physics": "brax",
     "horizon": 5,
-    "methods": ("maml", "random", "oracle"),
+    "methods": ("maml",),  # each one compiles the physics again; navigation's tests run them all
     "meta_steps": 2,
     "num_tasks": 2,
     "num_episodes": 3,
@@ -401,7 +401,7 @@ def test_a_run_from_end_to_end(finished):
     for name in ("results.json", "figure.png", "evaluation.npz"):
         assert (workdir / name).stat().st_size > 0
     assert {row["setting"] for row in found["rows"]} == {"cheetah direction, Brax spring"}
-    assert {row["method"] for row in found["rows"]} == {"maml", "random", "oracle"}
+    assert {row["method"] for row in found["rows"]} == {"maml"}
     assert np.load(workdir / "evaluation.npz")["speeds/maml"].shape == (4, 2)
 
 
