@@ -177,9 +177,10 @@ def _world(config: Config) -> dict[str, Any]:
 
 
 def setting(config: Config) -> str:
-    """As results name it: returns of different physics are not comparable."""
-    name = config.task.replace("_", " ")
-    return name if config.physics == "paper" else f"{name}, Brax {config.backend}"
+    """As results name it: what may not be compared has different names."""
+    physics = "" if config.physics == "paper" else f", Brax {config.backend}"
+    estimators = "" if config.estimators == "maml_jax" else ", Brax's estimators"
+    return f"{config.task.replace('_', ' ')}{physics}{estimators}{config.departures}"
 
 
 # Where the root's forward velocity stands in an observation, by robot and physics.

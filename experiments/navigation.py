@@ -66,9 +66,7 @@ def make_environment(config: Config) -> Environment:
 def setting(config: Config) -> str:
     """As results name it: what the policy may use, and the reward's unit, are never mixed."""
     unit = "" if config.reward == "distance" else ", squared distance"
-    policy = "" if config.policy == "mlp" else ", recurrent policy"
-    seen = ", action and reward seen" if config.feedback else ""
-    return f"2D navigation{unit}{policy}{seen}"
+    return f"2D navigation{unit}{config.departures}"
 
 
 def watch(config: Config) -> meta_rl.Watch:

@@ -426,6 +426,11 @@ def test_settings_of_the_original_runs_depend_on_the_task():
     usual = experiment.Config()
     assert (usual.solver_iterations, usual.line_search_iterations) == lib.STANDARD[:2]
     direction = experiment.Config()
+    assert experiment.setting(direction) == "cheetah direction"
+    other = experiment.Config(physics="brax", backend="mjx", estimators="brax", feedback=True)
+    assert experiment.setting(other) == (
+        "cheetah direction, Brax mjx, Brax's estimators, action and reward seen"
+    )
     assert (direction.meta_steps, direction.num_episodes, direction.max_kl) == (100, 20, 0.02)
     ant = experiment.Config(task="ant_direction", num_episodes=7)
     assert (ant.meta_steps, ant.num_episodes, ant.later_rate) == (575, 7, 0.01)

@@ -149,6 +149,20 @@ def test_rewards_that_are_nan_from_the_first_step_stop_a_run():
         stage.make_advance(1)(stage.init())
 
 
+def test_runs_that_may_not_be_compared_have_other_settings():
+    names = {
+        navigation.setting(navigation.Config(**fields))
+        for fields in (
+            {},
+            {"reward": "squared_distance"},
+            {"policy": "recurrent"},
+            {"feedback": True},
+        )
+    }
+    assert len(names) == 4
+    assert "2D navigation" in names
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="--reward must be one of distance, squared_distance"):
         navigation.Config(reward="speed")

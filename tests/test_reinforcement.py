@@ -223,6 +223,16 @@ def test_an_oracle_is_told_the_task_and_feedback_the_last_step():
     check_environment(env, recurrent_policy(5, 2, 4))
 
 
+def test_feedback_of_discrete_actions_is_one_hot():
+    tables = random_tables(KEY, 2, 3)
+    env = with_feedback(tabular(lambda key: tables, 2, 3, 4))
+    policy = categorical_policy(env.num_observations, 3, (4,))
+    check_environment(env, policy)
+    task = env.sample_task(KEY)
+    t = rollout(env, policy, policy.init(KEY), task, KEY, 5)
+    np.testing.assert_array_equal(t.observations[1:, :, 2:5], jax.nn.one_hot(t.actions[:-1], 3))
+
+
 # Returns, baseline, advantages
 
 

@@ -107,6 +107,12 @@ class Config:
         """Of the clipped outer step, if not ours."""
         return None
 
+    @property
+    def departures(self) -> str:
+        """What results add to the setting's name, so that others are not compared with it."""
+        policy = "" if self.policy == "mlp" else ", recurrent policy"
+        return policy + (", action and reward seen" if self.feedback else "")
+
     def seen_by_policy(self, env: Environment) -> Environment:
         """The environment with what the policy is to see, and to act on."""
         return with_feedback(env) if self.feedback else env

@@ -5,10 +5,6 @@ The only importer of brax, mujoco and mjx; needs the `rl` extra.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,14 +13,11 @@ import jax.numpy as jnp
 
 from maml_jax import types
 from maml_jax.reinforcement.environment import Environment, State
+from maml_jax.reinforcement.locomotion.quiet import quiet_imports
 from maml_jax.types import Array
 
 try:
-    # mjx prints that its Warp implementation, which is not used here, is not installed; Brax warns
-    # that its environments are no longer maintained.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+    with quiet_imports():
         from maml_jax.reinforcement.locomotion import brax_physics, mujoco_physics
         from maml_jax.reinforcement.locomotion.brax_estimators import (
             NormalTanh,
@@ -37,8 +30,6 @@ except ImportError as error:
     raise ImportError(
         f"locomotion needs Brax and MuJoCo ({error}). Install them with: pip install 'maml-jax[rl]'"
     ) from error
-finally:
-    logging.disable(logging.NOTSET)
 
 from maml_jax.reinforcement.locomotion.mujoco_physics import Solver
 from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics

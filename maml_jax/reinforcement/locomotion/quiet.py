@@ -1,4 +1,4 @@
-"""Loading models without the warnings of MuJoCo's compiler."""
+"""Brax and MuJoCo without what they print and warn of at every start. Imports neither."""
 
 # mujoco's compiled half has no types.
 # pyright: reportAttributeAccessIssue=false
@@ -6,19 +6,39 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import warnings
 from collections.abc import Iterator
 
-import mujoco
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """For importing them.
+
+    mjx prints that its Warp implementation, which is not used here, is not installed; Brax warns
+    that its environments are no longer maintained.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps off the terminal what the compiler says of attributes in the shipped model files."""
+    """For loading models: without what the compiler says of attributes in the shipped files."""
+    import mujoco
+
+    told = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        mujoco.set_mju_user_warning(None)
+        mujoco.set_mju_user_warning(told)
