@@ -195,13 +195,35 @@ def test_tasks_and_their_rewards(task):
         highest = 2 if task.startswith("cheetah") else 3
         assert 0 <= goals.min() < goals.max() < highest
         assert abs(goals.mean() - highest / 2) < 0.1
-    expected = {
-        "cheetah_velocity": -0.5,
-        "cheetah_direction": 1.5,
-        "ant_velocity": 0.55,
-        "ant_direction": 1.55,
+    forward, backward = {
+        "cheetah_velocity": (-0.5, -2.5),
+        "cheetah_direction": (1.5, -1.5),
+        "ant_velocity": (0.55, -1.45),
+        "ant_direction": (1.55, -1.45),
     }[task]
-    assert float(family.gain(jnp.asarray(1.5), jnp.asarray(1.0))) == pytest.approx(expected)
+    assert float(family.gain(jnp.asarray(1.5), jnp.asarray(1.0))) == pytest.approx(forward)
+    assert float(family.gain(jnp.asarray(1.5), jnp.asarray(-1.0))) == pytest.approx(backward)
+
+
+def test_a_step_is_worth_its_gain_less_its_cost(monkeypatch):
+    """With a robot whose velocity and cost are its action, and that blows up beyond 5."""
+
+    def step(inner, action):
+        motion = lib.Motion(jnp.ones(1), action[0], action[1], action[0] > 2, action[0] < 5)
+        return inner, motion
+
+    def reset(key):
+        return jnp.zeros(()), step(jnp.zeros(()), jnp.zeros(2))[1]
+
+    robot = lib.Physics(reset, step, 1, 2, 0.01, lambda inner: inner, None)
+    monkeypatch.setattr(lib, "make_physics", lambda *names, **options: robot)
+    env = lib.locomotion("cheetah_direction")
+    begun = env.reset(KEY, jnp.asarray(-1.0))
+    assert begun.reward == 0.0
+    one = env.step(begun, jnp.array([1.5, 0.25]))
+    assert (float(one.reward), bool(one.done)) == (-1.75, False)
+    assert env.step(one, jnp.array([3.0, 0.0])).done
+    assert np.isnan(env.step(one, jnp.array([6.0, 0.0])).observation).all()
 
 
 @pytest.mark.parametrize("backend", ["paper", *lib.BACKENDS])
