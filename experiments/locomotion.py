@@ -1,7 +1,7 @@
 """Locomotion: half-cheetah and ant, the paper's section 5.3 and its Figure 5.
 
     python -m experiments.locomotion --workdir=DIR --task=cheetah_direction     the paper's settings
-    python -m experiments.locomotion --workdir=DIR --task=ant_velocity --preset=quick
+    python -m experiments.locomotion --workdir=DIR --preset=quick                 small, for a CPU
     python -m experiments.locomotion --workdir=DIR --task=cheetah_velocity --physics=brax
     python -m experiments.locomotion --workdir=DIR --mode=render     films of the policies of a run
 

@@ -299,11 +299,12 @@ def test_class_batches_label_turned_classes():
     np.testing.assert_array_equal(np.asarray(batch.labels), 4 * found[:, 0] + found[:, 2])
 
 
-def test_new_head_keeps_the_trunk(params):
-    fresh = convolutional((8, 8, 1), 7, num_filters=4, num_layers=2).init(jax.random.key(3))
-    merged = baselines.with_new_head(params, fresh)
-    assert merged["Head"]["kernel"].shape == (4, 7)
+def test_new_head_keeps_the_trunk_and_prefers_no_class(params):
+    network = convolutional((8, 8, 1), 7, num_filters=4, num_layers=2)
+    merged = baselines.with_new_head(params, 7)
     assert_trees_close(merged["Conv_1"], params["Conv_1"], 0)
+    images = jax.random.uniform(jax.random.key(3), (5, 8, 8, 1))
+    np.testing.assert_array_equal(network.apply(merged, images), np.zeros((5, 7)))
 
 
 def test_training_moves_nothing_between_host_and_device():

@@ -121,8 +121,7 @@ def _judges(
         trunk = states["pretrained"].best_params
         wide = pretrained_network(config, images)
         if "pretrained" in config.methods:
-            fresh = jax.jit(network.init)(jax.random.fold_in(jax.random.key(seed), 2))
-            started = baselines.with_new_head(trunk, fresh)
+            started = baselines.with_new_head(trunk, config.num_ways)
             judges["fine-tuning"] = _fine_tuning(config, images, network, started)
         if "nearest_neighbour" in config.methods:
             judges["nearest neighbour"] = _not_adapting(

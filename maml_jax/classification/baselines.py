@@ -111,11 +111,15 @@ def _unit(features: Array) -> Array:
     return features * jax.lax.rsqrt(jnp.sum(jnp.square(features), -1, keepdims=True) + 1e-12)
 
 
-def with_new_head(params: Params, fresh: Params) -> Params:
-    """Pretrained parameters with the head of another network, for another number of classes.
+def with_new_head(params: Params, num_outputs: int) -> Params:
+    """Pretrained parameters with a head of zeros, for another number of classes.
+
+    Of zeros, so that fine-tuning begins with equal probabilities of all classes, whatever the size
+    of the features; drawn at random, the head would first have to be unlearned.
 
     Args:
         params: of a network with a `"Head"`.
-        fresh: of the same network with another number of outputs.
+        num_outputs: classes of the new head.
     """
-    return {**params, "Head": fresh["Head"]}
+    head = jax.tree.map(lambda p: jnp.zeros((*p.shape[:-1], num_outputs), p.dtype), params["Head"])
+    return {**params, "Head": head}
