@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from benchmarks.harness import measure_loop
+from benchmarks.harness import in_fresh_process, measure_loop, resident_mb
 from maml_jax import MODES, MetaState, init, make_train_fn, memory_report, meta_loss, task_mesh
 from maml_jax.batching import TASK_AXIS, replicate
 from maml_jax.classification import ImageSet, classification_problem, draw_episodes
@@ -232,23 +232,33 @@ def product_peak(side: int = 1024, repeats: int = 10) -> float:
 
 
 def memory_rows() -> list[dict[str, Any]]:
-    """Compiled temporary memory of one MiniImagenet 5-shot task and of a meta-batch, by mode."""
-    case = MINI_5_SHOT
+    """Memory of a meta-gradient in each mode: what the compiler plans, and what is resident.
+
+    MiniImagenet 5-way 5-shot, 5 steps, one task and a meta-batch of four at once; Omniglot 5-way
+    1-shot, one task.
+    """
+    sizes = [(MINI_5_SHOT, 1), (MINI_5_SHOT, MINI_5_SHOT.tasks), (OMNIGLOT_5, 1)]
+    return [
+        {"case": case.name, "tasks at once": tasks, "mode": mode}
+        | in_fresh_process(_memory_of, case, tasks, mode)
+        for case, tasks in sizes
+        for mode in MODES
+    ]
+
+
+def _memory_of(case: Case, num_tasks: int, mode: str) -> dict[str, Any]:
+    """Compiles the meta-gradient of a batch of tasks and runs it once."""
     network = case.network()
-    params = jax.eval_shape(network.init, jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     sample = classification_problem(network, case.ways, case.shots, case.queries).sample
-    rows = []
-    for tasks in (1, case.tasks):
-        episodes = jax.eval_shape(
-            lambda images, t=tasks: draw_episodes(sample, jax.random.key(0), images, t),
-            synthetic_images(case),
-        )
+    draw = jax.jit(functools.partial(draw_episodes, sample), static_argnums=2)
+    episodes = draw(jax.random.key(0), synthetic_images(case), num_tasks)
 
-        def batch_loss(mode: str) -> Any:
-            one = task_loss(case, network, mode)
-            return lambda p, t: jnp.mean(jax.vmap(lambda task: one(p, task)[0])(t))
+    def batch_loss(mode: str) -> Any:
+        one = task_loss(case, network, mode)
+        return lambda p, t: jnp.mean(jax.vmap(lambda task: one(p, task)[0])(t))
 
-        report = memory_report(batch_loss, params, episodes, modes=MODES, has_aux=False)
-        for mode, use in report.items():
-            rows.append({"mode": mode, "tasks at once": tasks, "temporary_mb": use.temporary / 1e6})
-    return rows
+    planned = memory_report(batch_loss, params, episodes, modes=[mode], has_aux=False)[mode]
+    gradient = jax.jit(jax.grad(batch_loss(mode))).lower(params, episodes).compile()
+    peak = resident_mb(lambda: jax.block_until_ready(gradient(params, episodes)))
+    return {"temporary_mb": planned.temporary / 1e6, "resident_mb": peak}

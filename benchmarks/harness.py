@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -104,3 +107,36 @@ def summarize(
     return Timing(
         name, compile_s, float(median), float(low), float(high), temporary_mb, len(samples)
     )
+
+
+def in_fresh_process(fn: Callable[..., Any], *args: Any) -> Any:
+    """`fn(*args)` in a process of its own, whose memory nothing else has touched.
+
+    Args:
+        fn: a function of a module, which `pickle` finds by its name.
+        *args: which can be pickled, as can the result.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(fn, *args).result()
+
+
+def resident_mb(call: Callable[[], Any]) -> float | None:
+    """By how much the process's resident memory grows, at its peak, while `call` runs.
+
+    Megabytes; None where the operating system does not tell (it is Linux that does). Call it in a
+    fresh process, and compile first: memory that was freed before is there to be used again.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident("VmRSS")
+        call()
+        return (_resident("VmHWM") - before) / 1e3
+    except OSError:
+        return None
+
+
+def _resident(name: str) -> float:
+    """A line of the process's status, kilobytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(name)))

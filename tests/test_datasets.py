@@ -97,16 +97,24 @@ def tiny_omniglot(monkeypatch):
     monkeypatch.setattr(omniglot, "DRAWINGS", 3)
 
 
-def write_archives(where, characters=(2, 1), drawings=3, side=105, leave_out=None, content=None):
+def write_archives(
+    where,
+    characters=(2, 1),
+    drawings=3,
+    side=105,
+    leave_out=None,
+    content=None,
+    alphabets=("Alphabet", "Alphabet"),
+):
     where.mkdir(exist_ok=True)
-    for name, count in zip(omniglot.ARCHIVES, characters, strict=True):
+    for name, count, alphabet in zip(omniglot.ARCHIVES, characters, alphabets, strict=True):
         if name == leave_out:
             continue
         with zipfile.ZipFile(where / name, "w") as archive:
             for c in range(count):
                 for d in range(drawings):
                     data = content or encoded(picture(255 * (d == 0), side, 1))
-                    path = f"{name[:-4]}/Alphabet/character{c + 1:02d}/0001_{d:02d}.png"
+                    path = f"{name[:-4]}/{alphabet}/character{c + 1:02d}/0001_{d:02d}.png"
                     archive.writestr(path, data)
 
 
@@ -182,26 +190,27 @@ def test_downloads_are_whole_files_or_none(tmp_path):
 
 
 def test_splits_by_lists_of_characters(tiny_omniglot, tmp_path, cache):
-    write_archives(tmp_path, characters=(2, 1))
+    write_archives(tmp_path, alphabets=("Greek", "Runes"))
     lists = tmp_path / "vinyals"
     with pytest.raises(DataError, match=r"train.txt, val.txt, test.txt are in neither"):
         load_omniglot(tmp_path, cache, splitting="vinyals")
     lists.mkdir()
-    for name, lines in {
-        "train": "Alphabet/character01/rot000\nAlphabet/character01/rot090\n",
-        "val": "",
-        "test": "Alphabet/character02/rot000\n",
+    for name, lines in {  # a split takes characters of either archive
+        "train": "Runes/character01/rot000\nRunes/character01/rot090\n",
+        "val": "Greek/character01",
+        "test": "Greek/character02/rot000\n",
     }.items():
         (lists / f"{name}.txt").write_text(lines)
-    known = {"Alphabet/character01", "Alphabet/character02"}
-    assert omniglot.read_lists(tmp_path, known) == {
-        "train": ["Alphabet/character01"],
-        "val": [],
-        "test": ["Alphabet/character02"],
+    found = load_omniglot(tmp_path, cache, splitting="vinyals")
+    assert {name: split.names for name, split in found.items()} == {
+        "train": ("Runes/character01",),
+        "val": ("Greek/character01",),
+        "test": ("Greek/character02",),
     }
-    with pytest.raises(DataError, match="'Alphabet/character02', which Omniglot has not"):
-        omniglot.read_lists(tmp_path, {"Alphabet/character01"})
-    (lists / "val.txt").write_text("Alphabet/character01")
+    known = {"Greek/character01", "Greek/character02", "Runes/character01"}
+    with pytest.raises(DataError, match="'Runes/character01', which Omniglot has not"):
+        omniglot.read_lists(tmp_path, known - {"Runes/character01"})
+    (lists / "val.txt").write_text("Runes/character01")
     with pytest.raises(DataError, match=r"is in train.txt and in val.txt"):
         omniglot.read_lists(tmp_path, known)
 
@@ -314,6 +323,23 @@ def test_lists_that_do_not_fit_are_named(tiny_mini_imagenet, tmp_path, cache):
         load_mini_imagenet(tmp_path, cache)
     (tmp_path / "train.csv").write_bytes(HTML)
     with pytest.raises(DataError, match=r"train\.csv is an HTML page"):
+        load_mini_imagenet(tmp_path, cache)
+
+
+@pytest.mark.parametrize(
+    ("split", "line", "message"),
+    [
+        ("train", "n0100000000.png,n02", "n0100000000.png is listed twice .* in train.csv as n01"),
+        ("val", "n0100000000.png,n03", "train.csv as n01, and in val.csv as n03"),
+    ],
+)
+def test_an_image_in_two_classes_is_named(
+    tiny_mini_imagenet, tmp_path, cache, split, line, message
+):
+    write_image_lists(tmp_path)
+    lists = tmp_path / f"{split}.csv"
+    lists.write_text("\n".join([*lists.read_text().splitlines()[:-1], line]) + "\n")
+    with pytest.raises(DataError, match=message):
         load_mini_imagenet(tmp_path, cache)
 
 

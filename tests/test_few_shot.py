@@ -106,6 +106,21 @@ def test_the_model_is_chosen_on_validation_episodes(finished):
         assert arrays["best_step/maml"] == first
 
 
+def test_episodes_hold_images_of_their_own_split_alone(few_glyphs):
+    """Looked for pixel by pixel, in each of the four turns."""
+    config = omniglot.Config(**SMALL)
+    images = data.load(config)
+    drawn = stages.validation_episodes(config, images)
+    pixels = np.concatenate([drawn.support.images, drawn.query.images], axis=1)
+    episodes = np.rint(pixels.reshape(-1, 12, 12) * 255).astype(np.uint8)
+    held = lambda split: {image.tobytes() for image in np.asarray(split.images).reshape(-1, 12, 12)}
+    where = {name: held(split) for name, split in images._asdict().items()}
+    for image in episodes:
+        turned = {np.rot90(image, k).tobytes() for k in range(4)}
+        assert turned & where["validation"]
+        assert not turned & (where["train"] | where["test"])
+
+
 def test_table_puts_methods_without_steps_in_a_column_of_their_own(finished):
     table = report.group_table([finished[1]])
     header = table.splitlines()[0]

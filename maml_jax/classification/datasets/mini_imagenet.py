@@ -86,7 +86,7 @@ def _class_folders(folder: Path) -> builder.Source:
 
 
 def _image_lists(folder: Path) -> builder.Source:
-    files = {}
+    files, listed_in = {}, {}
     for split in SPLITS:
         path = folder / f"{split}.csv"
         text = path.read_bytes()
@@ -106,6 +106,14 @@ def _image_lists(folder: Path) -> builder.Source:
             raise DataError(
                 f"{path} names {len(absent)} images that are not there, the first: {absent[0]}."
             )
+        for file in files[split]:
+            here = f"{path.name} as {file.class_name}"
+            if file.name in listed_in:
+                raise DataError(
+                    f"{file.name} is listed twice in {folder}: in {listed_in[file.name]}, and in "
+                    f"{here}. An image belongs to one class of one split."
+                )
+            listed_in[file.name] = here
     return _from_paths(folder, files)
 
 
