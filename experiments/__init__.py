@@ -2,6 +2,9 @@
 
 import importlib
 import importlib.util
+import time
+
+STARTED = time.monotonic()  # of the command, but for the interpreter's own start
 
 
 def require(module: str):

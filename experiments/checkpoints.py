@@ -73,6 +73,8 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
         except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # another process of the run is gone
             last = max((s for s in self.steps() if s != step), default=None)
             raise CheckpointError(
                 f"could not write the checkpoint of step {step} to {self._directory}: "

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
 from experiments import config as config_lib
-from experiments import places, runner
+from experiments import distributed, places, runner
 from experiments.checkpoints import CheckpointError
 from experiments.config import ConfigError
-from experiments.process import lay_out_cpu, num_cores
+from experiments.distributed import FirstProcessError
+from experiments.process import keep_compiled, lay_out_cpu, num_cores
 from experiments.runner import Experiment, RunError, StoppedError
 from maml_jax import NonFiniteError
 
@@ -55,11 +61,47 @@ def _define_flags(experiment: Experiment) -> None:
         1,
         module_name=module,
     )
+    text("profile", None, "Directory for a trace of three dispatches of each stage.")
+    text(
+        "compilation_cache",
+        None,
+        "Directory in which compiled programs are kept, for a quicker next start; default "
+        "$JAX_COMPILATION_CACHE_DIR, or none.",
+    )
+    _define_process_flags(module)
     for mode_flags in experiment.mode_flags.values():
         for name, default, help_text in mode_flags:
             define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
             define(name, default, help_text, module_name=module)
     config_lib.define_flags(experiment.config, experiment.presets, module)
+
+
+def _define_process_flags(module: str) -> None:
+    """Flags for runs of several processes, on one host or many."""
+    flags.DEFINE_boolean(
+        "distributed",
+        False,
+        "Join the other processes of the run, found by SLURM, Open MPI, Kubernetes or Cloud TPU.",
+        module_name=module,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, where no cluster tells it; implies --distributed.",
+        module_name=module,
+    )
+    for name, text in (
+        ("num_processes", "Processes of the run, where no cluster tells it."),
+        ("process_id", "Number of this process, from 0, where no cluster tells it."),
+    ):
+        flags.DEFINE_integer(name, None, text, 0, module_name=module)
+    flags.DEFINE_integer(
+        "heartbeat_timeout_s",
+        60,
+        "Seconds without a sign of life after which a process of the run counts as lost.",
+        1,
+        module_name=module,
+    )
 
 
 def _command(experiment: Experiment, argv: list[str]) -> int:
@@ -69,44 +111,93 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
     whole = num_cores() if experiment.device_per_core else None
     devices = values.cpu_devices or whole
     lay_out_cpu(experiment.cpu_threads, devices, experiment.factorizes)
+    if values.compilation_cache:
+        keep_compiled(values.compilation_cache)
     for kind, name in places.VARIABLES.items():
         if values[f"{kind}_dir"].value:
             os.environ[name] = values[f"{kind}_dir"].value
+    code = _ending(functools.partial(_carry_out, experiment, argv, values))
+    if code not in (0, *STOPPED) and jax.process_count() > 1:
+        distributed.leave(code)
+    return code
+
+
+STOPPED = (130, 143)  # by Ctrl-C or SIGTERM, after saving: the processes end together
+
+
+def _ending(action: Callable[[], None]) -> int:
+    """The exit code of an action; what can go wrong is told in a sentence."""
     try:
-        if len(argv) > 1:
-            raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
-        if not values.workdir:
-            raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
-        overrides = config_lib.overrides_from_flags(experiment.config, values)
-        settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
-        workdir = Path(values.workdir)
-        if values.mode == "train":
-            runner.run(
-                experiment,
-                workdir,
-                settings,
-                preset=values.preset,
-                seed=values.seed,
-                checkpoint_every_s=values.checkpoint_every_s,
-            )
-        elif values.mode in experiment.modes:
-            arguments = {
-                name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]
-            }
-            experiment.modes[values.mode](runner.load(experiment, workdir), **arguments)
-        else:
-            allowed = ", ".join(("train", *experiment.modes))
-            raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
+        action()
     except StoppedError as stop:
         print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
         return 128 + stop.signal_number
-    except (ConfigError, RunError, CheckpointError, NonFiniteError) as error:
+    except (ConfigError, RunError, CheckpointError, NonFiniteError, FirstProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
+    except jax.errors.JaxRuntimeError as error:
+        if not _out_of_memory(error):
+            distributed.leave_if_lost(error)
+            raise
+        print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
+        return 3
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or workdir}", file=sys.stderr)
+        where = error.filename or flags.FLAGS.workdir
+        print(f"error: {error.strerror or error}: {where}", file=sys.stderr)
         return 2
     return 0
+
+
+MEMORY = (
+    "the device has not enough memory. What was saved is kept. Less is needed with another "
+    "--meta_gradient (mixed), a smaller --task_batching (scan, or a few tasks at a time), fewer "
+    "--num_tasks or --num_episodes, or more devices: docs/scaling.md."
+)
+
+
+def _out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    text = str(error)
+    return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues) -> None:
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
+    if not values.workdir:
+        raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
+    overrides = config_lib.overrides_from_flags(experiment.config, values)
+    settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
+    workdir = Path(values.workdir)
+    if values.mode in experiment.modes:
+        arguments = {name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]}
+        experiment.modes[values.mode](runner.load(experiment, workdir), **arguments)
+        return
+    if values.mode != "train":
+        allowed = ", ".join(("train", *experiment.modes))
+        raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
+    if values.distributed or values.coordinator:
+        distributed.connect(
+            values.coordinator,
+            values.num_processes,
+            values.process_id,
+            values.heartbeat_timeout_s,
+        )
+    with contextlib.ExitStack() as quiet:
+        if not distributed.is_first():
+            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        runner.run(
+            experiment,
+            workdir,
+            settings,
+            preset=values.preset,
+            seed=values.seed,
+            checkpoint_every_s=values.checkpoint_every_s,
+            profile=Path(values.profile) if values.profile else None,
+        )

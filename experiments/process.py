@@ -39,6 +39,13 @@ def lay_out_cpu(threads: int | None, devices: int | None, factorizes: bool = Fal
         jax.config.update("jax_num_cpu_devices", devices)
 
 
+def keep_compiled(directory: str) -> None:
+    """Has JAX keep compiled programs in a directory, and take them from there at the next start."""
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
 class StopRequest:
     """Notes SIGTERM and Ctrl-C, so that a run can save first; a second Ctrl-C stops at once.
 

@@ -7,7 +7,9 @@ whose boundaries do not depend on when a run was stopped, and nothing else carri
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,14 +20,16 @@ import filelock
 import jax
 import numpy as np
 
+from experiments import STARTED, distributed, report, results
 from experiments import config as config_lib
-from experiments import report, results
 from experiments.checkpoints import Checkpoints
 from experiments.environment import environment
 from experiments.files import read_json, write_json
 from experiments.logbook import Logbook, Progress, read_metrics, summarize_metrics
 from experiments.process import CompileTimer, StopRequest
+from experiments.profiling import Profile
 from maml_jax import MetaState, NonFiniteError, check_finite
+from maml_jax.batching import bring_home
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,26 @@ class StoppedError(Exception):
 
 
 @dataclasses.dataclass
+class _How:
+    """What does not change a run's results."""
+
+    checkpoint_every_s: float
+    profile: Profile
+    started: bool = False
+
+    def say_started(self, steps: int, compiling: float) -> None:
+        """Says, once, how long it took from the command to the end of the first dispatch."""
+        if not self.started:
+            seconds = time.monotonic() - STARTED
+            print(
+                f"  first {steps:,} meta-steps {seconds:.1f} s after the start, {compiling:.1f} s "
+                "of them spent compiling",
+                flush=True,
+            )
+        self.started = True
+
+
+@dataclasses.dataclass
 class _Clock:
     """Wall-clock seconds that a stage has taken, kept across resumes."""
 
@@ -127,37 +151,44 @@ def run(
     preset: str = "custom",
     seed: int = 0,
     checkpoint_every_s: float = 30.0,
+    profile: Path | None = None,
 ) -> dict[str, Any]:
     """Begins, resumes or only reports a run, and returns its results.
+
+    `checkpoint_every_s`, seconds, and `profile`, a directory for traces, do not change results.
 
     Raises:
         RunError: another process has the directory, or it holds a run with another configuration.
         CheckpointError: a checkpoint cannot be written.
+        FirstProcessError: process 0 of a run of several cannot begin.
         NonFiniteError: a loss is not finite; the last good checkpoint stays.
         StoppedError: SIGTERM or Ctrl-C, after saving.
     """
-    _make_directory(workdir)
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    try:
-        with lock:
-            return _run_locked(experiment, workdir, settings, preset, seed, checkpoint_every_s)
-    except filelock.Timeout:
-        raise RunError(f"another process is running in {workdir}; wait, or stop it.") from None
-
-
-def _run_locked(experiment, workdir, settings, preset, seed, checkpoint_every_s):
     identity = {
         "experiment": experiment.name,
         "preset": preset,
         "seed": seed,
         "config": config_lib.to_json(settings),
     }
-    _claim(workdir, identity)
-    if (workdir / "results.json").exists():
+    with contextlib.ExitStack() as held:
+        done = distributed.first_decides(lambda: _begin(held, workdir, identity))
+        if not done:
+            how = _How(checkpoint_every_s, Profile(profile))
+            return _run(experiment, workdir, settings, identity, how)
         found = results.read_results(workdir)
         print(f"{workdir} is done; its results:\n\n{report.run_table(found)}")
         return found
-    return _run(experiment, workdir, settings, identity, checkpoint_every_s)
+
+
+def _begin(held: contextlib.ExitStack, workdir: Path, identity: dict[str, Any]) -> bool:
+    """Takes the directory for this run until `held` is closed; whether the run is done already."""
+    _make_directory(workdir)
+    try:
+        held.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))
+    except filelock.Timeout:
+        raise RunError(f"another process is running in {workdir}; wait, or stop it.") from None
+    _claim(workdir, identity)
+    return (workdir / "results.json").exists()
 
 
 def _make_directory(workdir: Path) -> None:
@@ -197,7 +228,7 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def _run(experiment, workdir, settings, identity, checkpoint_every_s):
+def _run(experiment, workdir, settings, identity, how):
     seed = identity["seed"]
     stages = experiment.stages(settings, seed)
     where = environment()
@@ -219,7 +250,7 @@ def _run(experiment, workdir, settings, identity, checkpoint_every_s):
                 clocks[stage.name] = _Clock(found.info["compile_s"], found.info["train_s"])
         if any(at.values()):
             print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
-        logbook = Logbook(workdir, at)
+        logbook: Any = Logbook(workdir, at) if distributed.is_first() else distributed.Nowhere()
         try:
             with StopRequest() as stop:
                 for stage in stages:
@@ -232,18 +263,21 @@ def _run(experiment, workdir, settings, identity, checkpoint_every_s):
                         clocks[stage.name],
                         identity,
                         compiles,
-                        checkpoint_every_s,
+                        how,
                         stop,
                     )
         finally:
             logbook.close()
+    except jax.errors.JaxRuntimeError as error:
+        distributed.leave_if_lost(error)
+        raise
     finally:
         for store in stores.values():
             store.close()
 
     print("evaluating ...", flush=True)
     begun, compiled = time.monotonic(), compiles.seconds
-    outcome = experiment.evaluate(settings, seed, states)
+    outcome = experiment.evaluate(settings, seed, bring_home(states))
     compiling = compiles.seconds - compiled
     evaluating = time.monotonic() - begun - compiling
     training = sum(clock.train for clock in clocks.values())
@@ -260,26 +294,33 @@ def _run(experiment, workdir, settings, identity, checkpoint_every_s):
         "meta_steps_per_s": round(meta_steps / training, 2),
         "rows": outcome.rows,
     }
+    if not distributed.is_first():
+        distributed.wait_for_all("results")
+        return found
     np.savez_compressed(workdir / "evaluation.npz", **outcome.arrays)
     experiment.figure(workdir / "figure.png", found, outcome.arrays, read_metrics(workdir))
     results.write_results(workdir / "results.json", found)
+    distributed.wait_for_all("results")
     print(f"\n{report.run_table(found)}\n\nfigure: {workdir / 'figure.png'}")
     return found
 
 
 def _train_stage(
-    stage, state, at, store, logbook, clock, identity, compiles, checkpoint_every_s, stop
+    stage, state, at, store, logbook, clock, identity, compiles, how, stop
 ) -> MetaState:
     """Advances one stage to its end, from wherever it is."""
     if at >= stage.num_steps:
         return state
-    progress = Progress(stage.name, stage.num_steps, at)
-    saved_at, advance_by = time.monotonic(), {}
+    progress: Any = distributed.Nowhere()
+    if distributed.is_first():
+        progress = Progress(stage.name, stage.num_steps, at)
+    saved_at, advance_by, dispatch = time.monotonic(), {}, 0
     try:
         while at < stage.num_steps:
             count = min(stage.steps_per_call, stage.num_steps - at)
             if count not in advance_by:
                 advance_by[count] = stage.make_advance(count)
+            how.profile.before(stage.name, dispatch)
             begun, compiled = time.monotonic(), compiles.seconds
             state, metrics = advance_by[count](state)
             metrics = jax.device_get(metrics)
@@ -290,18 +331,22 @@ def _train_stage(
             check_finite(metrics, at)
             _check_finite_params(state, at + count)
             at += count
+            how.profile.after(dispatch, last=at == stage.num_steps)
+            how.say_started(count, compiles.seconds)
+            dispatch += 1
             summary = summarize_metrics(metrics)
             logbook.write(
                 stage.name, at, {**summary, "meta_steps_per_s": count / max(running, 1e-9)}
             )
             progress.advance(count, **{name: summary[name] for name in stage.shown})
-            due = time.monotonic() - saved_at >= checkpoint_every_s
-            if due or at == stage.num_steps or stop.signal:
+            due = distributed.is_first() and time.monotonic() - saved_at >= how.checkpoint_every_s
+            due, stopping = distributed.any_of(due, bool(stop.signal))
+            if due or at == stage.num_steps or stopping:
                 info = {"train_s": clock.train, "compile_s": clock.compile, "run": identity}
                 store.save(at, state, info)
                 saved_at = time.monotonic()
-            if stop.signal and at < stage.num_steps:
-                raise StoppedError(stop.signal, at, stage.name)
+            if stopping and at < stage.num_steps:
+                raise StoppedError(stop.signal or signal.SIGTERM, at, stage.name)
     finally:
         progress.close()
     return state
@@ -363,4 +408,5 @@ class FinishedRun:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    if distributed.is_first():
+        print(f"warning: {message}", file=sys.stderr)

@@ -25,7 +25,8 @@ from experiments.command import main
 from experiments.config import check_fields, option
 from experiments.results import make_row
 from experiments.runner import Experiment, Outcome, Stage
-from maml_jax import MetaState, adapt, adaptation_curve, init, make_train_fn, meta_loss
+from maml_jax import MetaState, adapt, adaptation_curve, init, make_train_fn, meta_loss, task_mesh
+from maml_jax.batching import replicate
 from maml_jax.meta_gradient import EXACT_MODES
 from maml_jax.networks import Network, mlp
 from maml_jax.networks.mlp import INITIALIZERS
@@ -158,7 +159,8 @@ def _stage(config: Config, seed: int, name: str) -> Stage:
         if config.num_seeds == 1:
             return lambda state: train(state, *functions)
         many = jax.jit(jax.vmap(train, (0, *(0 for _ in functions))), donate_argnums=0)
-        return lambda state: many(state, *functions)
+        mesh = task_mesh(num_tasks)
+        return lambda state: many(*replicate((state, *functions), mesh))
 
     return Stage(
         name=name,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -159,14 +160,26 @@ def axis_size(tasks: PyTree) -> int:
 def task_mesh(num_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with one axis, `TASK_AXIS`, over as many devices as divide the tasks evenly.
 
+    Where several processes make up the run (`jax.distributed`), each gives as many devices. Tasks
+    that cannot be split evenly between the processes are not split between them: the mesh is then
+    one of this process's own devices, and every process does the same work.
+
     Args:
         num_tasks: T.
         devices: to choose from; default all that JAX sees. Of D devices the largest number that
             divides T is used: 25 tasks on 8 devices run on 5.
     """
     devices = list(jax.devices() if devices is None else devices)
-    count = max(d for d in range(1, len(devices) + 1) if num_tasks % d == 0)
-    return Mesh(np.array(devices[:count]), (TASK_AXIS,))
+    by_process: dict[int, list[Any]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    if num_tasks % len(by_process):
+        by_process = {0: by_process[jax.process_index()]}
+    share = num_tasks // len(by_process)
+    most = min(len(own) for own in by_process.values())
+    count = max(d for d in range(1, most + 1) if share % d == 0)
+    used = [device for own in by_process.values() for device in own[:count]]
+    return Mesh(np.array(used), (TASK_AXIS,))
 
 
 def check_mesh(mesh: Mesh, num_tasks: int) -> int:
@@ -187,12 +200,71 @@ def check_mesh(mesh: Mesh, num_tasks: int) -> int:
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree with a copy of every leaf on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, mesh, PartitionSpec())
 
 
 def split_tasks(tasks: PyTree, mesh: Mesh) -> PyTree:
     """The tasks with their leading axis split over the devices of the mesh."""
-    return jax.device_put(tasks, NamedSharding(mesh, PartitionSpec(TASK_AXIS)))
+    return place(tasks, mesh, PartitionSpec(TASK_AXIS))
+
+
+def place(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
+    """The tree on the devices of the mesh; a leaf that lies there as asked stays where it is.
+
+    On a mesh of several processes every process calls this with the same values.
+
+    Args:
+        tree: arrays, typed keys among them.
+        mesh: a task mesh.
+        specs: a `PartitionSpec` for all leaves, or a pytree prefix of `tree` with them.
+    """
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+    if not mesh.is_multi_process:
+        return jax.device_put(tree, shardings)
+    shardings = jax.tree.broadcast(shardings, tree)
+    return jax.tree.map(_place_between_processes, tree, shardings)
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, PartitionSpec)
+
+
+def _place_between_processes(x: Any, sharding: NamedSharding) -> Array:
+    if isinstance(x, Tracer):
+        return jax.lax.with_sharding_constraint(x, sharding)
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+        return x
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        data = _place_between_processes(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    value = np.asarray(x)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def gather(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Inside a program over several processes: the leaves whole on every device, to be read."""
+    if not mesh.is_multi_process:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def bring_home(tree: PyTree) -> PyTree:
+    """Replicated leaves of a mesh of several processes as this process's own; others as they are.
+
+    Args:
+        tree: arrays, typed keys among them, that are whole on every device.
+    """
+
+    def own(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                own(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        return jnp.asarray(np.asarray(x))
+
+    return jax.tree.map(own, tree)
 
 
 def check_tasks(tasks: PyTree) -> None:

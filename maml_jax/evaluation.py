@@ -125,7 +125,7 @@ def make_evaluate_fn(
         per_task = jax.shard_map(
             curves, mesh=used, in_specs=(whole, split, whole), out_specs=split, check_vma=False
         )(params, tasks, inner_lr)
-        return summarize(per_task)
+        return summarize(tasks_lib.gather(per_task, used))
 
     def evaluate(params: Params, tasks: Task, inner_lr: maml.InnerRate) -> Evaluation:
         tasks_lib.check_tasks(tasks)
@@ -134,7 +134,7 @@ def make_evaluate_fn(
         tasks_lib.check_mesh(used, num_tasks)
         params, inner_lr = tasks_lib.replicate((params, inner_lr), used)
         found = compiled(params, tasks_lib.split_tasks(tasks, used), inner_lr, used)
-        return tasks_lib.settle(found, used)
+        return tasks_lib.bring_home(tasks_lib.settle(found, used))
 
     return evaluate
 

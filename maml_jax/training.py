@@ -38,6 +38,8 @@ class MetaState(NamedTuple):
     key: Array
 
 
+DRAWN_AT_ONCE_MB = 64  # of a device's tasks; more are drawn in the chunks of `batching`
+
 Sampler = Callable[..., Task]
 TrainFn = Callable[..., tuple[MetaState, Metrics]]
 
@@ -108,6 +110,7 @@ def make_train_fn(
     steps_per_draw: int | None = None,
     batching: tasks_lib.Batching = None,
     mesh: Mesh | None = None,
+    data_specs: Any = PartitionSpec(),  # noqa: B008
 ) -> TrainFn:
     """Compiles many meta-steps into one dispatch, with the tasks drawn inside it.
 
@@ -126,13 +129,17 @@ def make_train_fn(
         steps_per_draw: for how many meta-steps tasks are drawn at a time. More than 1 is faster for
             small problems, at the memory of that many meta-batches, and `sample` then gets None as
             its `params`. Default 1, which suits samplers that look at the parameters.
-        batching: how tasks are batched on each device, see `maml_jax.batching`.
+        batching: how tasks are batched on each device, see `maml_jax.batching`. A chunk bounds the
+            memory of any number of tasks: those of a large meta-batch are also drawn by chunks.
         mesh: a mesh with the one axis "tasks"; default `task_mesh(num_tasks)`.
+        data_specs: how `data` lies on the mesh: a `PartitionSpec`, or a pytree prefix of the tuple
+            `data` with them. Default: whole on every device. `sample` sees its device's part, and
+            may fetch from other parts by collectives over the mesh's axis.
 
     Returns:
         A function that runs the compiled program; it composes with `jax.jit` and `jax.vmap` (over
         states, to train several seeds at once). `data` are arrays that `sample` needs (a data set,
-        say), replicated on the mesh; metrics are those of `meta_step` with a leading axis of
+        say), placed on the mesh; metrics are those of `meta_step` with a leading axis of
         `num_steps`.
 
     Raises:
@@ -144,30 +151,31 @@ def make_train_fn(
     local_tasks = num_tasks // num_devices
     block = 1 if steps_per_draw is None else min(max(1, int(steps_per_draw)), num_steps)
 
-    def draw(params, step, key, data):
+    def keys_of(step, key):
         first = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
         step_key = jax.random.fold_in(key, step)
         indices = first + jnp.arange(local_tasks)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, indices)
-        return jax.vmap(lambda k: sample(params, k, *data))(keys)
+        return jax.vmap(jax.random.fold_in, (None, 0))(step_key, indices)
 
     update = functools.partial(
-        _step,
-        task_loss=task_loss,
-        meta_optimizer=meta_optimizer,
-        batching=batching,
-        num_devices=num_devices,
+        _step, meta_optimizer=meta_optimizer, batching=batching, num_devices=num_devices
     )
 
     def one(state, data):
-        return update(state, draw(state.params, state.step, state.key, data))
+        keys = keys_of(state.step, state.key)
+        draw = lambda key: sample(state.params, key, *data)  # noqa: E731
+        if _size_mb(jax.eval_shape(jax.vmap(draw), keys)) <= DRAWN_AT_ONCE_MB:
+            return update(state, jax.vmap(draw)(keys), task_loss=task_loss)
+        # A large meta-batch is drawn chunk by chunk, where its chunk is differentiated.
+        return update(state, keys, task_loss=lambda params, key: task_loss(params, draw(key)))
 
     def one_block(state, data, length):
         steps = state.step + jnp.arange(length)
-        drawn = jax.vmap(lambda step: draw(None, step, state.key, data))(steps)
-        return jax.lax.scan(update, state, drawn)
+        draw = jax.vmap(lambda key: sample(None, key, *data))
+        drawn = jax.vmap(lambda step: draw(keys_of(step, state.key)))(steps)
+        return jax.lax.scan(functools.partial(update, task_loss=task_loss), state, drawn)
 
-    def train(state, *data):
+    def train(state, data):
         if block == 1:
             return jax.lax.scan(lambda s, _: one(s, data), state, length=num_steps)
         blocks, rest = divmod(num_steps, block)
@@ -180,18 +188,23 @@ def make_train_fn(
 
     # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
     # between devices. `_step` adds up over devices by itself, in one place.
+    whole = PartitionSpec()
     sharded = jax.shard_map(
-        train, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
+        train, mesh=mesh, in_specs=(whole, data_specs), out_specs=whole, check_vma=False
     )
     compiled = jax.jit(sharded, donate_argnums=0)
 
     def train_on_mesh(state, *data):
         # One placement for every call, or the first call (a state fresh from `init`) and the
         # second (one that came out of the mesh) would each compile a program of their own.
-        state, data = tasks_lib.replicate((state, data), mesh)
-        return tasks_lib.settle(compiled(state, *data), mesh)
+        state, data = tasks_lib.place((state, data), mesh, (whole, data_specs))
+        return tasks_lib.settle(compiled(state, data), mesh)
 
     return train_on_mesh
+
+
+def _size_mb(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
 
 
 def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):

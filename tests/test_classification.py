@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 from conftest import assert_trees_close
+from jax.sharding import PartitionSpec
 
-from maml_jax import Task, adapt, init, make_train_fn, meta_loss
+from maml_jax import Task, adapt, init, make_train_fn, meta_loss, task_mesh
+from maml_jax.batching import replicate
 from maml_jax.classification import (
     PROTOCOLS,
     ImageSet,
@@ -22,7 +24,7 @@ from maml_jax.classification import (
     judge,
     judged,
 )
-from maml_jax.classification.episodes import distinct, turn
+from maml_jax.classification.episodes import CLASS_SPECS, distinct, split_classes, turn
 from maml_jax.classification.losses import query_outputs
 from maml_jax.networks import convolutional, fully_connected
 
@@ -307,6 +309,29 @@ def test_new_head_keeps_the_trunk_and_prefers_no_class(params):
     np.testing.assert_array_equal(network.apply(merged, images), np.zeros((5, 7)))
 
 
+def test_classes_spread_over_devices_give_the_same_episodes():
+    """13 classes on 4 devices: the last holds one, and padding."""
+    uneven = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), tagged_set())
+    network = fully_connected((SIDE, SIDE, 1), 2, (8,))
+    optimizer = optax.sgd(0.1)
+    losses = {}
+    for axis in (None, "tasks"):
+        problem = classification_problem(network, 2, 1, 1, "augment", axis)
+        train = make_train_fn(
+            problem.sample,
+            functools.partial(meta_loss, problem.inner_loss, inner_lr=0.1, mask=network.mask),
+            optimizer,
+            num_tasks=8,
+            num_steps=3,
+            mesh=task_mesh(8, jax.devices()[:4]),
+            data_specs=(PartitionSpec() if axis is None else CLASS_SPECS,),
+        )
+        image_set = uneven if axis is None else split_classes(uneven, 4)
+        _, metrics = train(init(network.init(jax.random.key(0)), optimizer, 0), image_set)
+        losses[axis] = np.asarray(metrics["loss"])
+    np.testing.assert_array_equal(losses[None], losses["tasks"])
+
+
 def test_training_moves_nothing_between_host_and_device():
     """Episodes are drawn inside the compiled step, from images that lie on the device."""
     network = fully_connected((SIDE, SIDE, 1), 2, (8,))
@@ -315,9 +340,6 @@ def test_training_moves_nothing_between_host_and_device():
     task_loss = functools.partial(meta_loss, problem.inner_loss, inner_lr=0.1, mask=network.mask)
     train = make_train_fn(problem.sample, task_loss, optimizer, num_tasks=8, num_steps=2)
     state, _ = train(init(network.init(jax.random.key(0)), optimizer, 0), tagged_set())
-    from maml_jax import task_mesh
-    from maml_jax.batching import replicate
-
     images = replicate(tagged_set(), task_mesh(8))
     with jax.transfer_guard("disallow"):
         state, metrics = train(state, images)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import ConfigError, check_fields, option
+from maml_jax.batching import TASK_AXIS
 from maml_jax.classification import PROTOCOLS
 from maml_jax.classification.episodes import ROTATIONS
 from maml_jax.meta_gradient import EXACT_MODES
@@ -88,6 +89,12 @@ class Config:
         "Tasks of a device one after the other or as one batch; auto: scan on a CPU, else vmap.",
         choices=("auto", "scan", "vmap"),
     )
+    data_placement: str = option(
+        "replicated",
+        "Training images whole on every device, or their classes spread over the devices (slower, "
+        "for what does not fit). Does not change results.",
+        choices=("replicated", "sharded"),
+    )
     image_size: int = option(28, "Height and width of images, pixels.", minimum=8)
     channels: int = option(1, "1 for grey images, 3 for colour.", minimum=1, maximum=3)
     invert: bool = option(True, "Whether dark is 1 and white 0 (for ink on paper).")
@@ -146,6 +153,12 @@ class Config:
                 f"--eval_steps must be at least --report_steps={self.report_steps}; "
                 f"received {self.eval_steps}."
             )
+        alone = [m for m in ("pretrained", "nearest_neighbour") if m in self.methods]
+        if self.data_placement == "sharded" and alone:
+            raise ConfigError(
+                f"--data_placement=sharded is for episodes; --methods={','.join(alone)} trains on "
+                "plain batches, with all images on every device."
+            )
         if self.channels == 2:
             raise ConfigError("--channels must be 1 or 3; received 2.")
         for name, value in FIXED.get(self.dataset, {}).items():
@@ -166,6 +179,11 @@ class Config:
         if self.task_batching != "auto":
             return self.task_batching
         return "scan" if jax.default_backend() == "cpu" else "vmap"
+
+    @property
+    def class_axis(self) -> str | None:
+        """The mesh axis that classes of training images are spread over, if they are."""
+        return TASK_AXIS if self.data_placement == "sharded" else None
 
     @property
     def mode(self) -> str:

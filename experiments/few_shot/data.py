@@ -23,7 +23,7 @@ GLYPH_EXAMPLES = 20
 
 
 class Images(NamedTuple):
-    """The image sets of a run, on its devices."""
+    """The image sets of a run: those to train on in host memory, the others on the device."""
 
     train: ImageSet
     validation: ImageSet | None
@@ -77,8 +77,9 @@ def _load(config: Any) -> Images:
         raise ConfigError(
             f"{error} See --num_ways, --num_shots, --train_queries and --eval_queries."
         ) from None
-    sets = {name: jax.tree.map(jnp.asarray, classes.image_set) for name, classes in splits.items()}
-    return Images(sets["train"], sets.get("val"), sets["test"])
+    sets = {name: classes.image_set for name, classes in splits.items()}
+    judging = {n: jax.tree.map(jnp.asarray, s) for n, s in sets.items() if n != "train"}
+    return Images(sets["train"], judging.get("val"), judging["test"])
 
 
 def _read(config: Any) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from experiments.config import ConfigError
 from experiments.few_shot.config import Config, make_network
@@ -19,7 +21,7 @@ from experiments.few_shot.data import Images
 from experiments.runner import Stage
 from experiments.selection import Selection, begin, choose
 from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
-from maml_jax.batching import map_tasks, replicate
+from maml_jax.batching import bring_home, map_tasks, place
 from maml_jax.classification import (
     ImageSet,
     baselines,
@@ -27,6 +29,7 @@ from maml_jax.classification import (
     draw_episodes,
     episode_sampler,
 )
+from maml_jax.classification.episodes import CLASS_SPECS, split_classes
 from maml_jax.networks import ImageNetwork
 from maml_jax.types import Array, Params, Task
 
@@ -64,9 +67,8 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 
 def _maml_stage(config: Config, seed: int, images: Images) -> Stage:
     network = make_network(config)
-    problem = classification_problem(
-        network, config.num_ways, config.num_shots, config.train_queries, config.rotations
-    )
+    sizes = config.num_ways, config.num_shots, config.train_queries
+    problem = classification_problem(network, *sizes, config.rotations, config.class_axis)
     task_loss = functools.partial(
         meta_loss,
         problem.inner_loss,
@@ -105,7 +107,11 @@ def _matching_stage(config: Config, seed: int, images: Images) -> Stage:
         name="matching",
         network=network,
         sample=episode_sampler(
-            config.num_ways, config.num_shots, config.train_queries, config.rotations
+            config.num_ways,
+            config.num_shots,
+            config.train_queries,
+            config.rotations,
+            config.class_axis,
         ),
         task_loss=baselines.matching_loss(network.apply, config.num_ways),
         num_tasks=config.num_tasks,
@@ -176,6 +182,7 @@ def _stage(
     """A stage that trains, and validates now and then."""
     optimizer = optax.adam(config.meta_lr) if name == "pretrained" else _optimizer(config)
     mesh = task_mesh(num_tasks)
+    specs = (CLASS_SPECS if config.class_axis else PartitionSpec(),)
 
     def start() -> Selection:
         init_key, train_key = jax.random.split(jax.random.key(seed))
@@ -183,8 +190,10 @@ def _stage(
 
     @functools.cache
     def placed() -> tuple[ImageSet, Task | None]:
-        """Training images on every device, and validation episodes."""
-        return replicate(images.train, mesh), validation_episodes(config, images)
+        """Training images on the devices, and validation episodes."""
+        _say_memory(config, images.train, mesh.size)
+        train_set = split_classes(images.train, mesh.size) if config.class_axis else images.train
+        return place((train_set,), mesh, specs)[0], validation_episodes(config, images)
 
     def make_advance(count: int) -> Callable[[Selection], tuple[Selection, Any]]:
         train = make_train_fn(
@@ -195,6 +204,7 @@ def _stage(
             num_steps=count,
             batching=config.batching,
             mesh=mesh,
+            data_specs=specs,
         )
 
         def advance(selection: Selection) -> tuple[Selection, Any]:
@@ -207,7 +217,7 @@ def _stage(
                 return selection, metrics
             if episodes is None:  # no validation classes: the last parameters are taken
                 return choose(selection, -1.0, always=True), metrics
-            accuracy = score(state.params, episodes)
+            accuracy = score(bring_home(state.params), episodes)
             selection = choose(selection, accuracy)
             best = jnp.full((count,), selection.best_score)
             shown = {"accuracy": jnp.full((count,), accuracy), "best_accuracy": best}
@@ -222,6 +232,18 @@ def _stage(
         init=start,
         make_advance=make_advance,
         shown=("loss", "query/accuracy"),
+    )
+
+
+def _say_memory(config: Config, images: ImageSet, num_devices: int) -> None:
+    """What the training images take on each device, as they are placed and otherwise."""
+    whole = np.asarray(images.images).nbytes / 1e6
+    each = {"replicated": whole, "sharded": whole / num_devices}
+    chosen = config.data_placement
+    other = next(name for name in each if name != chosen)
+    print(
+        f"  training images: {each[chosen]:,.0f} MB on each of {num_devices} device(s), {chosen} "
+        f"(--data_placement={other}: {each[other]:,.0f} MB)"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.meta_rl.config import (
     ADAPTED,
@@ -17,7 +18,8 @@ from experiments.meta_rl.config import (
 )
 from experiments.runner import Stage
 from experiments.selection import Selection, begin, choose
-from maml_jax import init
+from maml_jax import init, task_mesh
+from maml_jax.batching import bring_home, replicate
 from maml_jax.reinforcement import (
     Environment,
     check_episodes,
@@ -61,6 +63,7 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
     seen = environment_of(config, env, name)
     problem = make_problem(config, seen, name)
     update = make_meta_update(config, problem)
+    mesh = task_mesh(config.num_tasks)
 
     def start() -> Selection:
         params = initial_params(config, seed, env, name)
@@ -95,17 +98,19 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
         return score
 
     def make_advance(count: int) -> Callable[[Selection], tuple[Selection, Any]]:
-        iterate = make_iterate_fn(problem, update, num_tasks=config.num_tasks, num_steps=count)
+        iterate = make_iterate_fn(
+            problem, update, num_tasks=config.num_tasks, num_steps=count, mesh=mesh
+        )
         train = over_seeds(iterate)
 
         def advance(selection: Selection) -> tuple[Selection, Any]:
-            state, metrics = train(selection.train)
+            state, metrics = train(replicate(selection.train, mesh))
             check_episodes(metrics)
             selection = selection._replace(train=state)
-            at = int(state.step[0])
+            at = int(np.asarray(state.step)[0])
             due = at // config.validate_every > (at - count) // config.validate_every
             if due or at == config.meta_steps:
-                score = validation()(state.params)
+                score = validation()(bring_home(state.params))
                 selection = choose(selection, score)
                 shown = {"return": score, "best_return": selection.best_score}
                 spread = jax.tree.map(lambda x: jnp.repeat(x[:, None], count, 1), shown)

@@ -1,10 +1,12 @@
 """Few-shot image classification: episodes drawn on the device, cross-entropy, baselines."""
 
 from maml_jax.classification.episodes import (
+    CLASS_SPECS,
     ImageSet,
     classification_problem,
     draw_episodes,
     episode_sampler,
+    split_classes,
 )
 from maml_jax.classification.losses import (
     PROTOCOLS,
@@ -16,6 +18,7 @@ from maml_jax.classification.losses import (
 )
 
 __all__ = [
+    "CLASS_SPECS",
     "PROTOCOLS",
     "ImageSet",
     "JudgedImages",
@@ -26,4 +29,5 @@ __all__ = [
     "episode_sampler",
     "judge",
     "judged",
+    "split_classes",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from maml_jax import types
+from maml_jax.batching import TASK_AXIS
 from maml_jax.classification.losses import LabelledImages, cross_entropy
 from maml_jax.networks.image import ImageNetwork
 from maml_jax.types import Array, Params, Problem, Task
@@ -33,8 +35,17 @@ class ImageSet(NamedTuple):
     counts: Array
 
 
+_SPLIT: Any = PartitionSpec(TASK_AXIS)
+_WHOLE: Any = PartitionSpec()
+CLASS_SPECS = ImageSet(_SPLIT, _WHOLE)  # how what `split_classes` returns lies on a mesh
+
+
 def episode_sampler(
-    num_ways: int, num_shots: int, num_queries: int, rotations: str = "none"
+    num_ways: int,
+    num_shots: int,
+    num_queries: int,
+    rotations: str = "none",
+    class_axis: str | None = None,
 ) -> EpisodeSampler:
     """A sampler of episodes, to be compiled into the training step.
 
@@ -48,6 +59,9 @@ def episode_sampler(
         rotations: `"none"`; `"augment"`: each class of an episode is turned by one random multiple
             of 90 degrees; `"classes"`: a turned class is another class, so that an episode may
             have a character beside the same one turned. The original code does the first.
+        class_axis: the axis of the device mesh that the images of `split_classes` are spread over,
+            if they are; the sampler then runs under `shard_map`, on every device at once, and
+            draws the episodes that it draws from a whole set.
 
     Returns:
         `sample(params, key, image_set) -> Task` of `LabelledImages`, ordered by class: support
@@ -63,9 +77,10 @@ def episode_sampler(
 
     def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
         del params  # supervised tasks do not depend on the learner
-        _check_set(image_set, num_ways, per_class, rotations)
+        if class_axis is None:
+            _check_set(image_set, num_ways, per_class, rotations)
         class_key, turn_key, example_key = jax.random.split(key, 3)
-        num_classes = image_set.images.shape[0]
+        num_classes = image_set.counts.shape[0]
         if rotations == "classes":
             turned = distinct(class_key, 4 * num_classes, num_ways)
             classes, turns = turned // 4, turned % 4
@@ -75,13 +90,46 @@ def episode_sampler(
         examples = jax.vmap(distinct, (0, 0, None))(
             jax.random.split(example_key, num_ways), image_set.counts[classes], per_class
         )
-        images = image_set.images[classes[:, None], examples]  # [N, K + Q, H, W, C]
+        if class_axis is None:
+            images = image_set.images[classes[:, None], examples]  # [N, K + Q, H, W, C]
+        else:
+            images = _fetch(image_set.images, classes, examples, class_axis)
         if rotations != "none":
             images = jax.vmap(turn)(images, turns)
         images = images.astype(jnp.float32) / 255
         return Task(_batch(images[:, :num_shots]), _batch(images[:, num_shots:]))
 
     return sample
+
+
+def split_classes(image_set: ImageSet, num_devices: int) -> ImageSet:
+    """A set whose classes can be spread over devices, for those that do not fit on each of them.
+
+    Images are padded with empty classes to a multiple of the devices, counts are not: they say how
+    many classes there are. Give it to `make_train_fn`'s function with `data_specs=(CLASS_SPECS,)`
+    and a sampler with `class_axis="tasks"`.
+
+    Args:
+        image_set: whole, on the host or a device.
+        num_devices: of the mesh.
+    """
+    images = np.asarray(image_set.images)
+    missing = -len(images) % num_devices
+    padded: Any = np.pad(images, ((0, missing), *((0, 0) for _ in images.shape[1:])))
+    return image_set._replace(images=padded)
+
+
+def _fetch(images: Array, classes: Array, examples: Array, axis: str) -> Array:
+    """Images [N, k, H, W, C] of classes [N] and examples [N, k] that other devices may hold.
+
+    Every device asks all others for its own, and answers what they ask of its classes.
+    """
+    asked_classes, asked_examples = jax.lax.all_gather((classes, examples), axis)
+    own = asked_classes - jax.lax.axis_index(axis) * images.shape[0]
+    held = (own >= 0) & (own < images.shape[0])
+    found = images[jnp.clip(own, 0, images.shape[0] - 1)[..., None], asked_examples]
+    answers = jnp.where(held[..., None, None, None, None], found, 0)
+    return jax.lax.psum_scatter(answers, axis)
 
 
 def _batch(images: Array) -> LabelledImages:
@@ -158,6 +206,7 @@ def classification_problem(
     num_shots: int,
     num_queries: int,
     rotations: str = "none",
+    class_axis: str | None = None,
 ) -> Problem:
     """Few-shot classification of images.
 
@@ -171,7 +220,8 @@ def classification_problem(
         num_shots: K.
         num_queries: Q.
         rotations: as in `episode_sampler`.
+        class_axis: as in `episode_sampler`.
     """
     loss = cross_entropy(network.apply)
-    sample = episode_sampler(num_ways, num_shots, num_queries, rotations)
+    sample = episode_sampler(num_ways, num_shots, num_queries, rotations, class_axis)
     return Problem(network.init, sample, loss, loss)

@@ -184,7 +184,8 @@ def make_evaluate_fn(
         keys = jax.random.split(key, num_tasks)
         params, rates = tasks_lib.replicate((params, jnp.asarray(rates)), used)
         tasks, keys = tasks_lib.split_tasks((tasks, keys), used)
-        return tasks_lib.settle(compiled(used)(params, tasks, keys, rates), used)
+        found = compiled(used)(params, tasks, keys, rates)
+        return tasks_lib.bring_home(tasks_lib.settle(found, used))
 
     programs: dict[Mesh, Any] = {}
 
@@ -197,7 +198,7 @@ def make_evaluate_fn(
             )
 
             def judge(*arguments: Any) -> Returns:
-                metrics, trajectories = sharded(*arguments)
+                metrics, trajectories = tasks_lib.gather(sharded(*arguments), used)
                 return Returns(summarize(metrics), trajectories)
 
             programs[used] = jax.jit(judge)

@@ -1,0 +1,83 @@
+"""One process of a run of several, for test_distributed: trains in float64, stops, goes on.
+
+    python distributed_worker.py PORT PROCESSES PROCESS DIRECTORY STEPS
+
+JAX_ENABLE_X64 and JAX_NUM_CPU_DEVICES are set outside. Trains from the newest checkpoint in DIRECTORY to meta-step STEPS and saves; process 0 writes the
+parameters, and the losses of an evaluation, to DIRECTORY/STEPS.npz.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from experiments.checkpoints import Checkpoints, to_host
+from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
+from maml_jax.classification import (
+    CLASS_SPECS,
+    ImageSet,
+    classification_problem,
+    draw_episodes,
+    split_classes,
+)
+from maml_jax.networks import fully_connected
+
+PORT, PROCESSES, PROCESS, DIRECTORY, STEPS = sys.argv[1:]
+TASKS = 12
+network = fully_connected((6, 6, 1), 3, (8,))
+# Before batch norm a bias has no gradient, and Adam without this would step by its rounding errors.
+optimizer = optax.adam(1e-2, eps=1e-3)
+
+
+def image_set():
+    """10 classes of 5 random images."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    images = rng.integers(0, 256, (10, 5, 6, 6, 1), dtype=np.uint8)
+    return ImageSet(images, np.full(10, 5, np.int32))
+
+
+def train(state, count, spread):
+    """`count` meta-steps with the images whole on every device, or spread over the devices."""
+    problem = classification_problem(network, 3, 1, 2, class_axis="tasks" if spread else None)
+    step = make_train_fn(
+        problem.sample,
+        functools.partial(meta_loss, problem.inner_loss, inner_lr=0.3, mask=network.mask),
+        optimizer,
+        num_tasks=TASKS,
+        num_steps=count,
+        data_specs=(CLASS_SPECS if spread else PartitionSpec(),),
+    )
+    images = split_classes(image_set(), task_mesh(TASKS).size) if spread else image_set()
+    return step(state, images)[0]
+
+
+def main():
+    if int(PROCESSES) > 1:
+        jax.distributed.initialize(f"localhost:{PORT}", int(PROCESSES), int(PROCESS))
+    params = network.init(jax.random.key(0))
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    state = init(params, optimizer, 1)
+    store = Checkpoints(Path(DIRECTORY) / "checkpoints")
+    found = store.restore(state, warn=print)
+    if found is not None:
+        state = found.state
+    missing = int(STEPS) - int(state.step)
+    state = train(train(state, missing - 2, spread=False), 2, spread=True)
+    store.save(int(STEPS), state, {})
+    problem = classification_problem(network, 3, 1, 2)
+    episodes = draw_episodes(problem.sample, jax.random.key(5), jax.device_put(image_set()), TASKS)
+    evaluate = make_evaluate_fn(problem.inner_loss, 2, mask=network.mask)
+    losses = evaluate(state.params, episodes, 0.3).per_task["loss"]
+    leaves = {**to_host(state.params), "losses": np.asarray(losses)}
+    if jax.process_index() == 0:
+        np.savez(Path(DIRECTORY) / f"{STEPS}.npz", **leaves)
+    print(f"{task_mesh(TASKS).size} devices, {missing} meta-steps")
+    store.close()
+
+
+main()

@@ -1,0 +1,166 @@
+"""Runs of several processes, over real sockets: the results of one process; what if one dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.logbook import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = [
+    "--methods=maml,pretrained",
+    "--meta_steps=300",
+    "--steps_per_call=10",
+    "--num_tasks=4",
+    "--hidden_sizes=8",
+    "--num_shots=5",
+    "--eval_steps=2",
+    "--eval_tasks=12",
+    "--validation_tasks=4",
+    "--heartbeat_timeout_s=20",
+]
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+def launch(arguments, **variables):
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **variables}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def start_run(workdir, *more):
+    return launch(["-m", "experiments.sinusoid", f"--workdir={workdir}", *FLAGS, *more])
+
+
+def start_pair(workdir, *more):
+    """Two processes of two devices each."""
+    port = free_port()
+    return [
+        start_run(
+            workdir,
+            f"--coordinator=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            "--cpu_devices=2",
+            *more,
+        )
+        for i in range(2)
+    ]
+
+
+def finish(*processes):
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (_, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err
+    return outputs
+
+
+def rows(workdir):
+    return json.loads((workdir / "results.json").read_text())["rows"]
+
+
+def assert_same_rows(actual, expected, tolerance):
+    assert [(r["method"], r["gradient_steps"]) for r in actual] == [
+        (r["method"], r["gradient_steps"]) for r in expected
+    ]
+    np.testing.assert_allclose(
+        [r["mean"] for r in actual], [r["mean"] for r in expected], rtol=tolerance
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    finish(start_run(workdir, "--cpu_devices=4"))
+    return rows(workdir)
+
+
+def test_two_processes_give_what_one_gives(alone, tmp_path):
+    first, second = finish(*start_pair(tmp_path / "run"))
+    assert_same_rows(rows(tmp_path / "run"), alone, 1e-4)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["environment"]["device"].startswith("4 x cpu")
+    assert "pretrained on all tasks" in first[0]
+    told = [line for line in second[0].splitlines() if line and "[Gloo]" not in line]
+    assert told == []  # process 0 alone speaks
+    assert not (tmp_path / "run" / "config.json.tmp").exists()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_process_dies_the_other_ends_and_the_run_goes_on(alone, tmp_path, victim):
+    workdir = tmp_path / "run"
+    pair = start_pair(workdir, "--checkpoint_every_s=0.1")
+    for _ in range(12000):
+        if len(read_metrics(workdir)) >= 5 or any(p.poll() is not None for p in pair):
+            break
+        time.sleep(0.01)
+    pair[victim].send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    _, err = pair[1 - victim].communicate(timeout=120)
+    pair[victim].communicate()
+    assert pair[1 - victim].returncode not in (0, None)
+    assert time.monotonic() - died < 60
+    # Ours, or that of JAX's own service, whichever notices first.
+    assert "lost another process of this run" in err or "another task died" in err
+    finish(start_run(workdir, "--cpu_devices=2"))  # on one host, with half of the devices
+    assert_same_rows(rows(workdir), alone, 1e-3)
+
+
+def test_a_run_that_is_refused_ends_all_processes(tmp_path):
+    workdir = tmp_path / "run"
+    finish(start_run(workdir, "--meta_steps=10", "--methods=maml"))
+    pair = start_pair(workdir, "--meta_steps=20", "--methods=maml")
+    errors = [process.communicate(timeout=120)[1] for process in pair]
+    assert "another configuration" in errors[0]
+    assert all(process.returncode not in (0, None) for process in pair)
+
+
+def test_flags_that_contradict_each_other_are_named(tmp_path):
+    process = start_run(tmp_path / "run", "--coordinator=localhost:1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "--coordinator needs --num_processes, --process_id beside it" in err
+
+
+def worker(directory, steps, processes, devices):
+    """Runs tests/distributed_worker.py to a meta-step, and returns what it wrote."""
+    port = free_port()
+    script = ROOT / "tests" / "distributed_worker.py"
+    variables = {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": str(devices)}
+    each = range(processes)
+    finish(*(launch([script, port, processes, i, directory, steps], **variables) for i in each))
+    with np.load(directory / f"{steps}.npz") as found:
+        return dict(found)
+
+
+def test_a_run_may_go_on_with_other_devices_and_hosts(tmp_path):
+    """In float64: 2 x 2 devices to step 6, one process of 3 to step 10; and all of it alone."""
+    for name in ("moved", "stayed"):
+        (tmp_path / name).mkdir()
+    worker(tmp_path / "moved", 6, processes=2, devices=2)
+    moved = worker(tmp_path / "moved", 10, processes=1, devices=3)
+    stayed = worker(tmp_path / "stayed", 10, processes=1, devices=1)
+    assert moved.keys() == stayed.keys()
+    for name, value in stayed.items():
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(moved[name], value, rtol=1e-11, atol=1e-11)
