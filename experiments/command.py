@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from experiments.runner import Experiment, RunError, StoppedError
 from maml_jax import NonFiniteError
 
 
-def main(experiment: Experiment) -> None:
-    """The command line of an experiment."""
+def main(experiment: Experiment, run: Callable[..., Any] = runner.run) -> None:
+    """The command line of an experiment; `run` trains it, called as `runner.run` is."""
     _define_flags(experiment)
-    app.run(lambda argv: sys.exit(_command(experiment, argv)))
+    app.run(lambda argv: sys.exit(_command(experiment, argv, run)))
 
 
 def _define_flags(experiment: Experiment) -> None:
@@ -62,7 +63,7 @@ def _define_flags(experiment: Experiment) -> None:
     config_lib.define_flags(experiment.config, experiment.presets, module)
 
 
-def _command(experiment: Experiment, argv: list[str]) -> int:
+def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -> int:
     values = flags.FLAGS
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
@@ -81,7 +82,7 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
         settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
         workdir = Path(values.workdir)
         if values.mode == "train":
-            runner.run(
+            run(
                 experiment,
                 workdir,
                 settings,

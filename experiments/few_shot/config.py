@@ -168,6 +168,11 @@ class Config:
         return "scan" if jax.default_backend() == "cpu" else "vmap"
 
     @property
+    def shared(self) -> Config:
+        """These settings at fixed step sizes: the key of data and programs that are for all."""
+        return dataclasses.replace(self, inner_lr=1.0, meta_lr=1.0)
+
+    @property
     def mode(self) -> str:
         """How the core differentiates the inner loop."""
         if self.first_order:
