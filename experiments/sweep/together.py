@@ -97,8 +97,12 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
 
         return advance
 
-    return dataclasses.replace(
-        Stage(alone.name, alone.num_steps, alone.steps_per_call, start, make_advance),
+    return Stage(
+        name=alone.name,
+        num_steps=alone.num_steps,
+        steps_per_call=alone.steps_per_call,
+        init=start,
+        make_advance=make_advance,
         shown=alone.shown,
     )
 
