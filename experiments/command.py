@@ -25,10 +25,10 @@ from experiments.runner import Experiment, RunError, StoppedError
 from maml_jax import NonFiniteError
 
 
-def main(experiment: Experiment) -> None:
-    """The command line of an experiment."""
+def main(experiment: Experiment, run: Callable[..., Any] = runner.run) -> None:
+    """The command line of an experiment; `run` trains it, called as `runner.run` is."""
     _define_flags(experiment)
-    app.run(lambda argv: sys.exit(_command(experiment, argv)))
+    app.run(lambda argv: sys.exit(_command(experiment, argv, run)))
 
 
 def _define_flags(experiment: Experiment) -> None:
@@ -104,7 +104,7 @@ def _define_process_flags(module: str) -> None:
     )
 
 
-def _command(experiment: Experiment, argv: list[str]) -> int:
+def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -> int:
     values = flags.FLAGS
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
@@ -116,7 +116,7 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
     for kind, name in places.VARIABLES.items():
         if values[f"{kind}_dir"].value:
             os.environ[name] = values[f"{kind}_dir"].value
-    code = _ending(functools.partial(_carry_out, experiment, argv, values))
+    code = _ending(functools.partial(_carry_out, experiment, argv, values, run))
     if code not in (0, *STOPPED) and jax.process_count() > 1:
         distributed.leave(code)
     return code
@@ -167,7 +167,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues) -> None:
+def _carry_out(
+    experiment: Experiment, argv: list[str], values: flags.FlagValues, run: Callable[..., Any]
+) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
     if not values.workdir:
@@ -192,7 +194,7 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
     with contextlib.ExitStack() as quiet:
         if not distributed.is_first():
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        runner.run(
+        run(
             experiment,
             workdir,
             settings,

@@ -176,3 +176,28 @@ def user_fit(
         ax.set_ylabel("y")
         ax.legend()
         save(figure, path)
+
+
+def sweep_sheet(
+    path: Path,
+    run: dict[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    metrics: list[dict[str, Any]],
+) -> None:
+    """The meta-loss of each member of a sweep against meta-steps."""
+    del run, arrays  # the metrics have it all
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for entry in metrics:
+        for name, value in entry.items():
+            if name.endswith("/loss") and name.startswith("seed="):
+                curves.setdefault(name.removesuffix("/loss"), []).append((entry["step"], value))
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+        shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(curves)))
+        for (label, points), shade in zip(curves.items(), shades, strict=True):
+            ax.plot(*np.transpose(points), color=shade, lw=1.2, label=label)
+        ax.set_xlabel("meta-steps")
+        ax.set_ylabel("meta-loss")
+        ax.set_yscale("log")
+        figure.legend(loc="outside right upper")
+        save(figure, path)

@@ -108,7 +108,8 @@ def find_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
         if not files:
             raise FileNotFoundError(f"no results.json at or below {path}; is the run done?")
         runs += [results.read_results(file) for file in files]
-    return runs
+    # The members of a sweep have results of their own.
+    return [run for run in runs if run["experiment"] != "sweep"] or runs
 
 
 def main(argv: Sequence[str]) -> None:

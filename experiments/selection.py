@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.runner import Stage
 from maml_jax import MetaState
 from maml_jax.types import Array, Params
 
@@ -32,6 +35,24 @@ class Selection(NamedTuple):
     def params(self) -> Params:
         """The parameters that are being trained."""
         return self.train.params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidatedStage(Stage):
+    """A stage that trains and then validates, and has these as parts: a sweep takes them singly.
+
+    Attributes:
+        make_train: `make_train(n)` makes `(MetaState, data) -> (MetaState, metrics)`, n meta-steps
+            that JAX can trace.
+        data: what is trained on, and validation tasks, or None for want of them.
+        score: `score(params, tasks)` on validation tasks, higher is better.
+        validate_every: meta-steps between validations.
+    """
+
+    make_train: Callable[[int], Callable[..., tuple[MetaState, Any]]]
+    data: Callable[[], tuple[Any, Any]]
+    score: Callable[[Params, Any], Any]
+    validate_every: int
 
 
 def begin(state: MetaState) -> Selection:
@@ -65,3 +86,38 @@ def choose(selection: Selection, score: Any, always: bool = False) -> Selection:
         pick(score, selection.best_score),
         pick(selection.train.step, selection.best_step),
     )
+
+
+def validate(
+    selection: Selection,
+    metrics: Mapping[str, Any],
+    score: Callable[[], Any] | None,
+    *,
+    count: int,
+    every: int,
+    num_steps: int,
+) -> tuple[Selection, Mapping[str, Any]]:
+    """Chooses the parameters after a dispatch, if a validation is due.
+
+    Args:
+        selection: with the state of training as it is now.
+        metrics: of the dispatch.
+        score: gives the score of the parameters as they are now, one for each seed; None for want
+            of validation tasks: the last parameters are then taken.
+        count: meta-steps of the dispatch.
+        every: meta-steps between validations; there is one at the end, too.
+        num_steps: meta-steps in all.
+
+    Returns:
+        The selection; and the metrics, with the accuracies of a validation that took place.
+    """
+    at = int(np.max(np.asarray(selection.train.step)))
+    if not (at // every > (at - count) // every or at == num_steps):
+        return selection, metrics
+    if score is None:
+        return choose(selection, -1.0, always=True), metrics
+    accuracy = np.asarray(score())
+    selection = choose(selection, accuracy)
+    found = {"accuracy": accuracy, "best_accuracy": np.asarray(selection.best_score)}
+    shown = {name: np.repeat(x[..., None], count, axis=-1) for name, x in found.items()}
+    return selection, {**metrics, "validation": shown}

@@ -201,45 +201,12 @@ def final_params(config: Config, name: str, state: MetaState) -> Params:
 def evaluate(config: Config, seed: int, states: Mapping[str, MetaState]) -> Outcome:
     """Errors after 0 to S steps on the same test functions for every method, and fits to draw."""
     del seed  # test and validation functions are the same for all seeds
-    network = make_network(config)
-    loss_fn = mean_squared_error(network.apply)
     most = max(config.num_shots)
     draw = jax.jit(sinusoid.sample_fixed_tasks, static_argnums=(1, 2))
     tests = draw(jax.random.key(TEST_SEED), config.eval_tasks, most)
     validation = draw(jax.random.key(VALIDATION_SEED), config.validation_tasks, most)
     shot_tasks = jax.jit(sinusoid.few_shot_tasks, static_argnums=(1, 2))
-
-    def curves(params, tasks, rate):
-        """Errors [T, S + 1] of one seed's parameters."""
-        curve = functools.partial(adaptation_curve, loss_fn, params, num_steps=config.eval_steps)
-        return jax.vmap(lambda task: curve(task, inner_lr=rate)["loss"])(tasks)
-
-    @jax.jit
-    def judge(params, tasks, rates):
-        return jax.vmap(curves, (0, None, 0))(params, tasks, rates)
-
-    @jax.jit
-    def tune(params, tasks):
-        def one(seed_params):
-            mean_curve = lambda rate: jnp.mean(curves(seed_params, tasks, rate), axis=0)  # noqa: E731
-            return baselines.tune_inner_lr(mean_curve, jnp.array(TUNING_RATES))[0]
-
-        return jax.lax.map(one, params)
-
-    def predict(params, task, rate):
-        """Predictions [S + 1, grid] for one task."""
-        grid = sinusoid.grid_inputs(config.eval_points)
-        _, (_, seen) = adapt(
-            loss_fn,
-            params,
-            task.support,
-            rate,
-            config.eval_steps,
-            monitor=lambda p: network.apply(p, grid)[:, 0],
-        )
-        return seen
-
-    predict = jax.jit(predict)
+    judge, tune, predict = _judges(dataclasses.replace(config, inner_lr=1.0, meta_lr=1.0))
     rows, arrays = [], {"grid": np.asarray(sinusoid.grid_inputs(config.eval_points)[:, 0])}
     for name, state in states.items():
         params = final_params(config, name, state)
@@ -266,6 +233,51 @@ def evaluate(config: Config, seed: int, states: Mapping[str, MetaState]) -> Outc
             )
             arrays["truth"] = np.asarray(task.query.targets[:, 0])
     return Outcome(rows, arrays)
+
+
+@functools.lru_cache(maxsize=1)
+def _judges(config: Config) -> tuple[Callable[..., Any], ...]:
+    """Compiled once for all runs that differ in step sizes alone, as the members of a sweep.
+
+    Returns:
+        `judge(params, tasks, rates)`, errors [seeds, T, S + 1]; `tune(params, tasks)`, the best
+        step size of each seed; `predict(params, task, rate)`, a fit to draw.
+    """
+    network = make_network(config)
+    loss_fn = mean_squared_error(network.apply)
+
+    def curves(params, tasks, rate):
+        """Errors [T, S + 1] of one seed's parameters."""
+        curve = functools.partial(adaptation_curve, loss_fn, params, num_steps=config.eval_steps)
+        return jax.vmap(lambda task: curve(task, inner_lr=rate)["loss"])(tasks)
+
+    @jax.jit
+    def judge(params, tasks, rates):
+        return jax.vmap(curves, (0, None, 0))(params, tasks, rates)
+
+    @jax.jit
+    def tune(params, tasks):
+        def one(seed_params):
+            mean_curve = lambda rate: jnp.mean(curves(seed_params, tasks, rate), axis=0)  # noqa: E731
+            return baselines.tune_inner_lr(mean_curve, jnp.array(TUNING_RATES))[0]
+
+        return jax.lax.map(one, params)
+
+    @jax.jit
+    def predict(params, task, rate):
+        """Predictions [S + 1, grid] for one task."""
+        grid = sinusoid.grid_inputs(config.eval_points)
+        _, (_, seen) = adapt(
+            loss_fn,
+            params,
+            task.support,
+            rate,
+            config.eval_steps,
+            monitor=lambda p: network.apply(p, grid)[:, 0],
+        )
+        return seen
+
+    return judge, tune, predict
 
 
 def _oracle_row(config: Config, params: Params, tests: sinusoid.FixedTasks, shots: int) -> Any:

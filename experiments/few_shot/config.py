@@ -186,6 +186,11 @@ class Config:
         return TASK_AXIS if self.data_placement == "sharded" else None
 
     @property
+    def shared(self) -> Config:
+        """These settings at fixed step sizes: the key of data and programs that are for all."""
+        return dataclasses.replace(self, inner_lr=1.0, meta_lr=1.0)
+
+    @property
     def mode(self) -> str:
         """How the core differentiates the inner loop."""
         if self.first_order:

@@ -37,7 +37,7 @@ def load(config: Any) -> Images:
         ConfigError: the data is missing or is not what it should be.
     """
     with _explained():
-        return _load(config)
+        return _load(config.shared)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from maml_jax.classification import (
     judge,
     judged,
 )
+from maml_jax.evaluation import Evaluation
 from maml_jax.networks import ImageNetwork
 from maml_jax.types import Array, Params, Task
 
@@ -116,7 +117,7 @@ def _judges(
     network = make_network(config)
     if config.maml_name in states:
         params = states[config.maml_name].best_params
-        judges[config.maml_name] = _adapting(config, network, params, config.inner_lr)
+        judges[config.maml_name] = _adapting(config, params, config.inner_lr)
     if "pretrained" in states:
         trunk = states["pretrained"].best_params
         wide = pretrained_network(config, images)
@@ -141,22 +142,26 @@ def _judges(
     return judges
 
 
-def _adapting(config: Config, network: ImageNetwork, params: Params, rate: float) -> Judge:
+@functools.lru_cache(maxsize=len(PROTOCOL_NOTES))
+def _adapting_fn(config: Config, protocol: str) -> Callable[..., Evaluation]:
+    """Judges after gradient steps; one program for all methods and runs that share the settings."""
+    network = make_network(config)
+    return make_evaluate_fn(
+        cross_entropy(network.apply),
+        config.report_steps if protocol == "one_query" else config.eval_steps,
+        outer_loss=judge(network.apply, protocol),
+        mask=network.mask,
+        last_only=protocol == "one_query",  # a forward pass for each query image
+        batching=config.batching,
+    )
+
+
+def _adapting(config: Config, params: Params, rate: float) -> Judge:
     """Judges a method that takes gradient steps on the support set."""
 
-    @functools.cache
-    def evaluate_fn(protocol: str) -> Any:
-        return make_evaluate_fn(
-            cross_entropy(network.apply),
-            config.report_steps if protocol == "one_query" else config.eval_steps,
-            outer_loss=judge(network.apply, protocol),
-            mask=network.mask,
-            last_only=protocol == "one_query",  # a forward pass for each query image
-            batching=config.batching,
-        )
-
     def accuracies(tasks: Task, protocol: str) -> Any:
-        found = np.asarray(evaluate_fn(protocol)(params, judged(tasks), rate).per_task["accuracy"])
+        evaluate_fn = _adapting_fn(config.shared, protocol)
+        found = np.asarray(evaluate_fn(params, judged(tasks), rate).per_task["accuracy"])
         steps = [config.report_steps] if protocol == "one_query" else range(config.eval_steps + 1)
         return dict(zip(steps, found.T, strict=True)), {"inner_lr": rate}
 
@@ -173,7 +178,7 @@ def _fine_tuning(config: Config, images: Images, network: ImageNetwork, params: 
     )
     curves = [evaluate_fn(params, episodes, r).mean["accuracy"] for r in TUNING_RATES]
     best = int(np.argmax([np.mean(curve[1:]) for curve in curves]))
-    return _adapting(config, network, params, TUNING_RATES[best])
+    return _adapting(config, params, TUNING_RATES[best])
 
 
 def _not_adapting(

@@ -19,18 +19,21 @@ from experiments.config import ConfigError
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.runner import Stage
-from experiments.selection import Selection, begin, choose
+from experiments.selection import Selection, ValidatedStage, begin, validate
 from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
 from maml_jax.batching import bring_home, map_tasks, place
 from maml_jax.classification import (
     ImageSet,
     baselines,
     classification_problem,
+    cross_entropy,
     draw_episodes,
     episode_sampler,
 )
 from maml_jax.classification.episodes import CLASS_SPECS, split_classes
+from maml_jax.evaluation import Evaluation
 from maml_jax.networks import ImageNetwork
+from maml_jax.training import TrainFn
 from maml_jax.types import Array, Params, Task
 
 VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
@@ -77,11 +80,9 @@ def _maml_stage(config: Config, seed: int, images: Images) -> Stage:
         mask=network.mask,
         mode=config.mode,
     )
-    evaluate = make_evaluate_fn(
-        problem.inner_loss, config.report_steps, mask=network.mask, batching=config.batching
-    )
 
     def score(params: Params, episodes: Task) -> Array:
+        evaluate = _validation_fn(config.shared)
         return evaluate(params, episodes, config.inner_lr).mean["accuracy"][-1]
 
     return _stage(
@@ -95,6 +96,18 @@ def _maml_stage(config: Config, seed: int, images: Images) -> Stage:
         num_tasks=config.num_tasks,
         num_steps=config.meta_steps,
         score=score,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _validation_fn(config: Config) -> Callable[..., Evaluation]:
+    """Adapts to validation episodes; one program for all runs that share these settings."""
+    network = make_network(config)
+    return make_evaluate_fn(
+        cross_entropy(network.apply),
+        config.report_steps,
+        mask=network.mask,
+        batching=config.batching,
     )
 
 
@@ -178,7 +191,7 @@ def _stage(
     num_tasks: int,
     num_steps: int,
     score: Callable[[Params, Task], Array],
-) -> Stage:
+) -> ValidatedStage:
     """A stage that trains, and validates now and then."""
     optimizer = optax.adam(config.meta_lr) if name == "pretrained" else _optimizer(config)
     mesh = task_mesh(num_tasks)
@@ -195,8 +208,8 @@ def _stage(
         train_set = split_classes(images.train, mesh.size) if config.class_axis else images.train
         return place((train_set,), mesh, specs)[0], validation_episodes(config, images)
 
-    def make_advance(count: int) -> Callable[[Selection], tuple[Selection, Any]]:
-        train = make_train_fn(
+    def make_train(count: int) -> TrainFn:
+        return make_train_fn(
             sample,
             task_loss,
             optimizer,
@@ -207,31 +220,34 @@ def _stage(
             data_specs=specs,
         )
 
+    def make_advance(count: int) -> Callable[[Selection], tuple[Selection, Any]]:
+        train = make_train(count)
+
         def advance(selection: Selection) -> tuple[Selection, Any]:
             train_set, episodes = placed()
             state, metrics = train(selection.train, train_set)
-            selection = selection._replace(train=state)
-            at = int(state.step)
-            due = at // config.validate_every > (at - count) // config.validate_every
-            if not (due or at == num_steps):
-                return selection, metrics
-            if episodes is None:  # no validation classes: the last parameters are taken
-                return choose(selection, -1.0, always=True), metrics
-            accuracy = score(bring_home(state.params), episodes)
-            selection = choose(selection, accuracy)
-            best = jnp.full((count,), selection.best_score)
-            shown = {"accuracy": jnp.full((count,), accuracy), "best_accuracy": best}
-            return selection, {**metrics, "validation": shown}
+            return validate(
+                selection._replace(train=state),
+                metrics,
+                None if episodes is None else lambda: score(bring_home(state.params), episodes),
+                count=count,
+                every=config.validate_every,
+                num_steps=num_steps,
+            )
 
         return advance
 
-    return Stage(
+    return ValidatedStage(
         name=name,
         num_steps=num_steps,
         steps_per_call=config.steps_per_call,
         init=start,
         make_advance=make_advance,
         shown=("loss", "query/accuracy"),
+        make_train=make_train,
+        data=placed,
+        score=score,
+        validate_every=config.validate_every,
     )
 
 

@@ -1,0 +1,179 @@
+"""Several runs of one experiment, meta-trained in one compiled program: the stage of a sweep.
+
+The members differ in seed, inner step size and meta learning rate. Their states are stacked on a
+leading axis; the two rates are traced values, put into the settings from which the experiment makes
+its stage, so that the program of one run becomes the program of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.runner import Experiment, Stage
+from experiments.selection import Selection, ValidatedStage, validate
+from experiments.sweep.config import RATES, Member
+from maml_jax import MetaState, NonFiniteError, check_finite, task_mesh
+from maml_jax.batching import replicate
+from maml_jax.types import Array
+
+
+def stage_alone(experiment: Experiment, settings: Any, seed: int) -> Stage:
+    """The stage of a member as it is run alone; settings name one method, so there is one."""
+    (stage,) = experiment.stages(settings, seed)
+    return stage
+
+
+def slice_member(state: Any, index: int) -> Any:
+    """The state of one member."""
+    return jax.tree.map(lambda x: x[index], state)
+
+
+def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
+    """One stage that meta-trains all members.
+
+    A member whose loss is no longer finite stays at the last dispatch before, with a warning, and
+    the others go on: where step sizes are searched, some are too large.
+    """
+    first = members[0]
+    alone = stage_alone(experiment, first.settings, first.seed)
+    mesh = task_mesh(first.settings.num_tasks)
+    rates = {
+        name: np.array([getattr(member.settings, name) for member in members], np.float32)
+        for name in RATES
+    }
+
+    def start() -> Any:
+        seeds = dict.fromkeys(member.seed for member in members)
+        by_seed = {s: stage_alone(experiment, first.settings, s).init() for s in seeds}
+        return jax.tree.map(lambda *x: jnp.stack(x), *(by_seed[m.seed] for m in members))
+
+    @functools.cache
+    def placed() -> tuple[tuple[Any, ...], Any]:
+        """Arrays that training needs, and validation tasks."""
+        if not isinstance(alone, ValidatedStage):
+            return (), None
+        train_set, tasks = alone.data()
+        return (train_set,), tasks
+
+    def scores(params: Any, tasks: Any, kept: np.ndarray) -> np.ndarray:
+        """One for each member; lowest of all for one that is not trained any more."""
+        found = np.full(len(members), -np.inf, np.float32)
+        for i in np.flatnonzero(kept):
+            stage: Any = stage_alone(experiment, members[i].settings, members[i].seed)
+            found[i] = stage.score(slice_member(params, i), tasks)
+        return found
+
+    def make_advance(count: int) -> Callable[[Any], tuple[Any, Any]]:
+        train_members = _compile(experiment, first, count)
+
+        def advance(state: Any) -> tuple[Any, Any]:
+            data, tasks = placed()
+            training = state.train if isinstance(state, Selection) else state
+            before = np.array(training.step)  # a copy: the state is donated
+            # One placement for every call, or the second would compile another program.
+            training, metrics, kept = train_members(*replicate((training, rates), mesh), *data)
+            metrics, kept = jax.device_get((metrics, kept))
+            _report_diverged(members, metrics, before, kept)
+            if isinstance(alone, ValidatedStage):
+                state, metrics = validate(
+                    state._replace(train=training),
+                    metrics,
+                    None if tasks is None else lambda: scores(training.params, tasks, kept),
+                    count=count,
+                    every=alone.validate_every,
+                    num_steps=alone.num_steps,
+                )
+            else:
+                state = training
+            return state, _by_member(members, metrics, kept)
+
+        return advance
+
+    return Stage(
+        name=alone.name,
+        num_steps=alone.num_steps,
+        steps_per_call=alone.steps_per_call,
+        init=start,
+        make_advance=make_advance,
+        shown=alone.shown,
+    )
+
+
+def _compile(experiment: Experiment, first: Member, count: int) -> Callable[..., Any]:
+    """`(states, rates, *data) -> (states, metrics, kept)`, `count` meta-steps of every member."""
+
+    def train_one(state: MetaState, rates: dict[str, Array], data: tuple[Any, ...]) -> Any:
+        settings = dataclasses.replace(first.settings, **rates)  # checks let traced values pass
+        stage = stage_alone(experiment, settings, first.seed)
+        parts = isinstance(stage, ValidatedStage)
+        return (stage.make_train if parts else stage.make_advance)(count)(state, *data)
+
+    # Convolutions with weights of each member's own are slow as one batch where those with weights
+    # of each task's own are; the experiment's settings know which way is faster.
+    one_by_one = getattr(first.settings, "batching", "vmap") == "scan"
+
+    def train_members(states: MetaState, rates: dict[str, Array], *data: Any) -> Any:
+        if one_by_one:
+            trained, metrics = jax.lax.map(lambda m: train_one(*m, data), (states, rates))
+        else:
+            trained, metrics = jax.vmap(lambda s, r: train_one(s, r, data))(states, rates)
+        live = states.step == jnp.max(states.step)
+        kept = live & jnp.all(metrics["nonfinite_tasks"] == 0, axis=-1) & _finite(trained.params)
+
+        def pick(new: Array, old: Array) -> Array:
+            return jnp.where(jnp.reshape(kept, (-1,) + (1,) * (old.ndim - 1)), new, old)
+
+        params, optimizer_state, step = jax.tree.map(pick, trained[:3], states[:3])
+        return MetaState(params, optimizer_state, step, states.key), metrics, kept
+
+    return jax.jit(train_members, donate_argnums=0)
+
+
+def _finite(params: Any) -> Array:
+    """Whether all parameters are finite, one for each member."""
+    leaves = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(params)]
+    return jnp.all(jnp.stack(leaves), axis=0)
+
+
+def _report_diverged(
+    members: Sequence[Member], metrics: Any, before: np.ndarray, kept: np.ndarray
+) -> None:
+    """Warns of each member that this dispatch ended.
+
+    Raises:
+        NonFiniteError: no member is left.
+    """
+    at = int(before.max())
+    for i in np.flatnonzero((before == at) & ~kept):
+        try:
+            check_finite(slice_member(metrics, i), at)
+            why = f"the parameters are not finite after meta-step {at}, although the losses are"
+        except NonFiniteError as error:
+            why = str(error)
+        if not kept.any():
+            raise NonFiniteError(f"no member of the sweep is left. {members[i].label}: {why}")
+        print(
+            f"warning: {members[i].label} stays at step {at}, the others go on: {why}",
+            file=sys.stderr,
+        )
+
+
+def _by_member(members: Sequence[Member], metrics: Any, kept: np.ndarray) -> dict[str, Any]:
+    """The metrics' means over the members that go on, and under its label those of each."""
+    singly = {
+        members[i].label: {
+            name: value
+            for name, value in slice_member(metrics, i).items()
+            if name != "first_nonfinite_task"
+        }
+        for i in np.flatnonzero(kept)
+    }
+    return {**jax.tree.map(lambda x: x[kept].mean(axis=0), metrics), **singly}
