@@ -3,8 +3,8 @@
     python distributed_worker.py PORT PROCESSES PROCESS DIRECTORY STEPS
 
 JAX_ENABLE_X64 and JAX_NUM_CPU_DEVICES are set outside. Trains from the newest checkpoint in
-DIRECTORY to meta-step STEPS and saves; process 0 writes the parameters, and the losses of an evaluation, to
-DIRECTORY/STEPS.npz.
+DIRECTORY to meta-step STEPS and saves; process 0 writes the parameters, and the losses of an
+evaluation, to DIRECTORY/STEPS.npz.
 """
 
 import functools

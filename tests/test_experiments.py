@@ -1,6 +1,7 @@
 """The runner and the sinusoid, end to end and in process, on small settings."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import checkpoints, config, logbook, report, results, runner, sinusoid, user_points
+from experiments import command as command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -115,6 +117,22 @@ class TestRun:
         with pytest.raises(FloatingPointError, match="not finite at meta-step 0"):
             runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
         assert not (tmp_path / "run" / "results.json").exists()
+
+    def test_a_trace_of_the_meta_steps_is_written(self, tmp_path, capsys):
+        settings = sinusoid.Config(**{**SMALL, "methods": ("maml",)})
+        runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings, profile=tmp_path / "trace")
+        written = [path.name for path in (tmp_path / "trace" / "maml").rglob("*")]
+        assert any(name.endswith(".xplane.pb") for name in written)  # TensorBoard
+        assert "perfetto_trace.json.gz" in written
+        said = capsys.readouterr().out
+        assert re.search(r"first 20 meta-steps [\d.]+ s after the start, [\d.]+ s", said)
+
+    def test_memory_that_runs_out_is_a_sentence(self, capsys):
+        def action():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+        assert command_line._ending(action) == 3
+        assert "has not enough memory" in capsys.readouterr().err
 
     def test_workdir_that_is_a_file(self, tmp_path):
         (tmp_path / "file").touch()

@@ -121,6 +121,21 @@ def test_episodes_hold_images_of_their_own_split_alone(few_glyphs):
         assert not turned & (where["train"] | where["test"])
 
 
+def test_where_images_lie_changes_nothing_but_memory(finished, tmp_path, capsys):
+    workdir, found = finished
+    settings = {**SMALL, "methods": ("maml",), "data_placement": "sharded"}
+    settings |= {"eval_queries": (0,), "protocols": ("transductive",)}
+    spread = runner.run(omniglot.EXPERIMENT, tmp_path / "run", omniglot.Config(**settings))
+    assert "sharded (--data_placement=replicated:" in capsys.readouterr().out
+    whole = [row for row in found["rows"] if row["method"] == "maml"]
+    for row in spread["rows"]:
+        (same,) = [r for r in whole if (r["setting"], r["gradient_steps"]) == (
+            row["setting"], row["gradient_steps"])]  # fmt: skip
+        np.testing.assert_allclose(row["mean"], same["mean"], atol=1e-6)
+    with pytest.raises(ConfigError, match="--methods=pretrained trains on plain batches"):
+        omniglot.Config(**{**settings, "methods": ("pretrained",)})
+
+
 def test_table_puts_methods_without_steps_in_a_column_of_their_own(finished):
     table = report.group_table([finished[1]])
     header = table.splitlines()[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,17 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path):
     _, err = finish(workdir)
     assert "is damaged and is passed over" in err
     assert outcome(workdir) == undisturbed
+
+
+def test_a_compilation_cache_is_used_and_changes_nothing(undisturbed, tmp_path):
+    cache = tmp_path / "cache"
+    told = []
+    for name in ("cold", "warm"):
+        out, _ = finish(tmp_path / name, f"--compilation_cache={cache}")
+        assert outcome(tmp_path / name) == undisturbed
+        told.append(float(re.search(r"([\d.]+) s of them spent compiling", out).group(1)))
+    assert any(cache.iterdir())
+    assert told[1] < told[0]
 
 
 def test_a_second_process_is_refused(tmp_path):

@@ -12,6 +12,7 @@ PAGES = [
     "docs/your_own_problem.md",
     "docs/few_shot.md",
     "docs/reinforcement.md",
+    "docs/scaling.md",
 ]
 
 

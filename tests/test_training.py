@@ -10,7 +10,16 @@ import pytest
 from conftest import assert_trees_close, classification_task, cross_entropy, mlp_params
 from jax.sharding import Mesh
 
-from maml_jax import NonFiniteError, Task, check_finite, init, make_train_fn, meta_loss, meta_step
+from maml_jax import (
+    NonFiniteError,
+    Task,
+    check_finite,
+    init,
+    make_train_fn,
+    meta_loss,
+    meta_step,
+    training,
+)
 from maml_jax.batching import (
     TASK_AXIS,
     map_tasks,
@@ -38,6 +47,47 @@ def test_batching_does_not_change_the_gradient(batching, x64):
     tasks = classification_task(jax.random.key(1), num_tasks=5)  # 5: chunks of 2 and 3 have a rest
     fn = jax.jit(lambda b: sum_gradient(LOSS, params, tasks, b), static_argnums=0)
     assert_trees_close(fn(batching), fn("vmap"), 1e-12)
+
+
+def wide_sample(params, key):
+    """A task of 256 KB."""
+    x = jax.random.normal(key, (2, 256, 64, 2))
+    return Task(x[0], x[1])
+
+
+def wide_loss(params, batch):
+    return jnp.mean((batch * params - 1.0) ** 2), {}
+
+
+def wide_trainer(num_tasks, batching):
+    task_loss = functools.partial(meta_loss, wide_loss, inner_lr=0.1)
+    mesh = task_mesh(num_tasks, jax.devices()[:2])
+    return make_train_fn(
+        wide_sample,
+        task_loss,
+        optax.sgd(0.1),
+        num_tasks=num_tasks,
+        num_steps=2,
+        batching=batching,
+        mesh=mesh,
+    )
+
+
+def test_thousands_of_tasks_take_the_memory_of_a_chunk():
+    """4,096 tasks would take 512 MB a device, if they were drawn at once."""
+    state = init(jnp.ones((64, 2)), optax.sgd(0.1), 0)
+    program = jax.jit(wide_trainer(4096, 16)).lower(state).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 50e6
+
+
+def test_a_large_meta_batch_drawn_by_chunks_is_the_same(monkeypatch):
+    found = {}
+    for limit in (64, 0):
+        monkeypatch.setattr(training, "DRAWN_AT_ONCE_MB", limit)
+        state = init(jnp.ones((64, 2)), optax.sgd(0.1), 0)
+        found[limit] = jax.device_get(wide_trainer(12, 4)(state))
+    assert_trees_close(found[0][0].params, found[64][0].params, 1e-6)
+    np.testing.assert_allclose(found[0][1]["loss"], found[64][1]["loss"], rtol=1e-6)
 
 
 def test_map_tasks_is_vmap():
