@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from benchmarks.harness import sample_times
+from benchmarks.harness import rotating, sample_times, variants
 from benchmarks.reinforcement import INNER_LR, SUBSAMPLE, Case, phases, time_iteration
 from maml_jax import task_mesh
 from maml_jax.batching import TASK_AXIS
@@ -77,8 +77,8 @@ def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
         return jax.lax.scan(body, inner, jax.random.split(keys[0], num_steps))[1][None]
 
     run = jax.jit(jax.shard_map(play, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
-    keys = jax.random.split(jax.random.key(0), ENVIRONMENTS)
-    times = sample_times(lambda: jax.block_until_ready(run(keys)), 4.0, LEAST)
+    keys = variants((jax.random.split(jax.random.key(0), ENVIRONMENTS),))
+    times = sample_times(rotating(run, keys), 4.0, LEAST)
     return ENVIRONMENTS * num_steps / float(np.median(times))
 
 

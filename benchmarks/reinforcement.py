@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from benchmarks.harness import measure_loop, sample_times, summarize
+from benchmarks.harness import measure_loop, rotating, sample_times, summarize, variants
 from maml_jax import Task, init, meta_loss, task_mesh
 from maml_jax.batching import TASK_AXIS, split_tasks
 from maml_jax.maml import inner_update
@@ -123,7 +123,7 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
     problem, env = case.problem, case.env
     params = jax.jit(problem.init)(jax.random.key(0))
     mesh = task_mesh(case.num_tasks)
-    keys = split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh)
+    several = variants(split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh))
     whole, split = PartitionSpec(), PartitionSpec(TASK_AXIS)
 
     def over_tasks(fn: Callable[..., Any], *in_specs: Any) -> Callable[..., Any]:
@@ -146,21 +146,23 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
         split,
     )  # fmt: skip
     after = over_tasks(lambda p, k: jax.vmap(play)(p, k), split, split)
-    trajectories = rollouts(params, keys)
-    samples = estimates(trajectories)
-    adapted = adaptation(params, samples)
+    trajectories = [rollouts(params, keys) for keys in several]
+    samples = [estimates(played) for played in trajectories]
+    adapted = [adaptation(params, drawn) for drawn in samples]
     calls = {
-        "rollout": lambda: rollouts(params, keys),
-        "baseline and advantages": lambda: estimates(trajectories),
-        "adaptation": lambda: adaptation(params, samples),
-        "rollout of the adapted": lambda: after(adapted, keys),
+        "rollout": (rollouts, [(params, keys) for keys in several]),
+        "baseline and advantages": (estimates, [(played,) for played in trajectories]),
+        "adaptation": (adaptation, [(params, drawn) for drawn in samples]),
+        "rollout of the adapted": (after, list(zip(adapted, several, strict=True))),
     }
     rows = []
-    for name, call in calls.items():
-        times = sample_times(lambda call=call: jax.block_until_ready(call()), 1.0, least)
+    for name, (phase, inputs) in calls.items():
+        times = sample_times(rotating(phase, inputs), 1.0, least)
         rows.append(summarize(f"{case.name}: {name}", times, None, None)._asdict())
-    query = estimates(after(adapted, keys))
-    tasks = Task(jax.tree.map(lambda x: x[:, None], samples), query)
+    batches = [
+        (params, Task(jax.tree.map(lambda x: x[:, None], drawn), estimates(after(own, keys))))
+        for drawn, own, keys in zip(samples, adapted, several, strict=True)
+    ]
     for episodes in (None, SUBSAMPLE):
         update = trpo(problem, product_episodes=episodes, batching=_batching()).update
 
@@ -171,7 +173,7 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
             jax.shard_map(step, mesh=mesh, in_specs=(whole, split), out_specs=whole,
                           check_vma=False)
         )  # fmt: skip
-        times = sample_times(lambda c=compiled: jax.block_until_ready(c(params, tasks)), 3.0, least)
+        times = sample_times(rotating(compiled, batches), 3.0, least)
         name = f"{case.name}: TRPO, {_curvature(episodes)}"
         rows.append(summarize(name, times, None, None)._asdict())
     return rows
