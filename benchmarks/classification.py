@@ -107,6 +107,15 @@ def task_loss(case: Case, network: ImageNetwork, mode: str = "mixed") -> Any:
 def trainer(case: Case, num_steps: int, **options: Any) -> tuple[Any, MetaState]:
     """`(step, state)`: a number of meta-steps with episodes drawn inside, as experiments do it.
 
+    Options: as of `train_program`.
+    """
+    train, state, images = train_program(case, num_steps, **options)
+    return lambda s: train(s, images), state
+
+
+def train_program(case: Case, num_steps: int, **options: Any) -> tuple[Any, MetaState, ImageSet]:
+    """`(train, state, images)`, where `train(state, images)` is a number of meta-steps.
+
     Options: `mode`, `batching`, and those of the network.
     """
     mode, batching = options.pop("mode", case.mode), options.pop("batching", "scan")
@@ -122,7 +131,7 @@ def trainer(case: Case, num_steps: int, **options: Any) -> tuple[Any, MetaState]
     )
     images = replicate(synthetic_images(case), task_mesh(case.tasks))
     state = init(jax.jit(network.init)(jax.random.key(0)), OPTIMIZER, 0)
-    return lambda s: train(s, images), state
+    return train, state, images
 
 
 def classification_suite() -> list[dict[str, Any]]:
@@ -163,22 +172,20 @@ def _timed(name: str, case: Case, peak: float, **options: Any) -> dict[str, Any]
     }
 
 
+def task_shapes(case: Case) -> Any:
+    """Shapes of one episode."""
+    sample = classification_problem(case.network(), case.ways, case.shots, case.queries).sample
+    draw = lambda images: draw_episodes(sample, jax.random.key(0), images, 1)
+    episodes = jax.eval_shape(draw, synthetic_images(case))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
+
+
 def products_of(case: Case, mode: str) -> float:
     """Floating-point operations of all matrix products in one meta-step."""
     network = case.network()
-    episodes = jax.eval_shape(
-        lambda images: draw_episodes(
-            classification_problem(network, case.ways, case.shots, case.queries).sample,
-            jax.random.key(0),
-            images,
-            1,
-        ),
-        synthetic_images(case),
-    )
-    task = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
     params = jax.eval_shape(network.init, jax.random.key(0))
     gradient = jax.grad(task_loss(case, network, mode), has_aux=True)
-    return case.tasks * count_products(jax.make_jaxpr(gradient)(params, task).jaxpr)
+    return case.tasks * count_products(jax.make_jaxpr(gradient)(params, task_shapes(case)).jaxpr)
 
 
 def count_products(jaxpr: Any) -> float:

@@ -1,18 +1,28 @@
 """The benchmark command: `python -m benchmarks.run [--suite=core] [--json=FILE]`.
 
-Suites: core (the parts of a meta-step), sinusoid (the paper's whole meta-training), memory (each
-meta-gradient mode against the number of inner steps), peers (PyTorch libraries beside ours on the
-sinusoid; `make bench-peers` installs them); classification (meta-steps of the image classifiers),
-image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot), reinforcement
-(meta-iterations of navigation, phase by phase), estimators (bias and deviation of the policy
-gradients' meta-gradients), reinforcement_peers (navigation beside pytorch-maml-rl), physics (the
-robots' steps a second and deviation from MuJoCo's engine), locomotion (meta-iterations, phase by
-phase). From classification on they split a CPU into one device a core, as their experiments do, and
-go into a run of their own. Run on an idle machine: nothing here can tell what else runs.
+core                 the parts of a meta-step
+sinusoid             the paper's whole meta-training of the sinusoid
+memory               each meta-gradient mode against the number of inner steps
+peers                other libraries beside ours on the sinusoid; `make bench-peers` installs them
+scaling              simulated devices: what is measured beside what the formulas say
+startup              from the command to the first finished dispatch
+classification       meta-steps of the image classifiers
+image_memory         MiniImagenet's meta-gradient by mode
+image_peers          other libraries on Omniglot and MiniImagenet
+reinforcement        meta-iterations of navigation, phase by phase
+estimators           bias and deviation of the policy gradients' meta-gradients
+reinforcement_peers  navigation beside pytorch-maml-rl
+physics              the robots' steps a second and deviation from MuJoCo's engine
+locomotion           meta-iterations of locomotion, phase by phase
+accelerator          whether all is right and fast on a GPU, in one command under ten minutes
+
+From classification on they split a CPU into one device a core, as their experiments do, and go into
+a run of their own. Run on an idle machine: nothing here can tell what else runs.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -23,7 +33,7 @@ from absl import app, flags, logging
 
 from experiments.process import lay_out_cpu, num_cores
 
-SUITES = ("core", "sinusoid", "memory", "peers")
+SUITES = ("core", "sinusoid", "memory", "peers", "scaling", "startup")
 FACTORIZING = ("reinforcement", "estimators", "reinforcement_peers", "physics", "locomotion")
 CORE_PER_DEVICE = ("classification", "image_memory", "image_peers", *FACTORIZING)
 _SUITE = flags.DEFINE_list(
@@ -91,6 +101,9 @@ def run_suite(name: str) -> list[dict[str, Any]]:
         from benchmarks import reinforcement_peers
 
         return reinforcement_peers.reinforcement_peers_suite()
+    if name in ("scaling", "startup"):
+        module = importlib.import_module(f"benchmarks.{name}")
+        return getattr(module, f"{name}_suite")()
     if name == "image_peers":
         from benchmarks import image_peers
 

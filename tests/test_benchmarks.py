@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import classification, compare, core, harness
+from benchmarks import classification, compare, core, harness, programs, scaling, startup
 from maml_jax.networks import products
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +69,32 @@ def test_measure_rotates(monkeypatch):
     )
     harness.measure("sum", jnp.sum, jnp.ones(4), seconds=0.01)
     assert len({float(x[0]) for (x,) in handed}) > 1
+
+
+def test_a_program_says_what_the_formulas_say():
+    """On 8 devices: one all-reduce of 4 bytes for each parameter, metric and task's loss."""
+    sizes = scaling.Sizes(sinusoid_steps=2)
+    _, program = scaling.sinusoid_program(16, sizes)
+    row, step, state = scaling.describe(program, 16, 8)
+    assert row["agree"] == "yes"
+    assert (row["all_reduces"], row["tasks_a_device"]) == (1, 2)
+    # 1-40-40-1: 1,761 parameters; support and query loss; 16 losses.
+    assert row["all_reduce_bytes"] == 4 * (1761 + 2 + 16)
+    assert step(state)[0].step == 2
+    wrong, *_ = scaling.describe(program, 16, 4)
+    assert wrong["agree"] == "NO"
+
+
+def test_all_reduces_are_read_from_a_programs_text():
+    text = """
+      %all-reduce.1 = f32[3,5]{1,0} all-reduce(%x), replica_groups={}
+      %s = (bf16[7]{0}, s32[]) all-reduce-start(%a, %b), channel_id=1
+      %d = bf16[7]{0} all-reduce-done(%s)
+      %g = f32[8]{0} all-gather(%y)
+    """
+    found = programs.collectives(text)
+    assert (found["all-reduce"], found["all-gather"], found["all-to-all"]) == (2, 1, 0)
+    assert programs.all_reduce_bytes(text) == 4 * 15 + 2 * 7 + 4
 
 
 def measurements(**medians):
@@ -190,3 +216,18 @@ def test_the_benchmarks_train_what_the_experiment_trains():
         paper.train_shots,
         paper.inner_lr,
     ) == (core.NUM_TASKS, core.SHOTS, core.INNER_LR)
+
+
+@pytest.mark.slow
+def test_startup_is_timed_to_the_first_dispatch(tmp_path):
+    """A small run, watched from outside: its first line, its own compile time, and its end."""
+    command = ["experiments.sinusoid", "--meta_steps=200", "--steps_per_call=20", "--methods=maml"]
+    cache = {**startup.CACHE, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    cold, warm = (startup.first_line(command, cache, 120.0) for _ in range(2))
+    assert any(tmp_path.iterdir())
+    for found in (cold, warm):
+        assert found["meta_steps"] == 20
+        assert 0 < found["compile_s"] < found["first_line_s"]
+    assert warm["compile_s"] < cold["compile_s"]
+    with pytest.raises(RuntimeError, match=r"(?s)stopped with 2.*inner_lr"):
+        startup.first_line(["experiments.sinusoid", "--inner_lr=-1"], {}, 120.0)
