@@ -55,6 +55,14 @@ def trainer(
     )
 
 
+def gradient_jaxpr(mode: str, num_steps: int = 1) -> Any:
+    """Of one task's meta-gradient."""
+    params = jax.eval_shape(NETWORK.init, jax.random.key(0))
+    task = jax.eval_shape(lambda key: PROBLEM.sample(None, key), jax.random.key(0))
+    gradient = jax.grad(sinusoid_loss(mode, num_steps), has_aux=True)
+    return jax.make_jaxpr(gradient)(params, task).jaxpr
+
+
 def start() -> Any:
     """A state at step 0."""
     return init(NETWORK.init(jax.random.key(0)), OPTIMIZER, 0)

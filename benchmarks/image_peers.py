@@ -227,7 +227,7 @@ def _torch_func(case: Case, params: Any, tasks: Any, compiled: bool) -> tuple[An
 
     def check() -> Any:
         value, grads = gradients()
-        return float(value), [g.detach().numpy() for g in grads]
+        return float(value), [g.detach().cpu().numpy() for g in grads]
 
     def step() -> None:
         _, grads = gradients()
@@ -257,7 +257,7 @@ def _looped(
 
     def check() -> Any:
         value = gradients()
-        return value, [leaf.grad.numpy().copy() for leaf in leaves]
+        return value, [leaf.grad.cpu().numpy().copy() for leaf in leaves]
 
     def step() -> None:
         gradients()

@@ -163,7 +163,7 @@ def _torch_func(params: Any, tasks: Any, compiled: bool) -> tuple[Any, Any]:
 
     def check() -> Any:
         grads, value = meta_gradient(weights, *fixed)
-        return value.item(), np.concatenate([g.detach().numpy().ravel() for g in grads])
+        return value.item(), np.concatenate([g.detach().cpu().numpy().ravel() for g in grads])
 
     def step() -> None:
         grads, _ = meta_gradient(tuple(w.detach() for w in leaves), *draw())
@@ -193,7 +193,7 @@ def _looped(params: Any, tasks: Any, task_loss: Callable[..., Any], weights: Any
 
     def check() -> Any:
         value = gradients(fixed)
-        return value, np.concatenate([w.grad.numpy().ravel() for w in weights])
+        return value, np.concatenate([w.grad.cpu().numpy().ravel() for w in weights])
 
     def step() -> None:
         gradients(draw())

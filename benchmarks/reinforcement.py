@@ -5,6 +5,7 @@ On a CPU each core is one JAX device with one thread, as the experiments run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,6 +114,29 @@ def time_iteration(
     return measure_loop(name, iterate, state, calls, 1)._asdict()
 
 
+def rollout_speed(case: Case, seconds: float = 2.0) -> float:
+    """Environment steps a second of the rollouts of a meta-batch, tasks and noise drawn anew."""
+    mesh = task_mesh(case.num_tasks)
+    keys = split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh)
+    params = jax.jit(case.problem.init)(jax.random.key(0))
+    split = PartitionSpec(TASK_AXIS)
+    play = jax.jit(
+        jax.shard_map(
+            lambda p, k: jax.vmap(functools.partial(_play, case), (None, 0))(p, k),
+            mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False,
+        )
+    )  # fmt: skip
+    inputs = [(params, own) for own in variants(keys)]
+    taken = float(np.median(sample_times(rotating(play, inputs), seconds)))
+    return case.num_tasks * case.num_episodes * case.env.horizon / taken
+
+
+def _play(case: Case, params: Any, key: Array) -> Any:
+    task_key, own = jax.random.split(key)
+    task = case.env.sample_task(task_key)
+    return rollout(case.env, case.problem.policy, params, task, own, case.num_episodes)
+
+
 def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
     """Each phase as a program of its own, over the devices that the meta-iteration runs on.
 
@@ -120,7 +144,7 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
         case: what is timed.
         least: samples of each phase.
     """
-    problem, env = case.problem, case.env
+    problem = case.problem
     params = jax.jit(problem.init)(jax.random.key(0))
     mesh = task_mesh(case.num_tasks)
     several = variants(split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh))
@@ -131,11 +155,7 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
             jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
         )
 
-    def play(params: Any, key: Array) -> Any:
-        task_key, own = jax.random.split(key)
-        task = env.sample_task(task_key)
-        return rollout(env, problem.policy, params, task, own, case.num_episodes)
-
+    play = functools.partial(_play, case)
     rollouts = over_tasks(lambda p, k: jax.vmap(play, (None, 0))(p, k), whole, split)
     estimates = over_tasks(jax.vmap(to_samples), split)
     adaptation = over_tasks(

@@ -34,7 +34,14 @@ from absl import app, flags, logging
 from experiments.process import lay_out_cpu, num_cores
 
 SUITES = ("core", "sinusoid", "memory", "peers", "scaling", "startup")
-FACTORIZING = ("reinforcement", "estimators", "reinforcement_peers", "physics", "locomotion")
+FACTORIZING = (
+    "reinforcement",
+    "estimators",
+    "reinforcement_peers",
+    "physics",
+    "locomotion",
+    "accelerator",
+)
 CORE_PER_DEVICE = ("classification", "image_memory", "image_peers", *FACTORIZING)
 _SUITE = flags.DEFINE_list(
     "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
@@ -48,6 +55,10 @@ _DEVICES = flags.DEFINE_integer(
     None,
     "Devices that a CPU is split into; default one, or one a core for the last suites.",
     1,
+)
+_BUDGET = flags.DEFINE_float("budget_s", 540.0, "Wall-clock seconds of the suite accelerator.", 0.0)
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "The suite accelerator with tiny sizes, to try the command."
 )
 
 
@@ -73,12 +84,39 @@ def main(argv: list[str]) -> None:
     print("  ".join(f"{key}: {value}" for key, value in where.items()))
     found = {"environment": where, "suites": {}}
     for name in names:
-        rows = run_suite(name)
+        print(f"\n{name}", flush=True)
+        shown = rows = _accelerator(found) if name == "accelerator" else run_suite(name)
         found["suites"][name] = rows
-        print(f"\n{name}\n{table(rows)}", flush=True)
+        if name == "accelerator":
+            from benchmarks.accelerator import summary
+
+            shown = summary(rows)
+        print(table(shown), flush=True)
+        _write(found)
+    if _JSON.value:
+        print(f"\nwritten to {_JSON.value}")
+
+
+def _write(found: dict[str, Any]) -> None:
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
-        print(f"\nwritten to {_JSON.value}")
+
+
+def _accelerator(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The suite, on from where the file leaves off if that is of the same device and commit."""
+    from benchmarks.accelerator import accelerator_suite
+
+    done = []
+    if _JSON.value and Path(_JSON.value).exists():
+        there = json.loads(Path(_JSON.value).read_text())
+        if there.get("environment") == found["environment"]:
+            done = there["suites"].get("accelerator", [])
+
+    def save(rows: list[dict[str, Any]]) -> None:
+        found["suites"]["accelerator"] = rows
+        _write(found)
+
+    return accelerator_suite(_BUDGET.value, _QUICK.value, done, save)
 
 
 def run_suite(name: str) -> list[dict[str, Any]]:

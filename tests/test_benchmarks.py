@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import classification, compare, core, harness, programs, scaling, startup
+from benchmarks import (
+    accelerator,
+    bounds,
+    classification,
+    compare,
+    core,
+    equivalence,
+    harness,
+    programs,
+    scaling,
+    startup,
+)
 from maml_jax.networks import products
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,6 +227,88 @@ def test_the_benchmarks_train_what_the_experiment_trains():
         paper.train_shots,
         paper.inner_lr,
     ) == (core.NUM_TASKS, core.SHOTS, core.INNER_LR)
+
+
+PEAKS = bounds.Peaks(1000.0, 500.0, 2000.0, 100.0, 5.0)
+
+
+def test_what_bounds_a_program():
+    """1 ms on a device of 1,000 GFLOP/s and 100 GB/s: 1e9 operations, 1e8 bytes are its limits."""
+    found = bounds.nearest(1.0, 0.5e9, 0.4e8, PEAKS)
+    assert found == {"bound by": "arithmetic", "arithmetic": 0.5, "memory": 0.4}
+    assert bounds.nearest(1.0, 0.1e9, 0.9e8, PEAKS)["bound by"] == "memory"
+    assert bounds.nearest(1.0, 0.1e9, 0.1e8, PEAKS)["bound by"] == "launches"
+
+
+def test_bytes_of_products_are_counted_through_loops():
+    def fn(a, b):
+        return jax.lax.scan(lambda x, _: (x @ b, None), a, length=3)[0]
+
+    jaxpr = jax.make_jaxpr(fn)(jnp.ones((2, 5)), jnp.ones((5, 5))).jaxpr
+    assert list(classification.products_in(jaxpr)) == [(3 * 2 * 50.0, 3 * 4 * (10 + 25 + 10.0))]
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """A suite of three probes, of which one fails and one is long."""
+
+    def fail():
+        raise ValueError("out of memory\nand much more")
+
+    made = [
+        accelerator.Probe("first", 1, lambda: [{"name": "first", "median_ms": 2.0, "case": "a"}]),
+        accelerator.Probe("broken", 1, fail),
+        accelerator.Probe("long", 1000, lambda: [{"name": "long", "median_ms": 6.0, "case": "a"}]),
+    ]
+    monkeypatch.setattr(accelerator.Bench, "probes", lambda self: made)
+    monkeypatch.setattr(accelerator, "measure_peaks", lambda *args: PEAKS)
+
+
+def test_what_does_not_fit_is_said_and_done_later(probes):
+    saved = []
+    rows = accelerator.accelerator_suite(50.0, save=lambda rows: saved.append(len(rows)))
+    assert saved == [2, 3, 4]
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["device"]["gflops"] == 1000.0
+    assert by_name["broken"]["error"] == "out of memory"
+    assert by_name["long"]["not run"].endswith("s were left")
+    rows[1]["median_ms"] = 3.0  # is not measured again
+    rows = accelerator.accelerator_suite(5000.0, done=rows)
+    assert [row["name"] for row in rows] == ["device", "first", "broken", "long"]
+    short = {row["name"]: row for row in accelerator.summary(rows)}
+    assert short["long"]["times_ours"] == 2.0
+    assert short["broken"]["error"] == "out of memory"
+
+
+def test_a_wrong_meta_gradient_is_found(monkeypatch):
+    """All choices agree on a small network; one whose gradient is doubled does not."""
+    monkeypatch.setattr(equivalence, "LOWERINGS", ("patches", "native"))
+    monkeypatch.setattr(equivalence, "MODES", ("reverse", "first_order"))
+    monkeypatch.setattr(equivalence, "TOLERANCE", {"highest": 1e-3})
+    case, real = equivalence.CASE._replace(ways=2, tasks=3), equivalence._gradient
+
+    def planted(case, mode, batching, options):
+        fn = real(case, mode, batching, options)
+        wrong = 1.01 if batching == "scan" else 1.0
+        return lambda p, t: jax.tree.map(lambda g: g * wrong, fn(p, t))
+
+    monkeypatch.setattr(equivalence, "_gradient", planted)
+    rows = equivalence.equivalence_rows(case, num_filters=2, num_layers=1)
+    assert len(rows) == 5
+    for row in rows:
+        assert row["agree"] == ("NO" if "scan" in row["name"] else "yes"), row
+
+
+@pytest.mark.slow
+def test_the_accelerator_suite_runs_on_a_cpu(tmp_path):
+    path = tmp_path / "found.json"
+    line = [sys.executable, "-m", "benchmarks.run", "--suite=accelerator", "--quick",
+            "--cpu_devices=1", f"--json={path}"]  # fmt: skip
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(path.read_text())["suites"]["accelerator"]
+    assert not [row for row in rows if "error" in row or row.get("agree") == "NO"]
+    assert len([row for row in rows if "meta_steps_per_s" in row]) >= 20
 
 
 @pytest.mark.slow
