@@ -71,10 +71,11 @@ class Bench:
         """In the order of their importance."""
         made = [Probe("meta-gradients agree", 90, self._equivalence)]
         made += [self._sinusoid("mixed", "vmap")]
-        made += [self._image(case, {}) for case in (OMNIGLOT_5, OMNIGLOT_20, MINI)]
+        cases = (OMNIGLOT_5,) if self._quick else (OMNIGLOT_5, OMNIGLOT_20, MINI)
+        made += [self._image(case, {}) for case in cases]
         made += self._navigation()
-        made += [self._image(case, choice) for case, choice in CHOICES]
-        made += [self._torch(case) for case in (OMNIGLOT_5, OMNIGLOT_20)]
+        made += [self._image(*pair) for pair in (CHOICES[:1] if self._quick else CHOICES)]
+        made += [self._torch(case) for case in (OMNIGLOT_5, OMNIGLOT_20) if case in cases]
         made += [self._sinusoid("reverse", "vmap"), self._sinusoid("mixed", "scan")]
         return [*made, *self._locomotion()]
 

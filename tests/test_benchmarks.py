@@ -20,6 +20,7 @@ from benchmarks import (
     compare,
     core,
     equivalence,
+    foreign,
     harness,
     programs,
     scaling,
@@ -147,18 +148,35 @@ def test_measure_loop_threads_the_state():
     assert timing.samples == 5
 
 
+def test_a_checkout_that_is_none_is_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("LEARN2LEARN", raising=False)
+    assert foreign.find_maml("learn2learn") is None
+    monkeypatch.setenv("LEARN2LEARN", str(tmp_path))
+    with pytest.raises(SystemExit, match="LEARN2LEARN must be a checkout with learn2learn/"):
+        foreign.find_maml("learn2learn")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-def test_contenders_give_our_meta_gradient():
+@pytest.mark.parametrize("steps", [1, 10])
+def test_contenders_give_our_meta_gradient(steps, monkeypatch):
     from benchmarks import peers
 
-    assert len(peers.peers_suite(rounds=1)) >= 4
+    real = peers.torch_contenders
+    # Of ten steps torch.compile unrolls all, which takes a minute.
+    uncompiled = lambda: (pair for pair in real() if steps == 1 or "compiled" not in pair[0])
+    monkeypatch.setattr(peers, "torch_contenders", uncompiled)
+    found = peers.agreeing_contenders(steps)
+    assert len(found) >= 3
+    for step, _ in found.values():
+        step()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-def test_contenders_on_images_give_our_meta_gradient():
+@pytest.mark.parametrize("data", ["omniglot", "mini_imagenet"])
+def test_contenders_on_images_give_our_meta_gradient(data):
     from benchmarks import image_peers
 
-    case = image_peers.OMNIGLOT_20._replace(ways=3, tasks=2, steps=2)
+    case = image_peers.OMNIGLOT_20._replace(ways=3, tasks=2, steps=2, data=data)
     exact = image_peers.reference(case, "float64")
     for name, make in image_peers.torch_contenders():
         if "compiled" not in name:  # takes minutes
@@ -300,6 +318,7 @@ def test_a_wrong_meta_gradient_is_found(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_accelerator_suite_runs_on_a_cpu(tmp_path):
     path = tmp_path / "found.json"
     line = [sys.executable, "-m", "benchmarks.run", "--suite=accelerator", "--quick",
@@ -308,7 +327,7 @@ def test_the_accelerator_suite_runs_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(path.read_text())["suites"]["accelerator"]
     assert not [row for row in rows if "error" in row or row.get("agree") == "NO"]
-    assert len([row for row in rows if "meta_steps_per_s" in row]) >= 20
+    assert len([row for row in rows if "meta_steps_per_s" in row]) >= 5
 
 
 @pytest.mark.slow
