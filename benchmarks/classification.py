@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class Case(NamedTuple):
         tasks: of a meta-batch.
         steps: inner steps.
         data: "omniglot", "omniglot, not convolutional" or "mini_imagenet": shapes and network.
+        rate: inner step size, if it is not the experiment's.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Case(NamedTuple):
     tasks: int
     steps: int
     data: str = "omniglot"
+    rate: float | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -58,6 +61,8 @@ class Case(NamedTuple):
     @property
     def inner_lr(self) -> float:
         """On the mean loss."""
+        if self.rate is not None:
+            return self.rate
         return 0.05 if self.data == "mini_imagenet" else 2.0
 
     def network(self, **options: Any) -> ImageNetwork:
@@ -107,6 +112,15 @@ def task_loss(case: Case, network: ImageNetwork, mode: str = "mixed") -> Any:
 def trainer(case: Case, num_steps: int, **options: Any) -> tuple[Any, MetaState]:
     """`(step, state)`: a number of meta-steps with episodes drawn inside, as experiments do it.
 
+    Options: as of `train_program`.
+    """
+    train, state, images = train_program(case, num_steps, **options)
+    return lambda s: train(s, images), state
+
+
+def train_program(case: Case, num_steps: int, **options: Any) -> tuple[Any, MetaState, ImageSet]:
+    """`(train, state, images)`, where `train(state, images)` is a number of meta-steps.
+
     Options: `mode`, `batching`, and those of the network.
     """
     mode, batching = options.pop("mode", case.mode), options.pop("batching", "scan")
@@ -122,7 +136,7 @@ def trainer(case: Case, num_steps: int, **options: Any) -> tuple[Any, MetaState]
     )
     images = replicate(synthetic_images(case), task_mesh(case.tasks))
     state = init(jax.jit(network.init)(jax.random.key(0)), OPTIMIZER, 0)
-    return lambda s: train(s, images), state
+    return train, state, images
 
 
 def classification_suite() -> list[dict[str, Any]]:
@@ -163,57 +177,88 @@ def _timed(name: str, case: Case, peak: float, **options: Any) -> dict[str, Any]
     }
 
 
+def task_shapes(case: Case) -> Any:
+    """Shapes of one episode."""
+    sample = classification_problem(case.network(), case.ways, case.shots, case.queries).sample
+    draw = lambda images: draw_episodes(sample, jax.random.key(0), images, 1)
+    episodes = jax.eval_shape(draw, synthetic_images(case))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
+
+
 def products_of(case: Case, mode: str) -> float:
     """Floating-point operations of all matrix products in one meta-step."""
-    network = case.network()
-    episodes = jax.eval_shape(
-        lambda images: draw_episodes(
-            classification_problem(network, case.ways, case.shots, case.queries).sample,
-            jax.random.key(0),
-            images,
-            1,
-        ),
-        synthetic_images(case),
-    )
-    task = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
+    return case.tasks * count_products(gradient_jaxpr(case, mode))
+
+
+def gradient_jaxpr(case: Case, mode: str, **options: Any) -> Any:
+    """Of one task's meta-gradient; options are those of the network."""
+    network = case.network(**options)
     params = jax.eval_shape(network.init, jax.random.key(0))
     gradient = jax.grad(task_loss(case, network, mode), has_aux=True)
-    return case.tasks * count_products(jax.make_jaxpr(gradient)(params, task).jaxpr)
+    return jax.make_jaxpr(gradient)(params, task_shapes(case)).jaxpr
 
 
 def count_products(jaxpr: Any) -> float:
     """Floating-point operations of the matrix products in a jaxpr, loops included."""
-    total = 0.0
+    return sum(operations for operations, _ in products_in(jaxpr))
+
+
+def products_in(jaxpr: Any, times: float = 1.0) -> Iterator[tuple[float, float]]:
+    """For each matrix product in a jaxpr its operations, and bytes of its operands and result.
+
+    Args:
+        jaxpr: in which products in a loop are counted as often as it turns. A loop that ends by a
+            condition is taken to turn once.
+        times: that it is run.
+    """
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "gemm":
-            a = equation.invars[0].aval.shape
-            inner = a[-2] if equation.params["transpose_a"] else a[-1]
-            total += 2.0 * np.prod(equation.outvars[0].aval.shape) * inner
-        elif equation.primitive.name == "conv":
-            kernel = equation.params["geometry"].size
-            a, b = (v.aval.shape for v in equation.invars)
-            form = equation.params["form"]
-            out = equation.outvars[0].aval.shape
-            output, image = {"output": (out, a), "input": (a, out), "kernel": (b, a)}[form]
-            total += 2.0 * np.prod(output) * np.prod(kernel) * image[-1]
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            inner = np.prod([equation.invars[0].aval.shape[d] for d in contracted])
-            total += 2.0 * np.prod(equation.outvars[0].aval.shape) * inner
-        else:
-            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-                if _is_jaxpr(value):
-                    total += times * count_products(getattr(value, "jaxpr", value))
-    return float(total)
+        operations = _operations(equation)
+        if operations is not None:
+            variables = (*equation.invars, *equation.outvars)
+            yield times * operations, times * sum(_size(v.aval) for v in variables)
+            continue
+        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(value):
+                yield from products_in(getattr(value, "jaxpr", value), times * turns)
+
+
+def _operations(equation: Any) -> float | None:
+    """Of one product; None for what is none."""
+    name, out = equation.primitive.name, equation.outvars[0].aval.shape if equation.outvars else ()
+    if name == "gemm":
+        a = equation.invars[0].aval.shape
+        return 2.0 * float(np.prod(out)) * (a[-2] if equation.params["transpose_a"] else a[-1])
+    if name == "conv":
+        a, b = (v.aval.shape for v in equation.invars)
+        output, image = {"output": (out, a), "input": (a, out), "kernel": (b, a)}[
+            equation.params["form"]
+        ]
+        kernel = equation.params["geometry"].size
+        return 2.0 * float(np.prod(output)) * float(np.prod(kernel)) * image[-1]
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        inner = np.prod([equation.invars[0].aval.shape[d] for d in contracted])
+        return 2.0 * float(np.prod(out)) * float(inner)
+    return None
+
+
+def _size(aval: Any) -> float:
+    return float(np.prod(aval.shape)) * aval.dtype.itemsize
 
 
 def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def product_peak(side: int = 1024, repeats: int = 10) -> float:
-    """GFLOP/s of large float32 matrix products, all devices at once."""
+def product_peak(side: int = 1024, repeats: int = 10, dtype: Any = jnp.float32) -> float:
+    """GFLOP/s of large matrix products, all devices at once, at the matrix precision that is set.
+
+    Args:
+        side: of the square matrices.
+        repeats: products of a call.
+        dtype: of the matrices.
+    """
     mesh = task_mesh(len(jax.devices()))
 
     def chain(a: jax.Array) -> jax.Array:
@@ -221,7 +266,7 @@ def product_peak(side: int = 1024, repeats: int = 10) -> float:
 
     spec = PartitionSpec(TASK_AXIS)
     run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=spec, out_specs=spec))
-    a = jnp.broadcast_to(jnp.eye(side) * 0.999, (mesh.size, side, side))
+    a = jnp.broadcast_to(jnp.eye(side, dtype=dtype) * 0.999, (mesh.size, side, side))
     jax.block_until_ready(run(a))
     best = np.inf
     for _ in range(5):

@@ -28,18 +28,39 @@ def tasks_and_params() -> tuple[Task, Any]:
     return tasks, NETWORK.init(jax.random.key(0))
 
 
-def trainer(mode: str, num_steps: int, batching: Any = None, draw: int = 50) -> Any:
+def sinusoid_loss(mode: str, num_steps: int = 1) -> Any:
+    """The meta-loss of one task."""
+    return functools.partial(
+        meta_loss, PROBLEM.inner_loss, inner_lr=INNER_LR, num_steps=num_steps, mode=mode
+    )
+
+
+def trainer(
+    mode: str,
+    num_steps: int,
+    batching: Any = None,
+    draw: int = 50,
+    num_tasks: int = NUM_TASKS,
+    inner_steps: int = 1,
+) -> Any:
     """Many meta-steps of the sinusoid in one dispatch, as the experiment compiles it."""
-    task_loss = functools.partial(meta_loss, PROBLEM.inner_loss, inner_lr=INNER_LR, mode=mode)
     return make_train_fn(
         PROBLEM.sample,
-        task_loss,
+        sinusoid_loss(mode, inner_steps),
         OPTIMIZER,
-        num_tasks=NUM_TASKS,
+        num_tasks=num_tasks,
         num_steps=num_steps,
         steps_per_draw=draw,
         batching=batching,
     )
+
+
+def gradient_jaxpr(mode: str, num_steps: int = 1) -> Any:
+    """Of one task's meta-gradient."""
+    params = jax.eval_shape(NETWORK.init, jax.random.key(0))
+    task = jax.eval_shape(lambda key: PROBLEM.sample(None, key), jax.random.key(0))
+    gradient = jax.grad(sinusoid_loss(mode, num_steps), has_aux=True)
+    return jax.make_jaxpr(gradient)(params, task).jaxpr
 
 
 def start() -> Any:

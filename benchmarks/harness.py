@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -36,12 +38,12 @@ class Timing(NamedTuple):
 
 
 def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0) -> Timing:
-    """Compiles `fn` for some arguments and times it.
+    """Compiles `fn` for some arguments and times it, on `variants` of them in turn.
 
     Args:
         name: of the measurement.
         fn: a function of arrays.
-        *args: its arguments, the same in every call.
+        *args: its arguments.
         seconds: about how long to time for.
     """
     begun = time.perf_counter()
@@ -49,8 +51,42 @@ def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0)
     compile_s = time.perf_counter() - begun
     analysis = compiled.memory_analysis()
     temporary = None if analysis is None else analysis.temp_size_in_bytes / 1e6
-    samples = sample_times(lambda: jax.block_until_ready(compiled(*args)), seconds)
+    samples = sample_times(rotating(compiled, variants(args)), seconds)
     return summarize(name, samples, compile_s, temporary)
+
+
+def variants(args: Any, count: int = 4) -> list[Any]:
+    """`args`, and further inputs of the same shapes in memory of their own.
+
+    A call on the input of the call before finds it in the cache, and its branches predicted.
+
+    Args:
+        args: a pytree of arrays. Floating-point values are scaled by a few thousandths, keys are
+            changed, and other values copied.
+        count: of inputs, `args` among them.
+    """
+
+    def changed(x: Any, by: int) -> Any:
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            data = jax.random.key_data(x) + jnp.uint32(by)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        if jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            return x * jnp.asarray(1 + by / 1024, jnp.result_type(x))
+        return jnp.array(x, copy=True)
+
+    others = [jax.tree.map(lambda x, i=i: changed(x, i), args) for i in range(1, count)]
+    return jax.block_until_ready([args, *others])
+
+
+def rotating(fn: Callable[..., Any], inputs: Sequence[Sequence[Any]]) -> Callable[[], Any]:
+    """A call of `fn` on the next of its inputs, in turn, that blocks on its results.
+
+    Args:
+        fn: what is called.
+        inputs: for each call the arguments.
+    """
+    turns = itertools.cycle(inputs)
+    return lambda: jax.block_until_ready(fn(*next(turns)))
 
 
 def measure_loop(

@@ -1,4 +1,4 @@
-"""Omniglot's meta-step in PyTorch libraries, beside ours, in one run.
+"""Omniglot's and MiniImagenet's meta-steps in PyTorch libraries, beside ours, in one run.
 
 The same network, second-order meta-gradient and Adam step. Before anything is timed all must give
 the same loss and meta-gradient on the same tasks. Ours draws its episodes inside the step; the
@@ -7,6 +7,7 @@ others are handed theirs.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import classification, foreign
 from benchmarks.classification import (
     OMNIGLOT_5,
     OMNIGLOT_15,
@@ -31,7 +33,8 @@ from maml_jax.classification import classification_problem, draw_episodes
 from maml_jax.networks.normalization import EPSILON
 from maml_jax.types import is_float
 
-CASES = (OMNIGLOT_5, OMNIGLOT_20, OMNIGLOT_15)
+MINI = next(case for case in classification.CASES if case.data == "mini_imagenet")
+CASES = (OMNIGLOT_5, OMNIGLOT_20, OMNIGLOT_15, MINI)
 # Of the largest element. In float64 all agree to rounding. In float32, which is what is timed, five
 # steps at alpha = 2 on random pixels amplify rounding, and a ReLU's input that is zero but for
 # rounding falls to either side; that check is for the compiled contender, which compiles slowly.
@@ -162,22 +165,31 @@ def torch_contenders() -> Iterator[tuple[str, Callable[[Case, Any, Any], tuple[A
         yield "higher", _higher
     if importlib.util.find_spec("torchopt") is not None:
         yield "TorchOpt", _torchopt
+    if (maml := foreign.find_maml("learn2learn")) is not None:
+        yield "learn2learn", functools.partial(_learn2learn, maml)
 
 
 def _apply(weights: Any, offsets: Any, x: Any) -> Any:
-    """Logits; `weights` are kernels and biases, the head's last."""
+    """Logits; `weights` are kernels and biases, the head's last.
+
+    Colour images are MiniImagenet's, whose layers have max-pooling in place of strides.
+    """
     import torch
     from torch.nn import functional
 
+    stride = 2 if x.shape[1] == 1 else 1
     for i in range(LAYERS):
-        total = (-(-x.shape[-1] // 2) - 1) * 2 + 3 - x.shape[-1]  # as XLA pads for SAME
+        total = (-(-x.shape[-1] // stride) - 1) * stride + 3 - x.shape[-1]  # as XLA pads for SAME
         x = functional.pad(x, (total // 2, total - total // 2) * 2)
-        x = functional.conv2d(x, weights[2 * i], weights[2 * i + 1], stride=2)
+        x = functional.conv2d(x, weights[2 * i], weights[2 * i + 1], stride=stride)
         mean = x.mean((0, 2, 3), keepdim=True)
         variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
         x = (x - mean) * torch.rsqrt(variance + EPSILON) + offsets[i][None, :, None, None]
         x = torch.relu(x)
-    return x.mean((2, 3)) @ weights[-2].T + weights[-1]
+        if stride == 1:
+            x = functional.max_pool2d(x, 2)
+    x = x.mean((2, 3)) if stride == 2 else x.permute(0, 2, 3, 1).flatten(1)
+    return x @ weights[-2].T + weights[-1]
 
 
 def _loss(weights: Any, offsets: Any, x: Any, y: Any) -> Any:
@@ -227,7 +239,7 @@ def _torch_func(case: Case, params: Any, tasks: Any, compiled: bool) -> tuple[An
 
     def check() -> Any:
         value, grads = gradients()
-        return float(value), [g.detach().numpy() for g in grads]
+        return float(value), [g.detach().cpu().numpy() for g in grads]
 
     def step() -> None:
         _, grads = gradients()
@@ -257,7 +269,7 @@ def _looped(
 
     def check() -> Any:
         value = gradients()
-        return value, [leaf.grad.numpy().copy() for leaf in leaves]
+        return value, [leaf.grad.cpu().numpy().copy() for leaf in leaves]
 
     def step() -> None:
         gradients()
@@ -335,3 +347,19 @@ def _torchopt(case: Case, params: Any, tasks: Any) -> tuple[Any, Any]:
         return loss
 
     return _looped(case, leaves, batch, task_loss)
+
+
+def _learn2learn(maml: Any, case: Case, params: Any, tasks: Any) -> tuple[Any, Any]:
+    from torch.nn import functional
+
+    weights, offsets, batch = _setup(params, tasks)
+    net = _module(weights)
+    learner = maml(net, lr=case.inner_lr)
+
+    def task_loss(xs: Any, ys: Any, xq: Any, yq: Any) -> Any:
+        clone = learner.clone()
+        for _ in range(case.steps):
+            clone.adapt(functional.cross_entropy(clone(xs, offsets), ys))
+        return functional.cross_entropy(clone(xq, offsets), yq)
+
+    return _looped(case, [*net.parameters(), *offsets], batch, task_loss)

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from benchmarks.harness import sample_times
+from benchmarks.harness import rotating, sample_times, variants
 from benchmarks.reinforcement import INNER_LR, SUBSAMPLE, Case, phases, time_iteration
 from maml_jax import task_mesh
 from maml_jax.batching import TASK_AXIS
@@ -77,8 +77,8 @@ def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
         return jax.lax.scan(body, inner, jax.random.split(keys[0], num_steps))[1][None]
 
     run = jax.jit(jax.shard_map(play, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
-    keys = jax.random.split(jax.random.key(0), ENVIRONMENTS)
-    times = sample_times(lambda: jax.block_until_ready(run(keys)), 4.0, LEAST)
+    keys = variants((jax.random.split(jax.random.key(0), ENVIRONMENTS),))
+    times = sample_times(rotating(run, keys), 4.0, LEAST)
     return ENVIRONMENTS * num_steps / float(np.median(times))
 
 
@@ -117,14 +117,19 @@ def _deviation(robot: str, physics: lib.Physics) -> tuple[np.ndarray, np.ndarray
     return one_step, apart.max(1), np.asarray(inner.qpos)[:, 0] - qpos[:, -1, 0]
 
 
+def make_case(task: str, physics: str) -> Case:
+    """A family of tasks as it is meta-trained."""
+    env = lib.locomotion(task, physics, horizon=HORIZON)
+    policy = gaussian_policy(env.num_observations, env.num_actions)
+    problem = reinforcement_problem(env, policy, num_episodes=EPISODES, inner_lr=INNER_LR)
+    return Case(f"{task}, {physics}", env, problem, TASKS, EPISODES)
+
+
 def locomotion_suite() -> list[dict[str, Any]]:
     """The whole rollout against the raw physics, then each meta-iteration's phases."""
     rows = []
     for task, physics in FAMILIES:
-        env = lib.locomotion(task, physics, horizon=HORIZON)
-        policy = gaussian_policy(env.num_observations, env.num_actions)
-        problem = reinforcement_problem(env, policy, num_episodes=EPISODES, inner_lr=INNER_LR)
-        case = Case(f"{task}, {physics}", env, problem, TASKS, EPISODES)
+        case = make_case(task, physics)
         raw = raw_speed(lib.make_physics(lib.FAMILIES[task].robot, physics), HORIZON)
         found = phases(case, LEAST)
         played = next(row for row in found if row["name"].endswith(": rollout"))
@@ -134,4 +139,4 @@ def locomotion_suite() -> list[dict[str, Any]]:
     return rows
 
 
-__all__ = ["locomotion_suite", "physics_suite"]
+__all__ = ["locomotion_suite", "make_case", "physics_suite"]

@@ -1,8 +1,8 @@
 """The sinusoid's meta-step in PyTorch libraries, beside ours, in one run.
 
 Every contender draws 25 tasks of 10 + 10 points, takes the second-order meta-gradient of one inner
-step on the 1-40-40-1 network, and an Adam step. Before anything is timed, all of them must give the
-same loss and meta-gradient on the same tasks and parameters.
+step, then of ten, on the 1-40-40-1 network, and an Adam step. Before anything is timed, all of them
+must give the same loss and meta-gradient on the same tasks and parameters.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import core
+from benchmarks import core, foreign
 from benchmarks.harness import summarize
-from maml_jax import meta_loss
 from maml_jax.batching import sum_gradient
 
 T, K, LR = core.NUM_TASKS, core.SHOTS, core.INNER_LR
 TOLERANCE = 1e-4  # relative, float32
+INNER_STEPS = (1, 10)
 
 
 def peers_suite(rounds: int = 5) -> list[dict[str, Any]]:
@@ -35,18 +35,11 @@ def peers_suite(rounds: int = 5) -> list[dict[str, Any]]:
     """
     if importlib.util.find_spec("torch") is None:
         raise SystemExit("the peers suite needs PyTorch; `make bench-peers` brings it.")
-    tasks, params = core.tasks_and_params()
-    loss, gradient = our_meta_gradient(params, tasks)
-    contenders: dict[str, tuple[Callable[[], Any], int]] = {"maml_jax": our_steps()}
-    for name, make in torch_contenders():
-        check, step = make(params, tasks)
-        their_loss, their_gradient = check()
-        scale = np.abs(gradient).max()
-        np.testing.assert_allclose(their_loss, loss, rtol=TOLERANCE, err_msg=name)
-        np.testing.assert_allclose(
-            their_gradient, gradient, rtol=TOLERANCE, atol=TOLERANCE * scale, err_msg=name
-        )
-        contenders[name] = (step, 1)
+    return [row for steps in INNER_STEPS for row in _compare(steps, rounds)]
+
+
+def _compare(steps: int, rounds: int) -> list[dict[str, Any]]:
+    contenders = agreeing_contenders(steps)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for step, _ in contenders.values():
         _steps_for(step, 1.0)  # warm up, compile
@@ -57,9 +50,31 @@ def peers_suite(rounds: int = 5) -> list[dict[str, Any]]:
     ours = float(np.median(samples["maml_jax"]))
     rows = []
     for name, values in samples.items():
-        timing = summarize(name, values, None, None)
+        said = name if steps == 1 else f"{name}, {steps} inner steps"
+        timing = summarize(said, values, None, None)
         rows.append({**timing._asdict(), "times_ours": timing.median_ms / (ours * 1e3)})
     return rows
+
+
+def agreeing_contenders(steps: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """By name a call of each contender, and the meta-steps that it takes.
+
+    Raises:
+        AssertionError: a contender's meta-gradient is not ours.
+    """
+    tasks, params = core.tasks_and_params()
+    loss, gradient = our_meta_gradient(params, tasks, steps)
+    contenders: dict[str, tuple[Callable[[], Any], int]] = {"maml_jax": our_steps(steps)}
+    for name, make in all_contenders():
+        check, step = make(params, tasks, steps)
+        their_loss, their_gradient = check()
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(their_loss, loss, rtol=TOLERANCE, err_msg=name)
+        np.testing.assert_allclose(
+            their_gradient, gradient, rtol=TOLERANCE, atol=TOLERANCE * scale, err_msg=name
+        )
+        contenders[name] = (step, 1)
+    return contenders
 
 
 def _steps_for(step: Callable[[], Any], seconds: float) -> float:
@@ -71,16 +86,16 @@ def _steps_for(step: Callable[[], Any], seconds: float) -> float:
     return (now - begun) / count if count > 2 else (time.perf_counter() - begun) / count
 
 
-def our_meta_gradient(params: Any, tasks: Any) -> tuple[float, np.ndarray]:
-    """Mean loss and flat meta-gradient, in the order of `_torch_params`."""
-    task_loss = functools.partial(meta_loss, core.PROBLEM.inner_loss, inner_lr=LR, mode="mixed")
+def our_meta_gradient(params: Any, tasks: Any, steps: int) -> tuple[float, np.ndarray]:
+    """Mean loss and flat meta-gradient, in the order of `_flat`."""
+    task_loss = core.sinusoid_loss("mixed", steps)
     losses, _, grads = jax.jit(lambda p, t: sum_gradient(task_loss, p, t))(params, tasks)
     return float(losses.mean()), np.concatenate([g.ravel() / T for g in _flat(grads)])
 
 
-def our_steps() -> tuple[Callable[[], Any], int]:
+def our_steps(steps: int) -> tuple[Callable[[], Any], int]:
     """1,000 meta-steps a call, tasks drawn inside."""
-    train = core.trainer("mixed", 1000)
+    train = core.trainer("mixed", 1000, inner_steps=steps)
     holder = [core.start()]
 
     def step() -> None:
@@ -95,15 +110,27 @@ def _flat(params: Any) -> list[np.ndarray]:
     return [np.asarray(layer[name]) for layer in layers for name in ("kernel", "bias")]
 
 
-def torch_contenders() -> Iterator[tuple[str, Callable[[Any, Any], tuple[Any, Any]]]]:
-    """Name and maker of each; a maker returns `(check, step)`."""
-    yield "torch.func", lambda p, t: _torch_func(p, t, compiled=False)
-    yield "torch.func, compiled", lambda p, t: _torch_func(p, t, compiled=True)
+Maker = Callable[[Any, Any, int], tuple[Any, Any]]
+
+
+def all_contenders() -> Iterator[tuple[str, Maker]]:
+    """Those in PyTorch, and jax-meta where a checkout of it is named."""
+    yield from torch_contenders()
+    if (maml := foreign.find_maml("jax_meta")) is not None:
+        yield "jax-meta", functools.partial(_jax_meta, maml)
+
+
+def torch_contenders() -> Iterator[tuple[str, Maker]]:
+    """Name and maker of each; a maker takes parameters, tasks and inner steps: `(check, step)`."""
+    yield "torch.func", functools.partial(_torch_func, compiled=False)
+    yield "torch.func, compiled", functools.partial(_torch_func, compiled=True)
     yield "PyTorch, loop over tasks", _torch_loop
     if importlib.util.find_spec("higher"):
         yield "higher", _higher
     if importlib.util.find_spec("torchopt"):
         yield "TorchOpt", _torchopt
+    if (maml := foreign.find_maml("learn2learn")) is not None:
+        yield "learn2learn", functools.partial(_learn2learn, maml)
 
 
 def _torch_setup(params: Any, tasks: Any) -> tuple[Any, Any, Callable[[], Any]]:
@@ -138,7 +165,7 @@ def _apply(w: Any, x: Any) -> Any:
     return x @ w[4] + w[5]
 
 
-def _torch_func(params: Any, tasks: Any, compiled: bool) -> tuple[Any, Any]:
+def _torch_func(params: Any, tasks: Any, steps: int, compiled: bool) -> tuple[Any, Any]:
     import torch
     from torch.func import grad, grad_and_value, vmap
 
@@ -149,8 +176,9 @@ def _torch_func(params: Any, tasks: Any, compiled: bool) -> tuple[Any, Any]:
         return torch.mean((_apply(w, x) - y) ** 2)
 
     def task(w: Any, xs: Any, ys: Any, xq: Any, yq: Any) -> Any:
-        adapted = tuple(p - LR * g for p, g in zip(w, grad(loss)(w, xs, ys), strict=True))
-        return loss(adapted, xq, yq)
+        for _ in range(steps):
+            w = tuple(p - LR * g for p, g in zip(w, grad(loss)(w, xs, ys), strict=True))
+        return loss(w, xq, yq)
 
     def total(w: Any, *batch: Any) -> Any:
         return vmap(task, (None, 0, 0, 0, 0))(w, *batch).mean()
@@ -163,7 +191,7 @@ def _torch_func(params: Any, tasks: Any, compiled: bool) -> tuple[Any, Any]:
 
     def check() -> Any:
         grads, value = meta_gradient(weights, *fixed)
-        return value.item(), np.concatenate([g.detach().numpy().ravel() for g in grads])
+        return value.item(), np.concatenate([g.detach().cpu().numpy().ravel() for g in grads])
 
     def step() -> None:
         grads, _ = meta_gradient(tuple(w.detach() for w in leaves), *draw())
@@ -193,7 +221,7 @@ def _looped(params: Any, tasks: Any, task_loss: Callable[..., Any], weights: Any
 
     def check() -> Any:
         value = gradients(fixed)
-        return value, np.concatenate([w.grad.numpy().ravel() for w in weights])
+        return value, np.concatenate([w.grad.cpu().numpy().ravel() for w in weights])
 
     def step() -> None:
         gradients(draw())
@@ -202,14 +230,15 @@ def _looped(params: Any, tasks: Any, task_loss: Callable[..., Any], weights: Any
     return check, step
 
 
-def _torch_loop(params: Any, tasks: Any) -> Any:
+def _torch_loop(params: Any, tasks: Any, steps: int) -> Any:
     import torch
 
     def task_loss(w: Any, xs: Any, ys: Any, xq: Any, yq: Any) -> Any:
-        inner = torch.mean((_apply(w, xs) - ys) ** 2)
-        grads = torch.autograd.grad(inner, w, create_graph=True)
-        adapted = [p - LR * g for p, g in zip(w, grads, strict=True)]
-        return torch.mean((_apply(adapted, xq) - yq) ** 2)
+        for _ in range(steps):
+            inner = torch.mean((_apply(w, xs) - ys) ** 2)
+            grads = torch.autograd.grad(inner, w, create_graph=True)
+            w = [p - LR * g for p, g in zip(w, grads, strict=True)]
+        return torch.mean((_apply(w, xq) - yq) ** 2)
 
     return _looped(params, tasks, task_loss)
 
@@ -231,7 +260,7 @@ def _module(params: Any) -> Any:
     return Net()
 
 
-def _higher(params: Any, tasks: Any) -> Any:
+def _higher(params: Any, tasks: Any, steps: int) -> Any:
     import higher
     import torch
 
@@ -240,13 +269,14 @@ def _higher(params: Any, tasks: Any) -> Any:
 
     def task_loss(w: Any, xs: Any, ys: Any, xq: Any, yq: Any) -> Any:
         with higher.innerloop_ctx(net, inner, copy_initial_weights=False) as (fast, optimizer):
-            optimizer.step(torch.mean((fast(xs) - ys) ** 2))
+            for _ in range(steps):
+                optimizer.step(torch.mean((fast(xs) - ys) ** 2))
             return torch.mean((fast(xq) - yq) ** 2)
 
     return _looped(params, tasks, task_loss, list(net.parameters()))
 
 
-def _torchopt(params: Any, tasks: Any) -> Any:
+def _torchopt(params: Any, tasks: Any, steps: int) -> Any:
     import torch
     import torchopt
 
@@ -257,10 +287,60 @@ def _torchopt(params: Any, tasks: Any) -> Any:
     def task_loss(w: Any, xs: Any, ys: Any, xq: Any, yq: Any) -> Any:
         before = torchopt.extract_state_dict(net, by="reference")
         optimizer_before = torchopt.extract_state_dict(inner, by="reference")
-        inner.step(torch.mean((net(xs) - ys) ** 2))
+        for _ in range(steps):
+            inner.step(torch.mean((net(xs) - ys) ** 2))
         loss = torch.mean((net(xq) - yq) ** 2)
         torchopt.recover_state_dict(net, before)
         torchopt.recover_state_dict(inner, optimizer_before)
         return loss
 
     return _looped(params, tasks, task_loss, weights)
+
+
+def _learn2learn(maml: Any, params: Any, tasks: Any, steps: int) -> Any:
+    import torch
+
+    net = _module(params)
+    learner = maml(net, lr=LR)
+
+    def task_loss(w: Any, xs: Any, ys: Any, xq: Any, yq: Any) -> Any:
+        clone = learner.clone()
+        for _ in range(steps):
+            clone.adapt(torch.mean((clone(xs) - ys) ** 2))
+        return torch.mean((clone(xq) - yq) ** 2)
+
+    return _looped(params, tasks, task_loss, list(net.parameters()))
+
+
+def _jax_meta(maml: Any, params: Any, tasks: Any, steps: int) -> Any:
+    """jax-meta compiles one meta-step; its tasks come from outside, by a program of their own."""
+
+    class Regression(maml):
+        def loss(self, params: Any, state: Any, inputs: Any, targets: Any, args: Any) -> Any:
+            loss = jax.numpy.mean((core.NETWORK.apply(params, inputs) - targets) ** 2)
+            return loss, (state, {"loss": loss})
+
+        def meta_init(self, key: Any, *args: Any, **kwargs: Any) -> Any:
+            return params, {}
+
+    learner = Regression(None, num_steps=steps, alpha=LR)
+    holder = list(learner.init(jax.random.key(0), core.OPTIMIZER))
+    draw = jax.jit(lambda key: jax.vmap(functools.partial(core.PROBLEM.sample, None))(
+        jax.random.split(key, T)))  # fmt: skip
+    keys = iter(range(2**31))
+
+    def check() -> Any:
+        gradient = jax.jit(
+            lambda p, a, b: jax.value_and_grad(learner.batch_outer_loss, has_aux=True)(
+                p, {}, a, b, ()
+            )
+        )
+        (loss, _), grads = gradient(params, tasks.support, tasks.query)
+        return float(loss), np.concatenate([g.ravel() for g in _flat(grads)])
+
+    def step() -> None:
+        drawn = draw(jax.random.key(next(keys)))
+        *holder[:], logs = learner.step(*holder, drawn.support, drawn.query)
+        jax.block_until_ready(logs)
+
+    return check, step

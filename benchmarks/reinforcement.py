@@ -5,6 +5,7 @@ On a CPU each core is one JAX device with one thread, as the experiments run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from benchmarks.harness import measure_loop, sample_times, summarize
+from benchmarks.harness import measure_loop, rotating, sample_times, summarize, variants
 from maml_jax import Task, init, meta_loss, task_mesh
 from maml_jax.batching import TASK_AXIS, split_tasks
 from maml_jax.maml import inner_update
@@ -113,6 +114,29 @@ def time_iteration(
     return measure_loop(name, iterate, state, calls, 1)._asdict()
 
 
+def rollout_speed(case: Case, seconds: float = 2.0) -> float:
+    """Environment steps a second of the rollouts of a meta-batch, tasks and noise drawn anew."""
+    mesh = task_mesh(case.num_tasks)
+    keys = split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh)
+    params = jax.jit(case.problem.init)(jax.random.key(0))
+    split = PartitionSpec(TASK_AXIS)
+    play = jax.jit(
+        jax.shard_map(
+            lambda p, k: jax.vmap(functools.partial(_play, case), (None, 0))(p, k),
+            mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False,
+        )
+    )  # fmt: skip
+    inputs = [(params, own) for own in variants(keys)]
+    taken = float(np.median(sample_times(rotating(play, inputs), seconds)))
+    return case.num_tasks * case.num_episodes * case.env.horizon / taken
+
+
+def _play(case: Case, params: Any, key: Array) -> Any:
+    task_key, own = jax.random.split(key)
+    task = case.env.sample_task(task_key)
+    return rollout(case.env, case.problem.policy, params, task, own, case.num_episodes)
+
+
 def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
     """Each phase as a program of its own, over the devices that the meta-iteration runs on.
 
@@ -120,10 +144,10 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
         case: what is timed.
         least: samples of each phase.
     """
-    problem, env = case.problem, case.env
+    problem = case.problem
     params = jax.jit(problem.init)(jax.random.key(0))
     mesh = task_mesh(case.num_tasks)
-    keys = split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh)
+    several = variants(split_tasks(jax.random.split(jax.random.key(1), case.num_tasks), mesh))
     whole, split = PartitionSpec(), PartitionSpec(TASK_AXIS)
 
     def over_tasks(fn: Callable[..., Any], *in_specs: Any) -> Callable[..., Any]:
@@ -131,11 +155,7 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
             jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
         )
 
-    def play(params: Any, key: Array) -> Any:
-        task_key, own = jax.random.split(key)
-        task = env.sample_task(task_key)
-        return rollout(env, problem.policy, params, task, own, case.num_episodes)
-
+    play = functools.partial(_play, case)
     rollouts = over_tasks(lambda p, k: jax.vmap(play, (None, 0))(p, k), whole, split)
     estimates = over_tasks(jax.vmap(to_samples), split)
     adaptation = over_tasks(
@@ -146,21 +166,23 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
         split,
     )  # fmt: skip
     after = over_tasks(lambda p, k: jax.vmap(play)(p, k), split, split)
-    trajectories = rollouts(params, keys)
-    samples = estimates(trajectories)
-    adapted = adaptation(params, samples)
+    trajectories = [rollouts(params, keys) for keys in several]
+    samples = [estimates(played) for played in trajectories]
+    adapted = [adaptation(params, drawn) for drawn in samples]
     calls = {
-        "rollout": lambda: rollouts(params, keys),
-        "baseline and advantages": lambda: estimates(trajectories),
-        "adaptation": lambda: adaptation(params, samples),
-        "rollout of the adapted": lambda: after(adapted, keys),
+        "rollout": (rollouts, [(params, keys) for keys in several]),
+        "baseline and advantages": (estimates, [(played,) for played in trajectories]),
+        "adaptation": (adaptation, [(params, drawn) for drawn in samples]),
+        "rollout of the adapted": (after, list(zip(adapted, several, strict=True))),
     }
     rows = []
-    for name, call in calls.items():
-        times = sample_times(lambda call=call: jax.block_until_ready(call()), 1.0, least)
+    for name, (phase, inputs) in calls.items():
+        times = sample_times(rotating(phase, inputs), 1.0, least)
         rows.append(summarize(f"{case.name}: {name}", times, None, None)._asdict())
-    query = estimates(after(adapted, keys))
-    tasks = Task(jax.tree.map(lambda x: x[:, None], samples), query)
+    batches = [
+        (params, Task(jax.tree.map(lambda x: x[:, None], drawn), estimates(after(own, keys))))
+        for drawn, own, keys in zip(samples, adapted, several, strict=True)
+    ]
     for episodes in (None, SUBSAMPLE):
         update = trpo(problem, product_episodes=episodes, batching=_batching()).update
 
@@ -171,7 +193,7 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
             jax.shard_map(step, mesh=mesh, in_specs=(whole, split), out_specs=whole,
                           check_vma=False)
         )  # fmt: skip
-        times = sample_times(lambda c=compiled: jax.block_until_ready(c(params, tasks)), 3.0, least)
+        times = sample_times(rotating(compiled, batches), 3.0, least)
         name = f"{case.name}: TRPO, {_curvature(episodes)}"
         rows.append(summarize(name, times, None, None)._asdict())
     return rows

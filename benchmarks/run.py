@@ -1,18 +1,28 @@
 """The benchmark command: `python -m benchmarks.run [--suite=core] [--json=FILE]`.
 
-Suites: core (the parts of a meta-step), sinusoid (the paper's whole meta-training), memory (each
-meta-gradient mode against the number of inner steps), peers (PyTorch libraries beside ours on the
-sinusoid; `make bench-peers` installs them); classification (meta-steps of the image classifiers),
-image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot), reinforcement
-(meta-iterations of navigation, phase by phase), estimators (bias and deviation of the policy
-gradients' meta-gradients), reinforcement_peers (navigation beside pytorch-maml-rl), physics (the
-robots' steps a second and deviation from MuJoCo's engine), locomotion (meta-iterations, phase by
-phase). From classification on they split a CPU into one device a core, as their experiments do, and
-go into a run of their own. Run on an idle machine: nothing here can tell what else runs.
+core                 the parts of a meta-step
+sinusoid             the paper's whole meta-training of the sinusoid
+memory               each meta-gradient mode against the number of inner steps
+peers                other libraries beside ours on the sinusoid; `make bench-peers` installs them
+scaling              simulated devices: what is measured beside what the formulas say
+startup              from the command to the first finished dispatch
+classification       meta-steps of the image classifiers
+image_memory         MiniImagenet's meta-gradient by mode
+image_peers          other libraries on Omniglot and MiniImagenet
+reinforcement        meta-iterations of navigation, phase by phase
+estimators           bias and deviation of the policy gradients' meta-gradients
+reinforcement_peers  navigation beside pytorch-maml-rl
+physics              the robots' steps a second and deviation from MuJoCo's engine
+locomotion           meta-iterations of locomotion, phase by phase
+accelerator          whether all is right and fast on a GPU, in one command under ten minutes
+
+From classification on they split a CPU into one device a core, as their experiments do, and go into
+a run of their own. Run on an idle machine: nothing here can tell what else runs.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -23,8 +33,15 @@ from absl import app, flags, logging
 
 from experiments.process import lay_out_cpu, num_cores
 
-SUITES = ("core", "sinusoid", "memory", "peers")
-FACTORIZING = ("reinforcement", "estimators", "reinforcement_peers", "physics", "locomotion")
+SUITES = ("core", "sinusoid", "memory", "peers", "scaling", "startup")
+FACTORIZING = (
+    "reinforcement",
+    "estimators",
+    "reinforcement_peers",
+    "physics",
+    "locomotion",
+    "accelerator",
+)
 CORE_PER_DEVICE = ("classification", "image_memory", "image_peers", *FACTORIZING)
 _SUITE = flags.DEFINE_list(
     "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
@@ -38,6 +55,10 @@ _DEVICES = flags.DEFINE_integer(
     None,
     "Devices that a CPU is split into; default one, or one a core for the last suites.",
     1,
+)
+_BUDGET = flags.DEFINE_float("budget_s", 540.0, "Wall-clock seconds of the suite accelerator.", 0.0)
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "The suite accelerator with tiny sizes, to try the command."
 )
 
 
@@ -63,12 +84,39 @@ def main(argv: list[str]) -> None:
     print("  ".join(f"{key}: {value}" for key, value in where.items()))
     found = {"environment": where, "suites": {}}
     for name in names:
-        rows = run_suite(name)
+        print(f"\n{name}", flush=True)
+        shown = rows = _accelerator(found) if name == "accelerator" else run_suite(name)
         found["suites"][name] = rows
-        print(f"\n{name}\n{table(rows)}", flush=True)
+        if name == "accelerator":
+            from benchmarks.accelerator import summary
+
+            shown = summary(rows)
+        print(table(shown), flush=True)
+        _write(found)
+    if _JSON.value:
+        print(f"\nwritten to {_JSON.value}")
+
+
+def _write(found: dict[str, Any]) -> None:
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
-        print(f"\nwritten to {_JSON.value}")
+
+
+def _accelerator(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The suite, on from where the file leaves off if that is of the same device and commit."""
+    from benchmarks.accelerator import accelerator_suite
+
+    done = []
+    if _JSON.value and Path(_JSON.value).exists():
+        there = json.loads(Path(_JSON.value).read_text())
+        if there.get("environment") == found["environment"]:
+            done = there["suites"].get("accelerator", [])
+
+    def save(rows: list[dict[str, Any]]) -> None:
+        found["suites"]["accelerator"] = rows
+        _write(found)
+
+    return accelerator_suite(_BUDGET.value, _QUICK.value, done, save)
 
 
 def run_suite(name: str) -> list[dict[str, Any]]:
@@ -91,6 +139,9 @@ def run_suite(name: str) -> list[dict[str, Any]]:
         from benchmarks import reinforcement_peers
 
         return reinforcement_peers.reinforcement_peers_suite()
+    if name in ("scaling", "startup"):
+        module = importlib.import_module(f"benchmarks.{name}")
+        return getattr(module, f"{name}_suite")()
     if name == "image_peers":
         from benchmarks import image_peers
 

@@ -1,6 +1,11 @@
 """Eight simulated CPU devices, float64 where a test asks for it, and compiled functions to share.
 
 JAX tests are compile-bound: what several tests need compiled is made once here.
+
+    MAML_JAX_TEST_PLATFORM=cuda python -m pytest -n0 -m accelerator
+
+runs on a GPU what says something new there. Those tests need one device only, float64 or the
+fixture `full_precision` where their tolerance is that of float32, and no CPU beside it.
 """
 
 import os
@@ -20,6 +25,13 @@ from maml_jax import Task
 def x64():
     """Float64 for one test: differences are then of the mathematics, not of the rounding."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def full_precision():
+    """Float32 products in float32 for one test: an accelerator's own way is coarser (TF32)."""
+    with jax.default_matmul_precision("highest"):
         yield
 
 

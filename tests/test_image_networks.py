@@ -37,7 +37,8 @@ def test_parameters_of_omniglot():
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(("side", "strides"), [(8, (2, 2)), (7, (2, 2)), (5, (1, 1)), (6, (2, 1))])
-def test_lowerings_are_one_convolution(side, strides, padding):
+@pytest.mark.accelerator
+def test_lowerings_are_one_convolution(side, strides, padding, full_precision):
     keys = jax.random.split(jax.random.key(0), 2)
     images = jax.random.normal(keys[0], (3, side, side + 1, 2))
     kernel = jax.random.normal(keys[1], (3, 3, 2, 4))
@@ -85,6 +86,7 @@ def meta_gradient(network, params, task, mode="reverse"):
 
 
 @pytest.mark.parametrize("pooling", ["stride", "max"])
+@pytest.mark.accelerator
 def test_lowerings_and_modes_give_one_meta_gradient(x64, pooling):
     make = functools.partial(
         convolutional, (8, 8, 1), 3, num_filters=4, num_layers=2, pooling=pooling
@@ -99,6 +101,7 @@ def test_lowerings_and_modes_give_one_meta_gradient(x64, pooling):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.accelerator
 def test_every_norm_trains(norm):
     network = convolutional((8, 8, 1), 3, num_filters=6, num_layers=1, norm=norm)
     params = network.init(jax.random.key(0))
@@ -136,6 +139,7 @@ def test_batch_norm_of_one_black_image_is_finite():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.accelerator
 def test_bfloat16_leaves_parameters_updates_and_logits_in_float32():
     make = functools.partial(convolutional, (8, 8, 1), 3, num_filters=8, num_layers=2)
     params = make(dtype=jnp.bfloat16).init(jax.random.key(0))
@@ -182,6 +186,7 @@ def test_impossible_networks_are_refused(make, message):
 @pytest.mark.parametrize(
     "batched", [(0, 0), (0, None), (None, 0)], ids=["both", "images", "kernel"]
 )
+@pytest.mark.accelerator
 def test_convolution_products_under_vmap(x64, monkeypatch, cache_bytes, batched):
     """Values, gradients and second derivatives are JAX's own, in tasks and in pieces of a batch."""
     monkeypatch.setattr(convolution_products, "CACHE_BYTES", cache_bytes)

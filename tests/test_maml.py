@@ -39,6 +39,7 @@ def test_inner_update_is_one_gradient_step(x64):
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3])
+@pytest.mark.accelerator
 def test_second_order_meta_gradient_by_hand(num_steps, x64):
     """theta_S - c = (I - lr A)^S (theta - c): the meta-gradient is J' A_q (theta_S - c_q)."""
     lr = 0.2
@@ -58,6 +59,7 @@ def test_second_order_meta_gradient_by_hand(num_steps, x64):
     np.testing.assert_allclose(gradient("first_order"), outer, rtol=1e-7)
 
 
+@pytest.mark.accelerator
 def test_meta_gradient_against_finite_differences(x64):
     params = mlp_params(jax.random.key(0), (3, 5, 4))
     task = classification_task(jax.random.key(1))
@@ -65,6 +67,7 @@ def test_meta_gradient_against_finite_differences(x64):
     check_grads(fn, (params,), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.accelerator
 def test_adapt_repeats_inner_update(x64):
     params = mlp_params(jax.random.key(0))
     batch = classification_task(jax.random.key(1)).support
@@ -79,6 +82,7 @@ def test_adapt_repeats_inner_update(x64):
     assert metrics["accuracy"].shape == (3,)
 
 
+@pytest.mark.accelerator
 def test_jit_is_eager_and_vmap_is_a_loop(x64):
     params = mlp_params(jax.random.key(0), (3, 5, 4))
     tasks = classification_task(jax.random.key(1), num_tasks=3)

@@ -56,6 +56,7 @@ def meta_gradient(mode, inner_lr, num_steps, metrics_weight=0.0, **kwargs):
 
 @pytest.mark.parametrize("num_steps", [1, 3, 10])
 @pytest.mark.parametrize("setting", ["number", "adam"])
+@pytest.mark.accelerator
 def test_exact_modes_agree_over_steps(setting, num_steps, x64):
     make_rate, kwargs = SETTINGS[setting]
     rate = make_rate(num_steps)
@@ -65,6 +66,7 @@ def test_exact_modes_agree_over_steps(setting, num_steps, x64):
 
 
 @pytest.mark.parametrize("setting", sorted(set(SETTINGS) - {"number", "adam"}))
+@pytest.mark.accelerator
 def test_exact_modes_agree_in_all_settings(setting, x64):
     make_rate, kwargs = SETTINGS[setting]
     rate = make_rate(3)
@@ -74,6 +76,7 @@ def test_exact_modes_agree_in_all_settings(setting, x64):
         assert_trees_close(actual, expected, 1e-10)
 
 
+@pytest.mark.accelerator
 def test_first_order_differs_where_the_curvature_matters(x64):
     """The test problem is not one on which any mode would pass."""
     exact = meta_gradient("reverse", 0.5, 3)[0]
@@ -85,6 +88,7 @@ def test_first_order_differs_where_the_curvature_matters(x64):
     assert largest > 1e-2
 
 
+@pytest.mark.accelerator
 def test_what_the_loss_closes_over_is_differentiated(x64):
     """A learned loss: its own parameters get a gradient through the inner steps in every mode."""
     x, y = jnp.linspace(-1, 1, 5), jnp.arange(5.0)

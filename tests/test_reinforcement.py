@@ -106,7 +106,8 @@ def test_categorical():
 
 
 @pytest.mark.parametrize("make", [gaussian_policy, categorical_policy, recurrent_policy])
-def test_unroll_is_act_repeated(make):
+@pytest.mark.accelerator
+def test_unroll_is_act_repeated(make, full_precision):
     policy = make(3, 2)
     params = policy.init(KEY)
     seen = jax.random.normal(KEY, (5, 4, 3))
@@ -180,6 +181,7 @@ def test_noise_differs_before_and_after_adaptation_and_between_tasks():
     assert len(np.unique(noise)) == noise.size
 
 
+@pytest.mark.accelerator
 def test_nothing_is_differentiated_through_a_rollout():
     env, policy = navigation(horizon=3), gaussian_policy(2, 2, (4,))
 
@@ -190,7 +192,8 @@ def test_nothing_is_differentiated_through_a_rollout():
     assert all(not np.any(g) for g in jax.tree.leaves(grads))
 
 
-def test_navigation():
+@pytest.mark.accelerator
+def test_navigation(full_precision):
     env = navigation()
     goal = jnp.array([0.05, -0.08])
     state = env.reset(KEY, goal)
@@ -244,6 +247,7 @@ def test_discounted_returns_by_hand():
     np.testing.assert_allclose(found[:, 0], [3.75, 5.5, 7.0])
 
 
+@pytest.mark.accelerator
 def test_generalized_advantages_by_hand():
     rewards, values = jnp.array([[1.0], [2.0], [0.0]]), jnp.array([[0.5], [1.0], [9.0]])
     alive = jnp.array([[True], [True], [False]])
@@ -272,7 +276,8 @@ def test_normalized_over_the_steps_that_were_taken():
     np.testing.assert_allclose([taken.mean(), taken.std()], [0.0, 1.0], atol=1e-6)
 
 
-def test_baseline_is_a_ridge_regression_on_the_steps_that_were_taken():
+@pytest.mark.accelerator
+def test_baseline_is_a_ridge_regression_on_the_steps_that_were_taken(full_precision):
     t = play(navigation(horizon=20), jnp.array([0.3, 0.2]), episodes=8)
     alive = t.alive.at[10:, 3].set(False)
     returns = advantages_lib.discounted_returns(t.rewards, 0.9)
@@ -446,6 +451,7 @@ def random_tables(key, n, num_actions):
         (2, 2, "likelihood", False),
     ],
 )
+@pytest.mark.accelerator
 def test_meta_gradient_against_the_exact_one(x64, horizon, n, form, exact):
     """LVC and DiCE are exact on a bandit, DiCE alone on two time steps, the paper's form never."""
     policy, inner_lr = linear_policy(n, 3), 2.0

@@ -1,0 +1,172 @@
+"""From the command to the first finished dispatch of meta-steps, with and without JAX's cache.
+
+Each run is a process of its own, watched from outside: it is done when `metrics.jsonl` has its
+first line, and is then waited for only until it has saved what it spent on compiling.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+POLL_S = 0.005
+# Every program is kept, however small and however quickly compiled.
+CACHE = {
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+RUNS: dict[str, list[str]] = {
+    "sinusoid": ["experiments.sinusoid"],
+    "Omniglot, synthetic glyphs": ["experiments.omniglot", "--dataset=synthetic"],
+    "Omniglot": ["experiments.omniglot"],
+}
+
+
+def startup_suite(repeats: int = 3, limit_s: float = 300.0) -> list[dict[str, Any]]:
+    """Seconds until the imports are done and until the first line, for each experiment.
+
+    Args:
+        repeats: fresh processes of each kind, of which the median is reported.
+        limit_s: after which a run that has no line is given up.
+    """
+    rows = []
+    for name, command in RUNS.items():
+        if name == "Omniglot" and not _has_omniglot():
+            rows.append({"name": name, "cache": "not run: MAML_JAX_DATA has no Omniglot"})
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            warm = {**CACHE, "JAX_COMPILATION_CACHE_DIR": folder}
+            rows.append(_row(name, "none", command, {}, repeats, limit_s))
+            first_line(command, warm, limit_s)  # fills the cache
+            rows.append(_row(name, "warm", command, warm, repeats, limit_s))
+    return rows
+
+
+def _has_omniglot() -> bool:
+    from experiments import places
+    from maml_jax.classification.datasets import omniglot
+
+    return omniglot.has_archives(places.data_dir())
+
+
+def _row(
+    name: str,
+    cache: str,
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    repeats: int,
+    limit_s: float,
+) -> dict[str, Any]:
+    imports = [_imports(command[0], variables) for _ in range(repeats)]
+    runs = [first_line(command, variables, limit_s) for _ in range(repeats)]
+    middle = lambda values: float(np.median(values))
+    return {
+        "name": name,
+        "cache": cache,
+        "imports_s": middle(imports),
+        "first_line_s": middle([run["first_line_s"] for run in runs]),
+        "first_line_least_s": min(run["first_line_s"] for run in runs),
+        "compile_s": middle([run["compile_s"] for run in runs]),
+        "meta_steps": runs[0]["meta_steps"],
+        "samples": repeats,
+    }
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's, without what it was told about caches and the CPU's layout."""
+    ours = ("JAX_COMPILATION_CACHE_DIR", "PJRT_NPROC", "XLA_FLAGS", *CACHE)
+    return {k: v for k, v in os.environ.items() if k not in ours} | dict(variables)
+
+
+def _imports(module: str, variables: Mapping[str, str]) -> float:
+    """Seconds of a process that only imports an experiment."""
+    begun = time.monotonic()
+    line = [sys.executable, "-c", f"import {module}"]
+    subprocess.run(line, cwd=ROOT, env=_environment(variables), check=True, capture_output=True)
+    return time.monotonic() - begun
+
+
+def first_line(
+    command: Sequence[str], variables: Mapping[str, str], limit_s: float = 300.0
+) -> dict[str, Any]:
+    """Starts an experiment, waits for its first dispatch, and ends it.
+
+    Args:
+        command: module and flags.
+        variables: of the environment, beside this process's.
+        limit_s: after which it is given up.
+
+    Returns:
+        `first_line_s` from the start of the process; `compile_s`, what the run itself says it
+        spent on tracing and compiling its training; `meta_steps` of the dispatch.
+
+    Raises:
+        RuntimeError: it stopped, or took longer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run"
+        line = [sys.executable, "-m", *command, f"--workdir={workdir}", "--checkpoint_every_s=0"]
+        output = Path(folder) / "output"
+        with output.open("w") as stream:
+            begun = time.monotonic()
+            child = subprocess.Popen(
+                line, cwd=ROOT, env=_environment(variables), stdout=stream, stderr=stream,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            entry = _wait(child, lambda: _first_entry(workdir), begun + limit_s, output)
+            took = time.monotonic() - begun
+            compiling = _wait(child, lambda: _compile_seconds(workdir), begun + limit_s, output)
+        finally:
+            _end(child)
+        return {"first_line_s": took, "compile_s": compiling, "meta_steps": entry["step"]}
+
+
+def _wait(
+    child: subprocess.Popen[Any], found: Callable[[], Any], until: float, output: Path
+) -> Any:
+    while (value := found()) is None:
+        if child.poll() is not None or time.monotonic() > until:
+            what = "took too long" if child.poll() is None else f"stopped with {child.returncode}"
+            raise RuntimeError(f"{child.args} {what}:\n{output.read_text()[-2000:]}")
+        time.sleep(POLL_S)
+    return value
+
+
+def _first_entry(workdir: Path) -> dict[str, Any] | None:
+    try:
+        text = (workdir / "metrics.jsonl").read_text()
+    except OSError:
+        return None
+    return json.loads(text.splitlines()[0]) if "\n" in text else None
+
+
+def _compile_seconds(workdir: Path) -> float | None:
+    """From the information beside the first checkpoint, whose directories have the step's name."""
+    for path in workdir.glob("checkpoints/*/[0-9]*/info/*"):
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and "compile_s" in found:
+            return float(found["compile_s"])
+    return None
+
+
+def _end(child: subprocess.Popen[Any]) -> None:
+    """Ends the process and those that it started."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
