@@ -126,7 +126,8 @@ def sample_times(call: Callable[[], Any], seconds: float, least: int = 5) -> lis
     one = max(time.perf_counter() - begun, 1e-7)
     group = max(1, int(5e-3 / one))
     count = int(np.clip(seconds / (group * one), least, 200))
-    samples = []
+    samples = [one] if one > seconds else []  # what is slow need not be called once more
+    count -= len(samples)
     for _ in range(count):
         begun = time.perf_counter()
         for _ in range(group):
