@@ -117,7 +117,7 @@ def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -
         if values[f"{kind}_dir"].value:
             os.environ[name] = values[f"{kind}_dir"].value
     code = _ending(functools.partial(_carry_out, experiment, argv, values, run))
-    if code not in (0, *STOPPED) and jax.process_count() > 1:
+    if code not in (0, *STOPPED) and jax.distributed.is_initialized():
         distributed.leave(code)
     return code
 
