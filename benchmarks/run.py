@@ -1,14 +1,15 @@
 """The benchmark command: `python -m benchmarks.run [--suite=core] [--json=FILE]`.
 
 Suites: core (the parts of a meta-step), sinusoid (the paper's whole meta-training), memory (each
-meta-gradient mode against the number of inner steps), peers (PyTorch libraries beside ours on the
-sinusoid; `make bench-peers` installs them); classification (meta-steps of the image classifiers),
-image_memory (MiniImagenet by mode), image_peers (PyTorch libraries on Omniglot), reinforcement
-(meta-iterations of navigation, phase by phase), estimators (bias and deviation of the policy
-gradients' meta-gradients), reinforcement_peers (navigation beside pytorch-maml-rl), physics (the
-robots' steps a second and deviation from MuJoCo's engine), locomotion (meta-iterations, phase by
-phase). From classification on they split a CPU into one device a core, as their experiments do, and
-go into a run of their own. Run on an idle machine: nothing here can tell what else runs.
+meta-gradient mode against inner steps and network width; with --json a chart and a table, too),
+peers (PyTorch libraries beside ours on the sinusoid; `make bench-peers` installs them);
+classification (meta-steps of the image classifiers), image_memory (MiniImagenet by mode),
+image_peers (PyTorch libraries on Omniglot), reinforcement (meta-iterations of navigation, phase by
+phase), estimators (bias and deviation of the policy gradients' meta-gradients), reinforcement_peers
+(navigation beside pytorch-maml-rl), physics (the robots' steps a second and deviation from MuJoCo's
+engine), locomotion (meta-iterations, phase by phase). From classification on they split a CPU into
+one device a core, as their experiments do, and go into a run of their own. Run on an idle machine:
+nothing here can tell what else runs.
 """
 
 from __future__ import annotations
@@ -69,6 +70,17 @@ def main(argv: list[str]) -> None:
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
         print(f"\nwritten to {_JSON.value}")
+        if "memory" in found["suites"]:
+            write_memory_chart(Path(_JSON.value), found["suites"]["memory"])
+
+
+def write_memory_chart(beside: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows of suite `memory` as FILE.png and FILE.txt beside FILE.json."""
+    from benchmarks import memory
+
+    memory.memory_chart(beside.with_suffix(".png"), rows)
+    beside.with_suffix(".txt").write_text(memory.memory_table(rows) + "\n")
+    print(f"chart and table: {beside.with_suffix('.png')}, {beside.with_suffix('.txt')}")
 
 
 def run_suite(name: str) -> list[dict[str, Any]]:
@@ -100,7 +112,9 @@ def run_suite(name: str) -> list[dict[str, Any]]:
     if name == "sinusoid":
         return [timing._asdict() for timing in core.sinusoid_suite()]
     if name == "memory":
-        return core.memory_rows()
+        from benchmarks import memory
+
+        return memory.memory_rows()
     from benchmarks import peers
 
     return peers.peers_suite()
