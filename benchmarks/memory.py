@@ -142,7 +142,7 @@ def memory_chart(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes[0][0].set_title(f"width {FIXED_WIDTH}")
         axes[0][1].set_title(f"{FIXED_STEPS} inner steps")
         handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) // 2)
         plotting.save(figure, path)
 
 
