@@ -105,6 +105,11 @@ class Child:
         """What the process has said on stderr."""
         return self._log.read_text()
 
+    @property
+    def last_line(self) -> str:
+        """The last line of that: a sentence for the user, if all is well, and no traceback."""
+        return (self.err.strip().splitlines() or [""])[-1]
+
     def entries(self) -> list[dict[str, Any]]:
         """The dispatches that the run has logged, those of earlier processes included."""
         path = self.workdir / "metrics.jsonl"
@@ -201,7 +206,7 @@ def disturb(workdir: Path, line: list[str], disturbance: Disturbance) -> tuple[E
         if kind == "full disk":
             return _fill(child, disk), child
         code = child.signal(signal.SIGTERM)
-        passed = code == 128 + signal.SIGTERM and "Traceback" not in child.err
+        passed = code == 128 + signal.SIGTERM and "saved. The same command" in child.last_line
         found = f"SIGTERM, exit code {code}"
         if kind == "truncated":
             found += f"; {truncate(workdir / 'checkpoints' / 'maml')}"
@@ -260,6 +265,6 @@ def _fill(child: Child, disk: Path | None) -> Ended:
         hard = resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
     code = child.wait()
-    said = "could not write the checkpoint" in child.err and "Traceback" not in child.err
+    said = child.last_line.startswith("error: could not write the checkpoint")
     tail = "" if said else f"; said {child.err[-300:]!r}"
     return Ended(code == 2 and said, f"{how}, exit code {code}{tail}")
