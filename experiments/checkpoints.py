@@ -128,8 +128,9 @@ class Checkpoints:
 
     def _clear_half_written(self) -> None:
         """Removes what a kill or a full disk left under a temporary name, and takes up room."""
-        for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
+        if jax.process_index() == 0:  # the others cannot save before this one does
+            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
         target = self._directory.with_name(f"{self._directory.name}-{step}.damaged")
