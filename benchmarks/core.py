@@ -1,4 +1,4 @@
-"""The core on the sinusoid's network, and memory against the number of inner steps."""
+"""The core on the sinusoid's network."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from benchmarks.harness import Timing, measure, measure_loop
-from maml_jax import MODES, Task, adapt, init, inner_update, make_train_fn, memory_report, meta_loss
+from maml_jax import MODES, Task, adapt, init, inner_update, make_train_fn, meta_loss
 from maml_jax.batching import sum_gradient
 from maml_jax.networks import mlp
-from maml_jax.regression import Examples, mean_squared_error, sinusoid_problem
+from maml_jax.regression import sinusoid_problem
 
 NUM_TASKS, SHOTS, INNER_LR = 25, 10, 0.001
 OPTIMIZER = optax.adam(1e-3)
@@ -136,36 +135,3 @@ def sinusoid_suite() -> list[Timing]:
         "sinusoid: all of it, in seconds x 1,000", None, *(v * 1e3 for v in whole), None, 70
     )
     return [timing, total]
-
-
-def wide_problem() -> tuple[Any, Any, Task]:
-    """Loss, parameters and task: a 64-256-256-256-1 tanh network on 2,000 examples.
-
-    Activations outweigh parameters, as they do in image networks.
-    """
-    network = mlp(64, 1, (256, 256, 256), activation=jnp.tanh)
-
-    def batch(seed: int) -> Examples:
-        x = jax.random.normal(jax.random.key(seed), (2000, 64))
-        return Examples(x, jnp.sin(x.sum(1, keepdims=True)))
-
-    params = network.init(jax.random.key(0))
-    return mean_squared_error(network.apply), params, Task(batch(1), batch(2))
-
-
-def memory_rows(steps: tuple[int, ...] = (1, 3, 10, 30, 100)) -> list[dict[str, Any]]:
-    """Compiled temporary memory and time of each mode against inner steps, on `wide_problem`."""
-    loss, params, task = wide_problem()
-    rows = []
-    for num_steps in steps:
-        make = lambda mode, s=num_steps: functools.partial(
-            meta_loss, loss, inner_lr=0.01, num_steps=s, mode=mode
-        )
-        report = memory_report(make, params, task)
-        for mode, use in report.items():
-            row = {"mode": mode, "inner_steps": num_steps, "temporary_mb": use.temporary / 1e6}
-            if num_steps <= 30:
-                fn = jax.value_and_grad(make(mode), has_aux=True)
-                row["median_ms"] = measure(mode, fn, params, task, seconds=2.0).median_ms
-            rows.append(row)
-    return rows

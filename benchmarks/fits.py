@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
 
-from benchmarks import core
+from benchmarks import memory
 from maml_jax import MODES, meta_loss
 
 _MODE = flags.DEFINE_enum("mode", "mixed", MODES, "How the inner loop is differentiated.")
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     """Compiles, limits the memory, runs."""
     del argv
     logging.set_verbosity(logging.ERROR)
-    loss, params, task = core.wide_problem()
+    loss, params, task = memory.wide_problem()
     fn = functools.partial(meta_loss, loss, inner_lr=0.01, num_steps=_STEPS.value, mode=_MODE.value)
     compiled = jax.jit(jax.grad(fn, has_aux=True)).lower(params, task).compile()
     jax.block_until_ready(jnp.ones(1000) @ jnp.ones(1000))

@@ -2,7 +2,7 @@
 
 core                 the parts of a meta-step
 sinusoid             the paper's whole meta-training of the sinusoid
-memory               each meta-gradient mode against the number of inner steps
+memory               each meta-gradient mode against inner steps and width; a chart
 peers                other libraries beside ours on the sinusoid; `make bench-peers` installs them
 scaling              simulated devices: what is measured beside what the formulas say
 startup              from the command to the first finished dispatch
@@ -95,6 +95,8 @@ def main(argv: list[str]) -> None:
         _write(found)
     if _JSON.value:
         print(f"\nwritten to {_JSON.value}")
+        if "memory" in found["suites"]:
+            write_memory_chart(Path(_JSON.value), found["suites"]["memory"])
 
 
 def _write(found: dict[str, Any]) -> None:
@@ -117,6 +119,15 @@ def _accelerator(found: dict[str, Any]) -> list[dict[str, Any]]:
         _write(found)
 
     return accelerator_suite(_BUDGET.value, _QUICK.value, done, save)
+
+
+def write_memory_chart(beside: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows of suite `memory` as FILE.png and FILE.txt beside FILE.json."""
+    from benchmarks import memory
+
+    memory.memory_chart(beside.with_suffix(".png"), rows)
+    beside.with_suffix(".txt").write_text(memory.memory_table(rows) + "\n")
+    print(f"chart and table: {beside.with_suffix('.png')}, {beside.with_suffix('.txt')}")
 
 
 def run_suite(name: str) -> list[dict[str, Any]]:
@@ -151,7 +162,9 @@ def run_suite(name: str) -> list[dict[str, Any]]:
     if name == "sinusoid":
         return [timing._asdict() for timing in core.sinusoid_suite()]
     if name == "memory":
-        return core.memory_rows()
+        from benchmarks import memory
+
+        return memory.memory_rows()
     from benchmarks import peers
 
     return peers.peers_suite()

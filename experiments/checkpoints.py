@@ -97,8 +97,11 @@ class Checkpoints:
             warn: is told of each checkpoint that cannot be read and is passed over. It is moved
                 to `NAME-STEP.damaged` beside the directory, so that the run can write that step
                 again.
-            read_only: whether to leave such a checkpoint where it is.
+            read_only: whether to leave such a checkpoint where it is, and those that a killed
+                process left half written, too: another process may be writing them.
         """
+        if not read_only:
+            self._clear_half_written()
         for step in reversed(self.steps()):
             try:
                 return self._restore(step, like)
@@ -122,6 +125,12 @@ class Checkpoints:
         if digest(leaves) != info["sha256"]:
             raise ValueError("its content does not match its digest")
         return Restored(step, _from_host(leaves, like), info)
+
+    def _clear_half_written(self) -> None:
+        """Removes what a kill or a full disk left under a temporary name, and takes up room."""
+        if jax.process_index() == 0:  # the others cannot save before this one does
+            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
         target = self._directory.with_name(f"{self._directory.name}-{step}.damaged")

@@ -1,10 +1,11 @@
-"""The process that a run lives in: asked to stop, and what it spends on compiling."""
+"""The process that a run lives in: memory left, asked to stop, and what compiling takes."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,6 +45,70 @@ def keep_compiled(directory: str) -> None:
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def available_memory() -> int | None:
+    """Bytes that a device of this process may still take; None where the system does not tell.
+
+    The least over this process's devices. Devices that a CPU is split into have one memory
+    between them: this is what is left for all of them.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return host_memory()
+    stats = [device.memory_stats() or {} for device in devices]
+    if not all("bytes_limit" in s and "bytes_in_use" in s for s in stats):
+        return None
+    return min(max(0, s["bytes_limit"] - s["bytes_in_use"]) for s in stats)
+
+
+def host_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take of the machine's memory and of its control group's.
+
+    Args:
+        root: where `proc` and `sys` are (Linux).
+    """
+    left = []
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        left += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        groups = []
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            left += _group_memory(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            left += _group_memory(root / "sys/fs/cgroup/memory", path, *names)
+    return max(0, min(left)) if left else None
+
+
+def _group_memory(base: Path, path: str, limit: str, used: str) -> list[int]:
+    """What is left to a control group and to those that it is in.
+
+    A file cache that has not been touched for a while counts as used there, and can be dropped.
+    """
+    group, left = base / path.strip("/"), []
+    while True:
+        try:
+            taken = int((group / used).read_text()) - _stale_cache(group / "memory.stat")
+            left.append(int((group / limit).read_text()) - taken)
+        except (OSError, ValueError):  # no such file, or the limit is "max"
+            pass
+        if group == base:
+            return left
+        group = group.parent
+
+
+def _stale_cache(path: Path) -> int:
+    try:
+        fields = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return 0
+    names = ("inactive_file", "total_inactive_file")  # the second: with groups below this one
+    return max((int(value) for name, value in fields if name in names), default=0)
 
 
 class StopRequest:

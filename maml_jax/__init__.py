@@ -10,7 +10,8 @@ Compose them with `jax.grad`, `jax.vmap` and `jax.jit`, or let `make_train_fn` d
 from maml_jax.batching import default_batching, task_mesh
 from maml_jax.evaluation import Evaluation, adaptation_curve, confidence_interval, make_evaluate_fn
 from maml_jax.maml import PerStep, adapt, inner_update, meta_loss
-from maml_jax.meta_gradient import MODES, MemoryUse, format_memory_report, memory_report
+from maml_jax.memory import MemoryUse, fitting_modes, format_memory_report, memory_report
+from maml_jax.meta_gradient import MODES
 from maml_jax.training import MetaState, check_finite, init, make_train_fn, meta_step
 from maml_jax.types import NonFiniteError, Problem, Task
 
@@ -30,6 +31,7 @@ __all__ = [
     "check_finite",
     "confidence_interval",
     "default_batching",
+    "fitting_modes",
     "format_memory_report",
     "init",
     "inner_update",

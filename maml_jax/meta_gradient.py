@@ -24,8 +24,8 @@ TypeError; any other mode can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,72 +164,3 @@ def _instantiate(leaf: Any, like: Any) -> Any:
         return leaf
     dtype = jnp.result_type(like) if types.is_float(like) else jax.dtypes.float0
     return np.zeros(jnp.shape(like), dtype)
-
-
-class MemoryUse(NamedTuple):
-    """What a compiled meta-gradient needs, in bytes.
-
-    Attributes:
-        temporary: scratch memory, where activations and tapes live; what the modes differ in.
-        arguments: the parameters and tasks that go in.
-        outputs: the loss and gradient that come out.
-    """
-
-    temporary: int
-    arguments: int
-    outputs: int
-
-
-def memory_report(
-    loss_of_mode: Callable[[str], Callable[..., Any]],
-    *args: Any,
-    modes: Sequence[str] = MODES,
-    has_aux: bool = True,
-) -> dict[str, MemoryUse]:
-    """Compiles the meta-gradient of a user's own problem in each mode and reports its memory.
-
-    Nothing is run, so that a mode which would not fit can be asked about: `args` may be arrays or
-    `jax.ShapeDtypeStruct`s.
-
-        report = memory_report(
-            lambda mode: functools.partial(meta_loss, loss_fn, inner_lr=0.1, num_steps=10,
-                                           mode=mode),
-            params, task)
-
-    Args:
-        loss_of_mode: `loss_of_mode(mode) -> fn(params, ...)`, to be differentiated in `params`.
-        *args: the arguments of `fn`.
-        modes: which of `MODES` to compile.
-        has_aux: whether `fn` returns `(loss, metrics)` rather than the loss alone.
-
-    Returns:
-        For each mode its `MemoryUse`, as the compiler accounts for it.
-
-    Raises:
-        ValueError: a mode is none of `MODES`.
-        NotImplementedError: the platform's compiler does not report memory.
-    """
-    report = {}
-    for mode in modes:
-        types.check_choice(mode, MODES, "mode")
-        fn = jax.value_and_grad(loss_of_mode(mode), has_aux=has_aux)
-        analysis = jax.jit(fn).lower(*args).compile().memory_analysis()
-        if analysis is None:
-            raise NotImplementedError(
-                f"the compiler of platform {jax.default_backend()!r} does not report memory."
-            )
-        report[mode] = MemoryUse(
-            int(analysis.temp_size_in_bytes),
-            int(analysis.argument_size_in_bytes),
-            int(analysis.output_size_in_bytes),
-        )
-    return report
-
-
-def format_memory_report(report: Mapping[str, MemoryUse]) -> str:
-    """A memory report as a text table in megabytes, one mode a line."""
-    lines = [f"{'mode':<12} {'temporary MB':>13} {'arguments MB':>13} {'outputs MB':>11}"]
-    for mode, use in report.items():
-        temporary, arguments, outputs = (value / 1e6 for value in use)
-        lines.append(f"{mode:<12} {temporary:>13,.2f} {arguments:>13,.2f} {outputs:>11,.2f}")
-    return "\n".join(lines)

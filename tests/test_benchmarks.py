@@ -22,7 +22,9 @@ from benchmarks import (
     equivalence,
     foreign,
     harness,
+    memory,
     programs,
+    run,
     scaling,
     startup,
 )
@@ -220,6 +222,27 @@ def test_the_image_benchmarks_train_what_the_experiments_train():
             config.inner_lr,
             config.image_shape,
         ) == (case.queries, case.tasks, case.steps, case.inner_lr, case.image_shape)
+
+
+def test_memory_is_measured_and_drawn(tmp_path, monkeypatch):
+    """In this process, which is quicker than one for each row."""
+    monkeypatch.setattr(memory, "in_fresh_process", lambda fn, *args: fn(*args))
+    monkeypatch.setattr(memory, "FIXED_WIDTH", 16)
+    monkeypatch.setattr(memory, "FIXED_STEPS", 3)
+    rows = memory.memory_rows((1, 3), (8, 16), ("reverse", "mixed"), examples=500, seconds=0.01)
+    points = [(row["inner_steps"], row["width"]) for row in rows]
+    assert points == [(s, w) for s, w in ((1, 16), (3, 16), (3, 8)) for _ in range(2)]
+    planned = {(r["mode"], r["inner_steps"], r["width"]): r["temporary_mb"] for r in rows}
+    assert planned["reverse", 3, 8] < planned["reverse", 3, 16]
+    assert planned["reverse", 1, 16] < planned["reverse", 3, 16]
+    assert planned["mixed", 3, 16] < planned["reverse", 3, 16]
+    assert all(row["median_ms"] > 0 and row["samples"] >= 1 for row in rows)
+    rows[0]["resident_mb"] = None  # a system that does not tell
+    run.write_memory_chart(tmp_path / "memory.json", rows)
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "memory.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines if line[:1].isdigit()] == ["1", "3", "8", "16"]
+    assert "?" in next(line for line in lines if line.startswith("1 "))
 
 
 @pytest.mark.slow

@@ -290,6 +290,17 @@ class TestCheckpoints:
     def test_nothing_there(self, tmp_path):
         assert checkpoints.Checkpoints(tmp_path).restore(self.STATE, warn=pytest.fail) is None
 
+    def test_what_a_kill_left_half_written_is_removed_by_who_may_write(self, tmp_path):
+        store = checkpoints.Checkpoints(tmp_path)
+        store.save(1, self.STATE, {})
+        half = tmp_path / "2.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
+        half.mkdir(parents=True)
+        assert store.restore(self.STATE, warn=pytest.fail, read_only=True).step == 1
+        assert half.exists()
+        assert store.restore(self.STATE, warn=pytest.fail).step == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        store.close()
+
     def test_a_full_disk_is_said_and_leaves_the_last_one(self, tmp_path):
         """A limit on file size makes every write beyond it fail, as a full disk does."""
         code = (

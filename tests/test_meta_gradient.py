@@ -1,6 +1,7 @@
 """Every exact mode gives the meta-gradient of plain reverse, in less memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,8 @@ import pytest
 from conftest import assert_trees_close, classification_task, cross_entropy, mlp_params
 
 from maml_jax import PerStep, Task, meta_loss
-from maml_jax.meta_gradient import (
-    EXACT_MODES,
-    MODES,
-    format_memory_report,
-    gradient,
-    memory_report,
-)
+from maml_jax.memory import MemoryUse, fitting_modes, format_memory_report, memory_report
+from maml_jax.meta_gradient import EXACT_MODES, MODES, gradient
 
 PREFIX = [0.3, {"w": 0.2, "b": 0.5}, 0.1]
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0, eps_root=1e-6))
@@ -193,6 +189,41 @@ def test_memory_report_orders_the_modes():
 def test_a_hundred_second_order_steps_in_a_tenth_of_the_memory():
     report = wide_report(100, ("reverse", "mixed"))
     assert report["mixed"].temporary < 0.1 * report["reverse"].temporary
+
+
+MEGABYTE = 10**6
+REPORT = {
+    "first_order": MemoryUse(8 * MEGABYTE, MEGABYTE, MEGABYTE),
+    "remat": MemoryUse(38 * MEGABYTE, MEGABYTE, MEGABYTE),
+    "mixed": MemoryUse(28 * MEGABYTE, MEGABYTE, MEGABYTE),
+    "reverse": MemoryUse(98 * MEGABYTE, MEGABYTE, MEGABYTE),
+}
+
+
+@pytest.mark.parametrize(
+    ("available", "fitting", "advice"),
+    [
+        (100, ("reverse", "mixed", "remat", "first_order"), "mode='reverse' fits into 100.00 MB"),
+        (99, ("mixed", "remat", "first_order"), "mode='mixed' fits into 99.00 MB."),
+        (39, ("mixed", "first_order"), "mode='mixed' fits into 39.00 MB."),
+        (29, ("first_order",), "No exact mode fits.*batching=.*'first_order' fits, but is another"),
+        (9, (), "No mode fits into 9.00 MB: take a smaller chunk of tasks.*fewer tasks a device"),
+    ],
+)
+def test_the_report_names_the_mode_that_fits(available, fitting, advice):
+    assert fitting_modes(REPORT, available * MEGABYTE) == fitting
+    *table, sentence = format_memory_report(REPORT, available * MEGABYTE).splitlines()
+    marked = {line.split()[0] for line in table if line.endswith("does not fit")}
+    assert marked == set(REPORT) - set(fitting)
+    assert re.search(advice, sentence)
+
+
+def test_advice_is_of_the_modes_that_were_asked_for():
+    only = {"remat": REPORT["remat"]}
+    assert fitting_modes(only, 10**9) == ("remat",)
+    assert "fit" not in format_memory_report(only)
+    with pytest.raises(ValueError, match="0 or more bytes; received -1"):
+        fitting_modes(only, -1)
 
 
 def test_memory_report_refuses_an_unknown_mode():

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments.config import ConfigError
+from experiments.few_shot import memory
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.runner import Stage
@@ -34,7 +35,7 @@ from maml_jax.classification.episodes import CLASS_SPECS, split_classes
 from maml_jax.evaluation import Evaluation
 from maml_jax.networks import ImageNetwork
 from maml_jax.training import TrainFn
-from maml_jax.types import Array, Params, Task
+from maml_jax.types import Array, Params, Task, TaskLoss
 
 VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
 
@@ -72,18 +73,26 @@ def _maml_stage(config: Config, seed: int, images: Images) -> Stage:
     network = make_network(config)
     sizes = config.num_ways, config.num_shots, config.train_queries
     problem = classification_problem(network, *sizes, config.rotations, config.class_axis)
-    task_loss = functools.partial(
-        meta_loss,
-        problem.inner_loss,
-        inner_lr=config.inner_lr,
-        num_steps=config.inner_steps,
-        mask=network.mask,
-        mode=config.mode,
-    )
+
+    def loss_of_mode(mode: str) -> TaskLoss:
+        return functools.partial(
+            meta_loss,
+            problem.inner_loss,
+            inner_lr=config.inner_lr,
+            num_steps=config.inner_steps,
+            mask=network.mask,
+            mode=mode,
+        )
 
     def score(params: Params, episodes: Task) -> Array:
         evaluate = _validation_fn(config.shared)
         return evaluate(params, episodes, config.inner_lr).mean["accuracy"][-1]
+
+    def check_memory(mesh: Mesh) -> None:
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        sample = episode_sampler(*sizes, config.rotations)  # as from images on one device
+        task = jax.eval_shape(sample, params, jax.random.key(0), images.train)
+        memory.warn_if_too_large(config, loss_of_mode, params, task, mesh)
 
     return _stage(
         config,
@@ -92,10 +101,11 @@ def _maml_stage(config: Config, seed: int, images: Images) -> Stage:
         name=config.maml_name,
         network=network,
         sample=problem.sample,
-        task_loss=task_loss,
+        task_loss=loss_of_mode(config.mode),
         num_tasks=config.num_tasks,
         num_steps=config.meta_steps,
         score=score,
+        before_training=check_memory,
     )
 
 
@@ -191,6 +201,7 @@ def _stage(
     num_tasks: int,
     num_steps: int,
     score: Callable[[Params, Task], Array],
+    before_training: Callable[[Mesh], None] = lambda mesh: None,
 ) -> ValidatedStage:
     """A stage that trains, and validates now and then."""
     optimizer = optax.adam(config.meta_lr) if name == "pretrained" else _optimizer(config)
@@ -202,6 +213,10 @@ def _stage(
         return begin(init(jax.jit(network.init)(init_key), optimizer, train_key))
 
     @functools.cache
+    def checked() -> None:
+        before_training(mesh)
+
+    @functools.cache
     def placed() -> tuple[ImageSet, Task | None]:
         """Training images on the devices, and validation episodes."""
         _say_memory(config, images.train, mesh.size)
@@ -209,6 +224,7 @@ def _stage(
         return place((train_set,), mesh, specs)[0], validation_episodes(config, images)
 
     def make_train(count: int) -> TrainFn:
+        checked()
         return make_train_fn(
             sample,
             task_loss,

@@ -1,0 +1,95 @@
+"""The soak: its schedule, its checks, and a short one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.soak_disturbances import KINDS, Sample, schedule, truncate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_schedule_has_every_kind_at_steps_that_increase(seed):
+    plan = schedule(seed, 10, 1000)
+    assert plan == schedule(seed, 10, 1000) != schedule(seed + 1, 10, 1000)
+    assert {d.kind for d in plan} == set(KINDS)
+    steps = [d.step for d in plan]
+    assert len(steps) == 10
+    assert steps == sorted(set(steps))
+    assert steps[0] >= 1
+    assert steps[-1] <= 900
+    assert all(0 <= d.delay < 1 for d in plan)
+
+
+def test_a_schedule_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="at least 5; received 4"):
+        schedule(0, 4, 1000)
+    with pytest.raises(ValueError, match="more meta-steps; received 5"):
+        schedule(0, 5, 5)
+
+
+def samples(megabytes, files):
+    """One sample a step, of 90 steps, from functions of the step."""
+    return [Sample(step, megabytes(step), files(step)) for step in range(90)]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "files", "passed"),
+    [
+        (lambda s: 100 if s < 20 else 1000, lambda s: 5 if s < 20 else 9, [True, True]),
+        (lambda s: 1000 + 3 * s, lambda s: 9, [False, True]),
+        (lambda s: 1000, lambda s: 9 + s // 30, [True, False]),
+    ],
+)
+def test_growth_is_found_after_the_warm_up(megabytes, files, passed):
+    assert [check.passed for check in soak.growth(samples(megabytes, files), 90)] == passed
+
+
+def test_what_is_half_written_is_found(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "checkpoints" / "maml-10.damaged").mkdir(parents=True)
+    assert soak.left_behind(tmp_path, 1).passed
+    assert soak.left_behind(tmp_path, 0).found == "checkpoints/maml-10.damaged"
+    (tmp_path / "checkpoints" / "maml" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert "20.orbax" in soak.left_behind(tmp_path, 1).found
+    (tmp_path / "checkpoints" / "maml" / "20.orbax-checkpoint-tmp").rmdir()
+    (tmp_path / "results.json.tmp").touch()
+    assert soak.left_behind(tmp_path, 1).found == "results.json.tmp"
+    (tmp_path / "results.json.tmp").unlink()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
+    assert not soak.left_behind(tmp_path, 1).passed
+
+
+def test_the_newest_checkpoint_is_cut(tmp_path):
+    for name, size in (("9/large", 50), ("10/large", 100), ("10/small", 10), ("10.tmp/x", 200)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert truncate(tmp_path) == "cut 10/large of 100 bytes in half"
+    sizes = [(tmp_path / name).stat().st_size for name in ("9/large", "10/large", "10/small")]
+    assert sizes == [50, 50, 10]
+
+
+@pytest.mark.slow
+def test_a_short_soak(tmp_path):
+    """Each disturbance once, on a network so small that a dispatch takes milliseconds."""
+    pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
+    line = [
+        *(sys.executable, "-m", "benchmarks.soak", f"--workdir={tmp_path / 'soak'}"),
+        *("--dataset=synthetic", "--disturbances=5", "--meta_steps=3000"),
+        *("--checkpoint_every_s=0.5", "--", "--num_filters=8", "--num_layers=2"),
+        *("--image_size=14", "--num_ways=3", "--num_tasks=4", "--steps_per_call=10"),
+        *("--eval_tasks=8", "--validation_tasks=8", "--validate_every=100", "--cpu_devices=1"),
+    ]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    run = subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    for kind in KINDS:
+        assert f". {kind} at step" in run.stdout
+    assert "FAILED" not in run.stdout
