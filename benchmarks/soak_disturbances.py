@@ -235,6 +235,7 @@ def small_disk(workdir: Path) -> Iterator[Path | None]:
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
+        disk.rmdir()
         yield None
         return
     try:
