@@ -235,6 +235,7 @@ def small_disk(workdir: Path) -> Iterator[Path | None]:
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
+        disk.rmdir()
         yield None
         return
     try:
@@ -258,7 +259,7 @@ def _fill(child: Child, disk: Path | None) -> Ended:
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
-    else:  # files may not be larger than half of the largest one of a checkpoint
+    else:  # no file beyond half of a checkpoint's largest, which has to be more than the logs take
         how = "file too large (RLIMIT_FSIZE)"
         sizes = [p.stat().st_size for p in (child.workdir / "checkpoints").rglob("*")]
         limit = max(sizes, default=2000) // 2
