@@ -8,7 +8,10 @@ runs on a GPU what says something new there. Those tests need one device only, f
 fixture `full_precision` where their tolerance is that of float32, and no CPU beside it.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
@@ -19,6 +22,14 @@ import numpy as np
 import pytest
 
 from maml_jax import Task
+
+# For commands that tests start again and again: what one has compiled, the next one need not.
+PROGRAMS = tempfile.mkdtemp(prefix="maml_jax_programs_")
+atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+KEEP_COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": PROGRAMS,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
 @pytest.fixture

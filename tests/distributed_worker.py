@@ -28,7 +28,6 @@ from maml_jax.classification import (
 )
 from maml_jax.networks import fully_connected
 
-PORT, PROCESSES, PROCESS, DIRECTORY, STEPS = sys.argv[1:]
 TASKS = 12
 network = fully_connected((6, 6, 1), 3, (8,))
 # Before batch norm a bias has no gradient, and Adam without this would step by its rounding errors.
@@ -57,28 +56,38 @@ def train(state, count, spread):
     return step(state, images)[0]
 
 
-def main():
-    if int(PROCESSES) > 1:
-        jax.distributed.initialize(f"localhost:{PORT}", int(PROCESSES), int(PROCESS))
+def start():
+    """The state at step 0, in float64."""
     params = network.init(jax.random.key(0))
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-    state = init(params, optimizer, 1)
-    store = Checkpoints(Path(DIRECTORY) / "checkpoints")
-    found = store.restore(state, warn=print)
-    if found is not None:
-        state = found.state
-    missing = int(STEPS) - int(state.step)
-    state = train(train(state, missing - 2, spread=False), 2, spread=True)
-    store.save(int(STEPS), state, {})
+    return init(params, optimizer, 1)
+
+
+def outcome(state):
+    """Parameters, and losses of an evaluation, by name."""
     problem = classification_problem(network, 3, 1, 2)
     episodes = draw_episodes(problem.sample, jax.random.key(5), jax.device_put(image_set()), TASKS)
     evaluate = make_evaluate_fn(problem.inner_loss, 2, mask=network.mask)
     losses = evaluate(state.params, episodes, 0.3).per_task["loss"]
-    leaves = {**to_host(state.params), "losses": np.asarray(losses)}
+    return {**to_host(state.params), "losses": np.asarray(losses)}
+
+
+def main(port, processes, process, directory, steps):
+    if int(processes) > 1:
+        jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
+    state = start()
+    store = Checkpoints(Path(directory) / "checkpoints")
+    found = store.restore(state, warn=print)
+    if found is not None:
+        state = found.state
+    missing = int(steps) - int(state.step)
+    state = train(train(state, missing - 2, spread=False), 2, spread=True)
+    store.save(int(steps), state, {})
+    leaves = outcome(state)
     if jax.process_index() == 0:
-        np.savez(Path(DIRECTORY) / f"{STEPS}.npz", **leaves)
-    print(f"{task_mesh(TASKS).size} devices, {missing} meta-steps")
+        np.savez(Path(directory) / f"{steps}.npz", **leaves)
     store.close()
 
 
-main()
+if __name__ == "__main__":
+    main(*sys.argv[1:])

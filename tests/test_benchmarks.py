@@ -224,6 +224,7 @@ def test_the_image_benchmarks_train_what_the_experiments_train():
         ) == (case.queries, case.tasks, case.steps, case.inner_lr, case.image_shape)
 
 
+@pytest.mark.slow
 def test_memory_is_measured_and_drawn(tmp_path, monkeypatch):
     """In this process, which is quicker than one for each row."""
     monkeypatch.setattr(memory, "in_fresh_process", lambda fn, *args: fn(*args))

@@ -295,11 +295,12 @@ def test_wrong_counts_of_mini_imagenet_are_named(tiny_mini_imagenet, tmp_path, c
 
 
 def test_a_class_in_two_splits_is_refused(tiny_mini_imagenet, monkeypatch, tmp_path, cache):
-    message = r"1 class\(es\) of split 'val' are in split 'train' too: n01"
+    named = r"1 class\(es\) of split 'val' are in split 'train' too: n01"
+    twice = "n0100000000.png is listed twice"  # lists name the files themselves
     monkeypatch.setitem(globals(), "mini_classes", lambda: {**MINI, "val": ["n01"]})
     for write in (write_class_folders, write_image_lists, write_pickles):
         write(tmp_path / write.__name__)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=twice if write is write_image_lists else named):
             load_mini_imagenet(tmp_path / write.__name__, cache)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed_worker
 import numpy as np
 import pytest
 
@@ -106,7 +107,7 @@ def test_two_processes_give_what_one_gives(alone, tmp_path):
     assert not (tmp_path / "run" / "config.json.tmp").exists()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_a_process_dies_the_other_ends_and_the_run_goes_on(alone, tmp_path, victim):
     workdir = tmp_path / "run"
     pair = start_pair(workdir, "--checkpoint_every_s=0.1")
@@ -153,13 +154,12 @@ def worker(directory, steps, processes, devices):
         return dict(found)
 
 
-def test_a_run_may_go_on_with_other_devices_and_hosts(tmp_path):
-    """In float64: 2 x 2 devices to step 6, one process of 3 to step 10; and all of it alone."""
-    for name in ("moved", "stayed"):
-        (tmp_path / name).mkdir()
-    worker(tmp_path / "moved", 6, processes=2, devices=2)
-    moved = worker(tmp_path / "moved", 10, processes=1, devices=3)
-    stayed = worker(tmp_path / "stayed", 10, processes=1, devices=1)
+def test_a_run_may_go_on_with_other_devices_and_hosts(tmp_path, x64):
+    """In float64: 2 x 2 devices to step 6, one process of 3 to step 10; and all of it here."""
+    worker(tmp_path, 6, processes=2, devices=2)
+    moved = worker(tmp_path, 10, processes=1, devices=3)
+    state = distributed_worker.train(distributed_worker.start(), 10, spread=False)
+    stayed = distributed_worker.outcome(state)
     assert moved.keys() == stayed.keys()
     for name, value in stayed.items():
         assert value.dtype == np.float64

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import KEEP_COMPILED
 
 from experiments import checkpoints, runner, sinusoid
 from experiments.logbook import read_metrics
@@ -33,7 +34,7 @@ FLAGS = [
 
 def start(workdir, *more):
     line = [sys.executable, "-m", "experiments.sinusoid", f"--workdir={workdir}", *FLAGS, *more]
-    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as a user has
+    environment = {**os.environ, **KEEP_COMPILED, "XLA_FLAGS": ""}  # one device, as a user has
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -97,7 +98,10 @@ def test_killed_many_times(undisturbed, tmp_path, seed):
     assert killed_and_resumed(tmp_path / "run", 5, seed=seed) == undisturbed
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_asked_to_stop(undisturbed, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = start(workdir)

@@ -133,6 +133,7 @@ def test_one_compilation_trains_all_members(caplog):
     assert len(compiled) == 1, compiled
 
 
+@pytest.mark.slow
 def test_killed_in_training_and_in_handing_over(finished, tmp_path, monkeypatch):
     """Each kill is followed by the same command; what comes out is the same, bit for bit."""
     for module, name, at_call in ((together, "_by_member", 2), (handover, "_labelled", 4)):

@@ -153,7 +153,7 @@ def distinct(key: Array, population: Array | int, count: int) -> Array:
     """
     draw_key, order_key = jax.random.split(key)
     last = jnp.asarray(population, jnp.int32) - count + jnp.arange(count, dtype=jnp.int32)
-    draws = jax.random.randint(draw_key, (count,), 0, last + 1)
+    draws = jax.random.randint(draw_key, (count,), 0, last + 1, jnp.int32)
 
     def step(i: Array, chosen: Array) -> Array:
         taken = jnp.any(chosen == draws[i])
