@@ -227,3 +227,20 @@ def test_accelerators_form_of_the_products_is_the_same(form):
     assert_trees_close(on_cpu, elsewhere, 1e-5)
     expected = {"output": "y", "input": "x", "kernel": "w"}[form]
     assert elsewhere.shape == shapes[expected]
+
+
+def test_convolutions_keep_the_precision_of_where_they_are_written():
+    """Also where they are lowered later, in a gradient of a gradient, under another default."""
+    network = convolutional((6, 6, 1), 2, num_filters=3, num_layers=1, lowering="patches")
+    params = network.init(jax.random.key(0))
+    images = jnp.ones((2, 6, 6, 1))
+
+    def loss(p):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(network.apply(p, images) ** 2)
+
+    twice = jax.grad(lambda p: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss)(p))))
+    text = jax.jit(twice).lower(params).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) >= 6
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from maml_jax.networks import products
 from maml_jax.types import Array
 
 FORMS = ("output", "input", "kernel")
@@ -36,12 +37,14 @@ class Geometry(NamedTuple):
         size: height and width of the kernel.
         strides: by rows and by columns.
         padding: ((top, bottom), (left, right)).
+        precision: of the products, as `jnp.matmul` takes it.
     """
 
     image: tuple[int, int]
     size: tuple[int, int]
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
+    precision: str | None = None
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -57,6 +60,8 @@ class Geometry(NamedTuple):
 
 def convolve(inputs: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution of images [n, H, W, C] with a kernel [h, w, C, F]: [n, H', W', F]."""
+    # A primitive is lowered later, where `jax.default_matmul_precision` may be another.
+    geometry = geometry._replace(precision=geometry.precision or products.default_precision())
     return conv_p.bind(inputs, kernel, form="output", geometry=geometry)
 
 
@@ -134,7 +139,8 @@ def _patches(x: Array, geometry: Geometry) -> Array:
 
 
 def _output(x: Array, w: Array, geometry: Geometry) -> Array:
-    y = jnp.matmul(_patches(x, geometry), w.reshape(-1, w.shape[-1]))
+    weights = w.reshape(-1, w.shape[-1])
+    y = jnp.matmul(_patches(x, geometry), weights, precision=geometry.precision)
     return y.reshape(x.shape[0], *geometry.output, -1)
 
 
@@ -142,13 +148,15 @@ def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
     # Written out: products with a transposed left side are slow on a CPU, see products.py.
     columns = jax.lax.optimization_barrier(_patches(x, geometry).T)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.matmul(columns, y.reshape(-1, y.shape[-1]), preferred_element_type=wide)
+    outputs = y.reshape(-1, y.shape[-1])
+    return jnp.matmul(columns, outputs, precision=geometry.precision, preferred_element_type=wide)
 
 
 def _input(y: Array, w: Array, geometry: Geometry) -> Array:
     """Each output position's share of the inputs under the kernel, added up."""
     n, channels = y.shape[0], w.shape[-2]
-    shares = jnp.matmul(y.reshape(-1, y.shape[-1]), w.reshape(-1, w.shape[-1]).T)
+    outputs, weights = y.reshape(-1, y.shape[-1]), w.reshape(-1, w.shape[-1])
+    shares = jnp.matmul(outputs, weights.T, precision=geometry.precision)
     shares = shares.reshape(n, *geometry.output, *geometry.size, channels)
     edges = zip(geometry.image, geometry.output, geometry.strides, geometry.padding, strict=True)
     (height, rows, down, (top, _)), (width, columns, right, (left, _)) = edges

@@ -32,7 +32,7 @@ def matmul(a: Array, b: Array) -> Array:
     rows = a.reshape(-1, a.shape[-1])
     # As `jnp.matmul`, which takes `jax.default_matmul_precision` where it is called; a primitive
     # is lowered later, outside of that context.
-    out = _gemm(rows, b, False, False, _precision())
+    out = _gemm(rows, b, False, False, default_precision())
     return out.reshape(*a.shape[:-1], b.shape[-1])
 
 
@@ -49,7 +49,8 @@ def _default(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return all(value is None for value in (*args, *kwargs.values()))
 
 
-def _precision() -> str | None:
+def default_precision() -> str | None:
+    """That of `jax.default_matmul_precision` here and now."""
     return getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  # unknown to pyright
 
 
