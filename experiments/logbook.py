@@ -56,6 +56,12 @@ class Logbook:
             events.close()
 
 
+def say(text: str) -> None:
+    """Prints a line, above a progress bar if there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
 class Progress:
     """A bar on a terminal; elsewhere a line now and then."""
 

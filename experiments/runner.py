@@ -25,7 +25,7 @@ from experiments import config as config_lib
 from experiments.checkpoints import Checkpoints
 from experiments.environment import environment
 from experiments.files import read_json, write_json
-from experiments.logbook import Logbook, Progress, read_metrics, summarize_metrics
+from experiments.logbook import Logbook, Progress, read_metrics, say, summarize_metrics
 from experiments.process import CompileTimer, StopRequest
 from experiments.profiling import Profile
 from maml_jax import MetaState, NonFiniteError, check_finite
@@ -127,10 +127,9 @@ class _How:
         """Says, once, how long it took from the command to the end of the first dispatch."""
         if not self.started:
             seconds = time.monotonic() - STARTED
-            print(
+            say(
                 f"  first {steps:,} meta-steps {seconds:.1f} s after the start, {compiling:.1f} s "
-                "of them spent compiling",
-                flush=True,
+                "of them spent compiling"
             )
         self.started = True
 

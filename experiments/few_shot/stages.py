@@ -19,6 +19,7 @@ from experiments.config import ConfigError
 from experiments.few_shot import memory
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
+from experiments.logbook import say
 from experiments.runner import Stage
 from experiments.selection import Selection, ValidatedStage, begin, validate
 from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
@@ -273,7 +274,7 @@ def _say_memory(config: Config, images: ImageSet, num_devices: int) -> None:
     each = {"replicated": whole, "sharded": whole / num_devices}
     chosen = config.data_placement
     other = next(name for name in each if name != chosen)
-    print(
+    say(
         f"  training images: {each[chosen]:,.0f} MB on each of {num_devices} device(s), {chosen} "
         f"(--data_placement={other}: {each[other]:,.0f} MB)"
     )
