@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import distributed
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; the message says why and what is still good."""
@@ -73,8 +75,8 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
         except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
-            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-                raise  # another process of the run is gone
+            if distributed.is_lost(error):
+                raise
             last = max((s for s in self.steps() if s != step), default=None)
             raise CheckpointError(
                 f"could not write the checkpoint of step {step} to {self._directory}: "
@@ -102,17 +104,31 @@ class Checkpoints:
         """
         if not read_only:
             self._clear_half_written()
-        for step in reversed(self.steps()):
+        for step in reversed(self._steps_of_first()):
+            found, reason = None, "another process cannot read it"
             try:
-                return self._restore(step, like)
+                found = self._restore(step, like)
             except Exception as error:  # whatever a damaged file makes its reader raise
-                warn(
-                    f"checkpoint of step {step} in {self._directory} is damaged and is passed "
-                    f"over: {_first_line(error)}"
-                )
-                if not read_only:
-                    self._set_aside(step)
+                if distributed.is_lost(error):
+                    raise
+                reason = _first_line(error)
+            (damaged,) = distributed.any_of(found is None)
+            if not damaged:
+                return found
+            warn(
+                f"checkpoint of step {step} in {self._directory} is damaged and is passed over: "
+                f"{reason}"
+            )
+            if not read_only:
+                self._set_aside(step)
         return None
+
+    def _steps_of_first(self) -> list[int]:
+        """As process 0 sees them: a file system may show the others an older listing."""
+        newest = np.full(16, -1, np.int32)
+        steps = self.steps()[-newest.size :]
+        newest[: len(steps)] = steps
+        return [int(step) for step in distributed.of_first(newest) if step >= 0]
 
     def _restore(self, step: int, like: Any) -> Restored:
         restored = self._manager.restore(
@@ -133,9 +149,11 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
-        target = self._directory.with_name(f"{self._directory.name}-{step}.damaged")
-        shutil.rmtree(target, ignore_errors=True)
-        (self._directory / str(step)).rename(target)
+        if distributed.is_first():
+            target = self._directory.with_name(f"{self._directory.name}-{step}.damaged")
+            shutil.rmtree(target, ignore_errors=True)
+            (self._directory / str(step)).rename(target)
+        distributed.wait_for_all("set aside")
         self._manager.reload()
 
     def close(self) -> None:

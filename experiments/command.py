@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _define_flags(experiment: Experiment) -> None:
         "cpu_devices",
         None,
         "JAX devices that a CPU is split into; default what suits the experiment. Resume a run "
-        "with as many.",
+        "with as many for the same bits.",
         1,
         module_name=module,
     )
@@ -111,12 +112,18 @@ def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -
     whole = num_cores() if experiment.device_per_core else None
     devices = values.cpu_devices or whole
     lay_out_cpu(experiment.cpu_threads, devices, experiment.factorizes)
-    if values.compilation_cache:
+    if values.compilation_cache or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         keep_compiled(values.compilation_cache)
     for kind, name in places.VARIABLES.items():
         if values[f"{kind}_dir"].value:
             os.environ[name] = values[f"{kind}_dir"].value
-    code = _ending(functools.partial(_carry_out, experiment, argv, values, run))
+    try:
+        code = _ending(functools.partial(_carry_out, experiment, argv, values, run))
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()  # and no waiting for the others, who may be waiting for this one
+        distributed.leave(1)
     if code not in (0, *STOPPED) and jax.distributed.is_initialized():
         distributed.leave(code)
     return code
@@ -137,6 +144,8 @@ def _ending(action: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        if jax.distributed.is_initialized():
+            distributed.leave(130)  # the others have not been asked to stop
         return 130
     except jax.errors.JaxRuntimeError as error:
         if not _out_of_memory(error):
@@ -152,9 +161,9 @@ def _ending(action: Callable[[], None]) -> int:
 
 
 MEMORY = (
-    "the device has not enough memory. What was saved is kept. Less is needed with another "
-    "--meta_gradient (mixed), a smaller --task_batching (scan, or a few tasks at a time), fewer "
-    "--num_tasks or --num_episodes, or more devices: docs/scaling.md."
+    "the device has not enough memory. What was saved is kept. Less is needed, as far as the "
+    "experiment has these flags, with --meta_gradient=mixed, --task_batching=scan (or a few tasks "
+    "at a time), fewer --num_tasks or --num_episodes; or on more devices: docs/scaling.md."
 )
 
 
@@ -184,7 +193,8 @@ def _carry_out(
     if values.mode != "train":
         allowed = ", ".join(("train", *experiment.modes))
         raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
-    if values.distributed or values.coordinator:
+    addressed = (values.coordinator, values.num_processes, values.process_id)
+    if values.distributed or any(value is not None for value in addressed):
         distributed.connect(
             values.coordinator,
             values.num_processes,

@@ -39,6 +39,27 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message says what was expected."""
 
 
+BATCHING_HELP = (
+    "Tasks of a device one after the other (scan), as one batch (vmap), or so many at a time; "
+    "auto: scan on a CPU, else vmap. Does not change results."
+)
+
+
+def parse_batching(value: str) -> str | int:
+    """How the core batches tasks, from a flag that is one of auto, scan, vmap or a number.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if value in ("auto", "scan", "vmap"):
+        return value
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise ConfigError(
+        f"--task_batching must be auto, scan, vmap or a number of tasks; received {value!r}."
+    )
+
+
 def check_fields(config: Any) -> None:
     """Checks every field of a configuration against its range; for `__post_init__`.
 

@@ -6,6 +6,8 @@ all. Process 0 alone writes logs, figures and results; checkpoints are written a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -22,7 +24,7 @@ LOST = (
     "processes, goes on from the last checkpoint."
 )
 LOST_CODE = 3  # exit status
-_START_TIMEOUT_S = 300
+_START_TIMEOUT_S = 900  # a cluster may take a while to begin all of them again
 
 
 class FirstProcessError(RuntimeError):
@@ -90,6 +92,39 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in np.any(np.atleast_2d(everyone), axis=0))
 
 
+def of_first(values: np.ndarray) -> np.ndarray:
+    """The values that process 0 has, of the same shape in all; all call this at the same point."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def check_same_settings(identity: Any) -> None:
+    """Raises unless every process was started with the same settings.
+
+    Raises:
+        ConfigError: some were not; data that is the same for all would silently differ.
+    """
+    text = json.dumps(identity, sort_keys=True).encode()
+    own = np.frombuffer(hashlib.sha256(text).digest()[:8], np.uint32)
+    (differs,) = any_of(bool(np.any(of_first(own) != own)))
+    if differs:
+        raise ConfigError(
+            "the processes of this run were given different flags; give all the same."
+        )
+
+
+def warn_if_not_split(num_tasks: int) -> None:
+    """Warns if the tasks of a meta-batch cannot be split over the processes."""
+    count = jax.process_count()
+    if num_tasks % count and is_first():
+        print(
+            f"warning: {num_tasks} tasks cannot be split evenly over {count} processes, so that "
+            "each does all of them; choose --num_tasks or the processes so that they divide.",
+            file=sys.stderr,
+        )
+
+
 def first_decides(question: Callable[[], bool]) -> bool:
     """The answer of process 0, which alone is asked.
 
@@ -118,12 +153,19 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def leave_if_lost(error: Exception) -> None:
-    """Ends this process, with a sentence, if the error may be another process's end.
+def is_lost(error: BaseException) -> bool:
+    """Whether an error is what is seen of another process's end."""
+    signs = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL", "heartbeat", "Barrier")
+    runtimes = isinstance(error, jax.errors.JaxRuntimeError)
+    return jax.process_count() > 1 and runtimes and any(sign in str(error) for sign in signs)
+
+
+def leave_if_lost(error: BaseException) -> None:
+    """Ends this process, with a sentence, if the error is another process's end.
 
     At once, because everything that closes down in good order would wait for that process.
     """
-    if jax.process_count() > 1:
+    if is_lost(error):
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         print(f"error: {LOST} ({reason})", file=sys.stderr)
         leave(LOST_CODE)

@@ -40,11 +40,17 @@ def lay_out_cpu(threads: int | None, devices: int | None, factorizes: bool = Fal
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def keep_compiled(directory: str) -> None:
-    """Has JAX keep compiled programs in a directory, and take them from there at the next start."""
-    jax.config.update("jax_compilation_cache_dir", directory)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+def keep_compiled(directory: str | None) -> None:
+    """Has JAX keep compiled programs in a directory, and take them from there at the next start.
+
+    Args:
+        directory: None for the one that the environment names.
+    """
+    if directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+    for name, value in (("min_compile_time_secs", 0.1), ("min_entry_size_bytes", 0)):
+        if f"JAX_PERSISTENT_CACHE_{name.upper()}" not in os.environ:  # else the user's own choice
+            jax.config.update(f"jax_persistent_cache_{name}", value)
 
 
 def available_memory() -> int | None:

@@ -170,9 +170,10 @@ def run(
         "config": config_lib.to_json(settings),
     }
     with contextlib.ExitStack() as held:
+        distributed.check_same_settings(identity)
         done = distributed.first_decides(lambda: _begin(held, workdir, identity))
         if not done:
-            how = _How(checkpoint_every_s, Profile(profile))
+            how = _How(checkpoint_every_s, Profile(profile if distributed.is_first() else None))
             return _run(experiment, workdir, settings, identity, how)
         found = results.read_results(workdir)
         print(f"{workdir} is done; its results:\n\n{report.run_table(found)}")
@@ -235,6 +236,7 @@ def _run(experiment, workdir, settings, identity, how):
     print(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
     for stage in stages:
         print(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
+    distributed.warn_if_not_split(settings.num_tasks)
 
     compiles = CompileTimer.instance()
     stores = {s.name: Checkpoints(workdir / "checkpoints" / s.name) for s in stages}
@@ -347,6 +349,7 @@ def _train_stage(
             if stopping and at < stage.num_steps:
                 raise StoppedError(stop.signal or signal.SIGTERM, at, stage.name)
     finally:
+        how.profile.close(stage.name)
         progress.close()
     return state
 

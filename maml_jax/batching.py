@@ -174,6 +174,11 @@ def task_mesh(num_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
     for device in devices:
         by_process.setdefault(device.process_index, []).append(device)
     if num_tasks % len(by_process):
+        if jax.process_index() not in by_process:
+            raise ValueError(
+                f"{num_tasks} tasks cannot be split evenly over {len(by_process)} processes, and "
+                "none of the devices is this process's own."
+            )
         by_process = {0: by_process[jax.process_index()]}
     share = num_tasks // len(by_process)
     most = min(len(own) for own in by_process.values())

@@ -10,6 +10,7 @@ import pytest
 from conftest import assert_trees_close
 from jax.sharding import PartitionSpec
 
+from benchmarks.programs import collectives
 from maml_jax import Task, adapt, init, make_train_fn, meta_loss, task_mesh
 from maml_jax.batching import replicate
 from maml_jax.classification import (
@@ -327,7 +328,12 @@ def test_classes_spread_over_devices_give_the_same_episodes():
             data_specs=(PartitionSpec() if axis is None else CLASS_SPECS,),
         )
         image_set = uneven if axis is None else split_classes(uneven, 4)
-        _, metrics = train(init(network.init(jax.random.key(0)), optimizer, 0), image_set)
+        state = init(network.init(jax.random.key(0)), optimizer, 0)
+        if axis is not None:
+            found = collectives(jax.jit(train).lower(state, image_set).compile().as_text())
+            used = {name: count for name, count in found.items() if count}
+            assert used == {"all-reduce": 1, "all-gather": 1, "reduce-scatter": 1}
+        _, metrics = train(state, image_set)
         losses[axis] = np.asarray(metrics["loss"])
     np.testing.assert_array_equal(losses[None], losses["tasks"])
 

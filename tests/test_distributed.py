@@ -48,24 +48,34 @@ def launch(arguments, **variables):
     )
 
 
-def start_run(workdir, *more):
-    return launch(["-m", "experiments.sinusoid", f"--workdir={workdir}", *FLAGS, *more])
+IMAGE_FLAGS = [
+    "--dataset=synthetic",
+    "--preset=quick",
+    "--num_ways=3",
+    "--meta_steps=20",
+    "--num_tasks=4",
+    "--num_filters=4",
+    "--num_layers=2",
+    "--image_size=12",
+    "--validate_every=10",
+    "--validation_tasks=8",
+    "--report_steps=1",
+    "--eval_steps=1",
+    "--eval_tasks=8",
+    "--steps_per_call=5",
+    "--data_placement=sharded",
+]
 
 
-def start_pair(workdir, *more):
+def start_run(workdir, *more, name="sinusoid"):
+    flags = FLAGS if name == "sinusoid" else IMAGE_FLAGS
+    return launch(["-m", f"experiments.{name}", f"--workdir={workdir}", *flags, *more])
+
+
+def start_pair(workdir, *more, name="sinusoid"):
     """Two processes of two devices each."""
-    port = free_port()
-    return [
-        start_run(
-            workdir,
-            f"--coordinator=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-            "--cpu_devices=2",
-            *more,
-        )
-        for i in range(2)
-    ]
+    together = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", "--cpu_devices=2"]
+    return [start_run(workdir, *together, f"--process_id={i}", *more, name=name) for i in range(2)]
 
 
 def finish(*processes):
@@ -105,6 +115,30 @@ def test_two_processes_give_what_one_gives(alone, tmp_path):
     told = [line for line in second[0].splitlines() if line and "[Gloo]" not in line]
     assert told == []  # process 0 alone speaks
     assert not (tmp_path / "run" / "config.json.tmp").exists()
+
+
+@pytest.mark.slow
+def test_images_spread_over_two_processes(tmp_path):
+    """Data, validation, a trace: what the sinusoid has none of."""
+    workdir, traces = tmp_path / "run", tmp_path / "traces"
+    first, _ = finish(*start_pair(workdir, f"--profile={traces}", name="omniglot"))
+    assert "sharded (--data_placement=replicated:" in first[0]
+    finish(start_run(tmp_path / "alone", "--cpu_devices=4", name="omniglot"))
+    assert_same_rows(rows(workdir), rows(tmp_path / "alone"), 1e-3)
+    assert [r["best_step"] for r in rows(workdir)] == [
+        r["best_step"] for r in rows(tmp_path / "alone")
+    ]
+    assert len(list(traces.rglob("*.xplane.pb"))) == 1  # of process 0
+
+
+def test_other_flags_for_one_process_are_refused(tmp_path):
+    together = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    pair = [
+        start_run(tmp_path / "run", *together, f"--process_id={i}", f"--seed={i}") for i in (0, 1)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in pair]
+    assert any("were given different flags" in err for err in errors)
+    assert all(process.returncode not in (0, None) for process in pair)
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])

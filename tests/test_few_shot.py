@@ -289,6 +289,13 @@ def test_each_cell_has_the_papers_settings(make, expected):
     assert (config.meta_steps, config.meta_lr) == (60_000, 1e-3)
 
 
+def test_tasks_may_go_in_chunks():
+    assert omniglot.Config(dataset="synthetic", task_batching="8").batching == 8
+    assert omniglot.Config(dataset="synthetic", task_batching="vmap").batching == "vmap"
+    with pytest.raises(ConfigError, match="scan, vmap or a number of tasks; received 'some'"):
+        omniglot.Config(dataset="synthetic", task_batching="some")
+
+
 def test_the_mode_follows_the_number_of_inner_steps():
     assert omniglot.Config().mode == "reverse"
     assert omniglot.Config(num_ways=20).mode == "mixed"

@@ -8,7 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.config import ConfigError, check_fields, option
+from experiments.config import (
+    BATCHING_HELP,
+    ConfigError,
+    check_fields,
+    option,
+    parse_batching,
+)
 from maml_jax.batching import TASK_AXIS
 from maml_jax.classification import PROTOCOLS
 from maml_jax.classification.episodes import ROTATIONS
@@ -84,11 +90,7 @@ class Config:
         "inner step, where it is a tenth faster, and mixed for more, where it needs less memory.",
         choices=("auto", *EXACT_MODES),
     )
-    task_batching: str = option(
-        "auto",
-        "Tasks of a device one after the other or as one batch; auto: scan on a CPU, else vmap.",
-        choices=("auto", "scan", "vmap"),
-    )
+    task_batching: str = option("auto", BATCHING_HELP)
     data_placement: str = option(
         "replicated",
         "Training images whole on every device, or their classes spread over the devices (slower, "
@@ -148,6 +150,7 @@ class Config:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         check_fields(self)
+        parse_batching(self.task_batching)
         if self.eval_steps < self.report_steps:
             raise ConfigError(
                 f"--eval_steps must be at least --report_steps={self.report_steps}; "
@@ -174,10 +177,10 @@ class Config:
         return self.image_size, self.image_size, self.channels
 
     @property
-    def batching(self) -> str:
+    def batching(self) -> str | int:
         """How the core batches tasks on a device."""
         if self.task_batching != "auto":
-            return self.task_batching
+            return parse_batching(self.task_batching)
         return "scan" if jax.default_backend() == "cpu" else "vmap"
 
     @property

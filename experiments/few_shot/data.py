@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +58,9 @@ def _explained() -> Iterator[None]:
 def _load(config: Any) -> Images:
     from maml_jax.classification import datasets
 
-    splits = _read(config)
+    places.cache_dir().mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(places.cache_dir() / ".lock"):  # one process prepares, the others wait
+        splits = _read(config)
     for name in ("train", "test"):
         if name not in splits:
             raise datasets.DataError(f"the data has no split {name!r}; it has {', '.join(splits)}.")

@@ -7,7 +7,13 @@ import dataclasses
 import jax
 import optax
 
-from experiments.config import ConfigError, check_fields, option
+from experiments.config import (
+    BATCHING_HELP,
+    ConfigError,
+    check_fields,
+    option,
+    parse_batching,
+)
 from maml_jax.networks import Policy, gaussian_policy, recurrent_policy
 from maml_jax.reinforcement import (
     Environment,
@@ -66,12 +72,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = option((100, 100), "Layers of the mlp.", minimum=1)
     num_units: int = option(64, "Size of the recurrent policy's memory.", minimum=1)
     feedback: bool = option(False, "Append the last action and reward to observations.")
-    task_batching: str = option(
-        "auto",
-        "TRPO's tasks of a device one after the other or as one batch; auto: scan on a CPU, else "
-        "vmap.",
-        choices=("auto", "scan", "vmap"),
-    )
+    task_batching: str = option("auto", f"Of the outer step. {BATCHING_HELP}")
     validate_every: int = option(10, "Meta-iterations between validations.", minimum=1)
     validation_tasks: int = option(20, "Tasks to choose the model by.", minimum=1)
     eval_tasks: int = option(40, "Test tasks.", minimum=2)
@@ -89,12 +90,13 @@ class Config:
 
     def __post_init__(self):
         check_fields(self)
+        parse_batching(self.task_batching)
 
     @property
-    def batching(self) -> str:
+    def batching(self) -> str | int:
         """How the core batches tasks on a device."""
         if self.task_batching != "auto":
-            return self.task_batching
+            return parse_batching(self.task_batching)
         return "scan" if jax.default_backend() == "cpu" else "vmap"
 
     @property

@@ -124,7 +124,8 @@ def _fetch(images: Array, classes: Array, examples: Array, axis: str) -> Array:
 
     Every device asks all others for its own, and answers what they ask of its classes.
     """
-    asked_classes, asked_examples = jax.lax.all_gather((classes, examples), axis)
+    asked = jax.lax.all_gather(jnp.concatenate([classes[:, None], examples], axis=1), axis)
+    asked_classes, asked_examples = asked[..., 0], asked[..., 1:]
     own = asked_classes - jax.lax.axis_index(axis) * images.shape[0]
     held = (own >= 0) & (own < images.shape[0])
     found = images[jnp.clip(own, 0, images.shape[0] - 1)[..., None], asked_examples]
