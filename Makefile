@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 PEERS  := .venv-peers
+PEER_TESTS ?= not slow
 
 .PHONY: help demo test test-all test-peers lint types format bench bench-peers clean
 .DEFAULT_GOAL := help
@@ -54,8 +55,8 @@ bench-peers: $(PEERS)/.ready ## the same meta-steps in PyTorch libraries, side b
 	@$(PEERS)/bin/python -m benchmarks.run --suite=peers
 	@$(PEERS)/bin/python -m benchmarks.run --suite=image_peers
 
-test-peers: $(PEERS)/.ready ## that PyTorch's libraries give our meta-gradients
-	@$(PEERS)/bin/python -m pytest -o addopts=-q -k contenders tests/test_benchmarks.py
+test-peers: $(PEERS)/.ready ## that PyTorch's libraries give our meta-gradients; PEER_TESTS= for all
+	@$(PEERS)/bin/python -m pytest -o addopts=-q -m '$(PEER_TESTS)' -k contenders tests/test_benchmarks.py
 
 clean: ## remove environments, caches and the demo's run
 	rm -rf $(VENV) $(PEERS) $(RUNS)/demo build dist *.egg-info .pytest_cache .ruff_cache

@@ -159,7 +159,7 @@ def test_a_checkout_that_is_none_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("steps", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_contenders_give_our_meta_gradient(steps, monkeypatch):
     from benchmarks import peers
 
@@ -174,7 +174,9 @@ def test_contenders_give_our_meta_gradient(steps, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-@pytest.mark.parametrize("data", ["omniglot", "mini_imagenet"])
+@pytest.mark.parametrize(
+    "data", ["omniglot", pytest.param("mini_imagenet", marks=pytest.mark.slow)]
+)
 def test_contenders_on_images_give_our_meta_gradient(data):
     from benchmarks import image_peers
 
