@@ -23,7 +23,7 @@ def draw_returns(ax: Axes, run: dict[str, Any]) -> None:
             ax.plot(steps, seeds, color=plotting.COLORS.get(method, "black"), lw=0.5, alpha=0.5)
     ax.set_xlabel("updates")
     ax.set_ylabel("return of an episode")
-    ax.legend(loc="lower right")
+    ax.legend(loc="best")
 
 
 def draw_training(ax: Axes, metrics: list[dict[str, Any]]) -> None:
@@ -39,4 +39,4 @@ def draw_training(ax: Axes, metrics: list[dict[str, Any]]) -> None:
     ax.set_xlabel("meta-iterations")
     ax.set_ylabel("return of an episode")
     ax.grid(axis="y", color="#dddddd", lw=0.6)
-    ax.legend(loc="lower right")
+    ax.legend(loc="best")
