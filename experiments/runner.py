@@ -33,6 +33,24 @@ from maml_jax.batching import bring_home
 
 
 @dataclasses.dataclass(frozen=True)
+class Advance:
+    """A dispatch of a stage, `advance(state) -> (state, metrics)`.
+
+    Attributes:
+        run: takes the meta-steps.
+        compile: `compile(state)` compiles their program ahead of the first call, and gets ready
+            meanwhile what else they need.
+    """
+
+    run: Callable[[Any], tuple[Any, Any]]
+    compile: Callable[[Any], None]
+
+    def __call__(self, state: Any) -> tuple[Any, Any]:
+        """Takes the meta-steps."""
+        return self.run(state)
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One meta-training of a run.
 
@@ -41,7 +59,7 @@ class Stage:
         num_steps: meta-steps in all.
         steps_per_call: meta-steps of one dispatch; runs stop and checkpoint between dispatches.
         init: makes the state at step 0.
-        make_advance: `make_advance(n)` compiles `state -> (state, metrics)` for n meta-steps.
+        make_advance: `make_advance(n)` makes the dispatch of n meta-steps.
         shown: metrics for the progress bar, by their name in `metrics.jsonl`.
     """
 
@@ -49,7 +67,7 @@ class Stage:
     num_steps: int
     steps_per_call: int
     init: Callable[[], MetaState]
-    make_advance: Callable[[int], Callable[[MetaState], tuple[MetaState, Any]]]
+    make_advance: Callable[[int], Advance]
     shown: tuple[str, ...] = ("loss",)
 
 
@@ -321,6 +339,7 @@ def _train_stage(
             count = min(stage.steps_per_call, stage.num_steps - at)
             if count not in advance_by:
                 advance_by[count] = stage.make_advance(count)
+                _compile(advance_by[count], state, clock, compiles, how)
             how.profile.before(stage.name, dispatch)
             begun, compiled = time.monotonic(), compiles.seconds
             state, metrics = advance_by[count](state)
@@ -352,6 +371,18 @@ def _train_stage(
         how.profile.close(stage.name)
         progress.close()
     return state
+
+
+def _compile(advance, state, clock, compiles, how) -> None:
+    """Compiles a dispatch, and says so before the first one: it may take longer than thought."""
+    begun = compiles.seconds
+    if not how.started:
+        say("  compiling ...")
+    advance.compile(state)
+    compiling = compiles.seconds - begun
+    clock.compile += compiling
+    if not how.started:
+        say(f"  compiled in {compiling:.1f} s")
 
 
 def _check_finite_params(state: MetaState, step: int) -> None:

@@ -24,9 +24,9 @@ from experiments import plotting, user_points
 from experiments.command import main
 from experiments.config import check_fields, option
 from experiments.results import make_row
-from experiments.runner import Experiment, Outcome, Stage
-from maml_jax import MetaState, adapt, adaptation_curve, init, make_train_fn, meta_loss, task_mesh
-from maml_jax.batching import replicate
+from experiments.runner import Advance, Experiment, Outcome, Stage
+from experiments.seeds import over_seeds
+from maml_jax import MetaState, adapt, adaptation_curve, init, make_train_fn, meta_loss
 from maml_jax.meta_gradient import EXACT_MODES
 from maml_jax.networks import Network, mlp
 from maml_jax.networks.mlp import INITIALIZERS
@@ -146,7 +146,7 @@ def _stage(config: Config, seed: int, name: str) -> Stage:
         init_key, train_key = jax.random.split(key)
         return init(initial(init_key), optimizer, train_key)
 
-    def make_advance(count: int) -> Callable[[MetaState], tuple[MetaState, Any]]:
+    def make_advance(count: int) -> Advance:
         train = make_train_fn(
             sample,
             task_loss,
@@ -156,11 +156,12 @@ def _stage(config: Config, seed: int, name: str) -> Stage:
             steps_per_draw=1 if name in AVERAGED else 50,
         )
         functions = () if name not in AVERAGED else (_own_functions(config, seed),)
-        if config.num_seeds == 1:
-            return lambda state: train(state, *functions)
-        many = jax.jit(jax.vmap(train, (0, *(0 for _ in functions))), donate_argnums=0)
-        mesh = task_mesh(num_tasks)
-        return lambda state: many(*replicate((state, *functions), mesh))
+        if config.num_seeds > 1:
+            train = over_seeds(train)
+        return Advance(
+            lambda state: train(state, *functions),
+            lambda state: train.lower(state, *functions).compile(),
+        )
 
     return Stage(
         name=name,

@@ -223,11 +223,31 @@ def place(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
         mesh: a task mesh.
         specs: a `PartitionSpec` for all leaves, or a pytree prefix of `tree` with them.
     """
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+    shardings = _shardings(mesh, specs)
     if not mesh.is_multi_process:
         return jax.device_put(tree, shardings)
     shardings = jax.tree.broadcast(shardings, tree)
     return jax.tree.map(_place_between_processes, tree, shardings)
+
+
+def shapes(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
+    """A `jax.ShapeDtypeStruct` for every leaf, as `place` would put it; to compile for.
+
+    Args:
+        tree: arrays, or anything else with a shape and a dtype.
+        mesh: a task mesh.
+        specs: as in `place`.
+    """
+    shardings = jax.tree.broadcast(_shardings(mesh, specs), tree)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=where),
+        tree,
+        shardings,
+    )
+
+
+def _shardings(mesh: Mesh, specs: Any) -> Any:
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
 
 
 def _is_spec(value: Any) -> bool:

@@ -6,6 +6,7 @@ mean of their meta-losses, and hand it to any optax optimizer.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,7 +42,44 @@ class MetaState(NamedTuple):
 DRAWN_AT_ONCE_MB = 64  # of a device's tasks; more are drawn in the chunks of `batching`
 
 Sampler = Callable[..., Task]
-TrainFn = Callable[..., tuple[MetaState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainFn:
+    """Meta-steps in one dispatch, `train(state, *data) -> (state, metrics)`; donates `state`.
+
+    Attributes:
+        compiled: the program, of `state` and the tuple `data`.
+        mesh: that it runs on.
+        data_specs: how `data` lies on it.
+    """
+
+    compiled: Any
+    mesh: Mesh
+    data_specs: Any = PartitionSpec()  # noqa: RUF009
+
+    def __call__(self, state: MetaState, *data: Any) -> tuple[MetaState, Metrics]:
+        """Puts the arguments in place, runs the program, and returns what it returns."""
+        # One placement for every call, or the first call (a state fresh from `init`) and the
+        # second (one that came out of the mesh) would each compile a program of their own.
+        state, data = tasks_lib.place((state, data), self.mesh, self._specs)
+        return tasks_lib.settle(self.compiled(state, data), self.mesh)
+
+    def lower(self, state: MetaState, *data: Any) -> jax.stages.Lowered:
+        """The program for arguments of these shapes, as `jax.jit(...).lower`, without running it.
+
+        `train.lower(state, *data).compile()` compiles ahead of time: calls with arguments of these
+        shapes then compile nothing.
+
+        Args:
+            state: as in a call, or `jax.ShapeDtypeStruct`s of it; it is not donated.
+            *data: the same.
+        """
+        return self.compiled.lower(*tasks_lib.shapes((state, data), self.mesh, self._specs))
+
+    @property
+    def _specs(self) -> tuple[PartitionSpec, Any]:
+        return PartitionSpec(), self.data_specs
 
 
 def init(
@@ -138,9 +176,9 @@ def make_train_fn(
 
     Returns:
         A function that runs the compiled program; it composes with `jax.jit` and `jax.vmap` (over
-        states, to train several seeds at once). `data` are arrays that `sample` needs (a data set,
-        say), placed on the mesh; metrics are those of `meta_step` with a leading axis of
-        `num_steps`.
+        states, to train several seeds at once), and has a method `lower`, to compile ahead of time.
+        `data` are arrays that `sample` needs (a data set, say), placed on the mesh; metrics are
+        those of `meta_step` with a leading axis of `num_steps`.
 
     Raises:
         ValueError: a count below 1, or a mesh that does not fit.
@@ -192,15 +230,7 @@ def make_train_fn(
     sharded = jax.shard_map(
         train, mesh=mesh, in_specs=(whole, data_specs), out_specs=whole, check_vma=False
     )
-    compiled = jax.jit(sharded, donate_argnums=0)
-
-    def train_on_mesh(state, *data):
-        # One placement for every call, or the first call (a state fresh from `init`) and the
-        # second (one that came out of the mesh) would each compile a program of their own.
-        state, data = tasks_lib.place((state, data), mesh, (whole, data_specs))
-        return tasks_lib.settle(compiled(state, data), mesh)
-
-    return train_on_mesh
+    return TrainFn(jax.jit(sharded, donate_argnums=0), mesh, data_specs)
 
 
 def _size_mb(tree):

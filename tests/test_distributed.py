@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -112,8 +113,9 @@ def test_two_processes_give_what_one_gives(alone, tmp_path):
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["environment"]["device"].startswith("4 x cpu")
     assert "pretrained on all tasks" in first[0]
-    told = [line for line in second[0].splitlines() if line and "[Gloo]" not in line]
-    assert told == []  # process 0 alone speaks
+    # Process 0 alone speaks. What the transport prints comes from several threads, its lines mixed.
+    transport = "Gloo Rank is connected to peer ranks Expected number of connected peer ranks is"
+    assert set(re.findall("[A-Za-z]+", second[0])) <= set(transport.split())
     assert not (tmp_path / "run" / "config.json.tmp").exists()
 
 

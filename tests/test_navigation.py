@@ -121,7 +121,7 @@ def test_other_updates_and_policies_are_made():
         {"policy": "recurrent", "feedback": True},
     ):
         config = navigation.Config(**fields)
-        seen = stages.environment_of(config, env, "maml")
+        seen = stages.environment_of(config, env, told=False)
         problem = config_lib.make_problem(config, seen, "maml")
         config_lib.make_meta_update(config, problem)
         assert problem.init(jax.random.key(0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from experiments.few_shot import memory
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.logbook import say
-from experiments.runner import Stage
+from experiments.runner import Advance, Stage
 from experiments.selection import Selection, ValidatedStage, begin, validate
 from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
 from maml_jax.batching import bring_home, map_tasks, place
@@ -218,11 +219,15 @@ def _stage(
         before_training(mesh)
 
     @functools.cache
-    def placed() -> tuple[ImageSet, Task | None]:
-        """Training images on the devices, and validation episodes."""
+    def train_set() -> ImageSet:
+        """Training images on the devices, or on their way there."""
         _say_memory(config, images.train, mesh.size)
-        train_set = split_classes(images.train, mesh.size) if config.class_axis else images.train
-        return place((train_set,), mesh, specs)[0], validation_episodes(config, images)
+        whole = split_classes(images.train, mesh.size) if config.class_axis else images.train
+        return place((whole,), mesh, specs)[0]
+
+    @functools.cache
+    def episodes() -> Task | None:
+        return validation_episodes(config, images)
 
     def make_train(count: int) -> TrainFn:
         checked()
@@ -237,22 +242,28 @@ def _stage(
             data_specs=specs,
         )
 
-    def make_advance(count: int) -> Callable[[Selection], tuple[Selection, Any]]:
+    def make_advance(count: int) -> Advance:
         train = make_train(count)
 
+        def compile_ahead(selection: Selection) -> None:
+            with ThreadPoolExecutor(1) as pool:
+                ready = pool.submit(episodes)  # meanwhile; and the images' transfer goes on, too
+                train.lower(selection.train, train_set()).compile()
+                ready.result()
+
         def advance(selection: Selection) -> tuple[Selection, Any]:
-            train_set, episodes = placed()
-            state, metrics = train(selection.train, train_set)
+            state, metrics = train(selection.train, train_set())
+            judged = episodes()
             return validate(
                 selection._replace(train=state),
                 metrics,
-                None if episodes is None else lambda: score(bring_home(state.params), episodes),
+                None if judged is None else lambda: score(bring_home(state.params), judged),
                 count=count,
                 every=config.validate_every,
                 num_steps=num_steps,
             )
 
-        return advance
+        return Advance(advance, compile_ahead)
 
     return ValidatedStage(
         name=name,
@@ -262,7 +273,7 @@ def _stage(
         make_advance=make_advance,
         shown=("loss", "query/accuracy"),
         make_train=make_train,
-        data=placed,
+        data=lambda: (train_set(), episodes()),
         score=score,
         validate_every=config.validate_every,
     )

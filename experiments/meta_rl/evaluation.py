@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from experiments.meta_rl.stages import environment_of, fixed_tasks, initial_para
 from experiments.results import make_row
 from experiments.runner import Outcome
 from experiments.selection import Selection
-from maml_jax.reinforcement import Environment, Trajectories, make_evaluate_fn
+from maml_jax.reinforcement import Environment, Returns, Trajectories, make_evaluate_fn
 from maml_jax.types import Array, Params
 
 TEST_SEED, TUNING_SEED = 1_000_001, 1_000_003  # of no training run: those are smaller
@@ -53,16 +54,25 @@ def evaluate(
     some = jax.tree.map(lambda x: x[: watch.num_tasks], tests)
     shown_tasks = jax.jit(jax.vmap(env.task_features))(some)
     rows, arrays = [], {"tasks": np.asarray(shown_tasks)}
+
+    @functools.cache  # methods whose policies see the same share what is compiled
+    def evaluations(told: bool) -> tuple[Callable[..., Returns], Callable[..., Returns]]:
+        """Returns of all episodes of an evaluation, and the trajectories of those to look at."""
+        seen = environment_of(config, env, told)
+        options: Any = {"objective": config.inner_objective, "estimation": config.estimation}
+        make = functools.partial(make_evaluate_fn, seen, config.make_policy(seen), **options)
+        return (
+            make(num_episodes=config.eval_episodes),
+            make(num_episodes=watch.num_episodes, keep_trajectories=True),
+        )
+
     for name in config.methods:
         if name == "random":
             params = initial_params(config, seed, env, name)
         else:
             params = states[name].best_params
             arrays[f"best_step/{name}"] = np.asarray(states[name].best_step)
-        seen = environment_of(config, env, name)
-        policy = config.make_policy(seen)
-        options: Any = {"objective": config.inner_objective, "estimation": config.estimation}
-        judge = make_evaluate_fn(seen, policy, num_episodes=config.eval_episodes, **options)
+        judge, play = evaluations(name == "oracle")
         each = unstack(params, config.num_seeds)
         if name == "oracle":
             chosen = [None] * config.num_seeds
@@ -83,9 +93,6 @@ def evaluate(
             row = make_row(name, setting, update, "return", returns[:, :, update])
             rows.append({**row, **extra})
         arrays[f"returns/{name}"] = returns
-        play = make_evaluate_fn(
-            seen, policy, num_episodes=watch.num_episodes, keep_trajectories=True, **options
-        )
         episodes = play(
             each[0], some, jax.random.key(TEST_SEED + 1), update_rates(config, chosen[0])
         ).trajectories

@@ -16,10 +16,11 @@ from experiments.meta_rl.config import (
     make_meta_update,
     make_problem,
 )
-from experiments.runner import Stage
+from experiments.runner import Advance, Stage
+from experiments.seeds import over_seeds
 from experiments.selection import Selection, begin, choose
 from maml_jax import init, task_mesh
-from maml_jax.batching import bring_home, replicate
+from maml_jax.batching import bring_home
 from maml_jax.reinforcement import (
     Environment,
     check_episodes,
@@ -37,9 +38,9 @@ def make_stages(config: Config, seed: int, env: Environment) -> list[Stage]:
     return [_stage(config, seed, env, name) for name in config.methods if name != "random"]
 
 
-def environment_of(config: Config, env: Environment, method: str) -> Environment:
-    """What a method's policy sees: the oracle is told the task."""
-    return config.seen_by_policy(informed(env) if method == "oracle" else env)
+def environment_of(config: Config, env: Environment, told: bool) -> Environment:
+    """What a method's policy sees, and whether it is told the task, as the oracle is."""
+    return config.seen_by_policy(informed(env) if told else env)
 
 
 def fixed_tasks(env: Environment, seed: int, count: int) -> PyTree:
@@ -54,13 +55,13 @@ def seed_keys(config: Config, seed: int) -> Array:
 
 def initial_params(config: Config, seed: int, env: Environment, method: str) -> Params:
     """What a method starts from, with a leading axis of seeds."""
-    policy = config.make_policy(environment_of(config, env, method))
+    policy = config.make_policy(environment_of(config, env, method == "oracle"))
     start = jax.vmap(lambda key: policy.init(jax.random.split(key)[0]))
     return jax.jit(start)(seed_keys(config, seed))
 
 
 def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
-    seen = environment_of(config, env, name)
+    seen = environment_of(config, env, name == "oracle")
     problem = make_problem(config, seen, name)
     update = make_meta_update(config, problem)
     mesh = task_mesh(config.num_tasks)
@@ -97,14 +98,15 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
 
         return score
 
-    def make_advance(count: int) -> Callable[[Selection], tuple[Selection, Any]]:
+    def make_advance(count: int) -> Advance:
         iterate = make_iterate_fn(
             problem, update, num_tasks=config.num_tasks, num_steps=count, mesh=mesh
         )
-        train = over_seeds(iterate)
+        # On a CPU, batched weights are slower than a loop.
+        train = over_seeds(iterate, one_by_one=jax.default_backend() == "cpu")
 
         def advance(selection: Selection) -> tuple[Selection, Any]:
-            state, metrics = train(replicate(selection.train, mesh))
+            state, metrics = train(selection.train)
             check_episodes(metrics)
             selection = selection._replace(train=state)
             at = int(np.asarray(state.step)[0])
@@ -117,7 +119,7 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
                 metrics = {**metrics, "validation": spread}
             return selection, metrics
 
-        return advance
+        return Advance(advance, lambda selection: train.lower(selection.train).compile())
 
     return Stage(
         name=name,
@@ -127,13 +129,6 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
         make_advance=make_advance,
         shown=("before/return", "after/return"),
     )
-
-
-def over_seeds(iterate: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Runs all seeds in one program: side by side, or one after the other on a CPU."""
-    if jax.default_backend() == "cpu":  # batched weights are slower there than a loop
-        return jax.jit(lambda states: jax.lax.map(iterate, states), donate_argnums=0)
-    return jax.jit(jax.vmap(iterate), donate_argnums=0)
 
 
 def unstack(params: Params, count: int) -> list[Params]:

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from experiments.runner import Experiment, Stage
+from experiments.runner import Advance, Experiment, Stage
 from experiments.selection import Selection, ValidatedStage, validate
 from experiments.sweep.config import RATES, Member
 from maml_jax import MetaState, NonFiniteError, check_finite, task_mesh
-from maml_jax.batching import replicate
+from maml_jax.batching import replicate, shapes
 from maml_jax.types import Array
 
 
@@ -71,12 +72,12 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
             found[i] = stage.score(slice_member(params, i), tasks)
         return found
 
-    def make_advance(count: int) -> Callable[[Any], tuple[Any, Any]]:
+    def make_advance(count: int) -> Advance:
         train_members = _compile(experiment, first, count)
 
         def advance(state: Any) -> tuple[Any, Any]:
             data, tasks = placed()
-            training = state.train if isinstance(state, Selection) else state
+            training = _training(state)
             before = np.array(training.step)  # a copy: the state is donated
             # One placement for every call, or the second would compile another program.
             training, metrics, kept = train_members(*replicate((training, rates), mesh), *data)
@@ -95,7 +96,12 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
                 state = training
             return state, _by_member(members, metrics, kept)
 
-        return advance
+        def compile_ahead(state: Any) -> None:
+            arguments = (_training(state), rates)
+            data, _ = placed()
+            train_members.lower(*shapes(arguments, mesh, PartitionSpec()), *data).compile()
+
+        return Advance(advance, compile_ahead)
 
     return Stage(
         name=alone.name,
@@ -105,6 +111,10 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
         make_advance=make_advance,
         shown=alone.shown,
     )
+
+
+def _training(state: Any) -> MetaState:
+    return state.train if isinstance(state, Selection) else state
 
 
 def _compile(experiment: Experiment, first: Member, count: int) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from maml_jax.reinforcement.meta_updates import MetaUpdate
 from maml_jax.reinforcement.objectives import inner_objective
 from maml_jax.reinforcement.problem import Estimation, ReinforcementProblem, to_samples
 from maml_jax.reinforcement.rollout import Trajectories, rollout
-from maml_jax.training import MetaState
+from maml_jax.training import MetaState, TrainFn
 from maml_jax.types import Array, Metrics, NonFiniteError, Params, PyTree, Task
 
 
@@ -31,7 +31,7 @@ def make_iterate_fn(
     num_tasks: int,
     num_steps: int = 1,
     mesh: Mesh | None = None,
-) -> Callable[[MetaState], tuple[MetaState, Metrics]]:
+) -> TrainFn:
     """Compiles meta-iterations into one dispatch; nothing leaves the device in between.
 
     Each device of the mesh collects and differentiates its own tasks. Which tasks and episodes are
@@ -69,13 +69,12 @@ def make_iterate_fn(
         report = _report(metrics, tasks, first, num_tasks, num_devices)
         return MetaState(params, optimizer_state, state.step + 1, state.key), report
 
-    def iterate(state: MetaState) -> tuple[MetaState, Metrics]:
+    def iterate(state: MetaState, data: tuple[()]) -> tuple[MetaState, Metrics]:
         return jax.lax.scan(one, state, length=num_steps)
 
     spec = PartitionSpec()
     sharded = jax.shard_map(iterate, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    compiled = jax.jit(sharded, donate_argnums=0)
-    return lambda state: tasks_lib.settle(compiled(tasks_lib.replicate(state, mesh)), mesh)
+    return TrainFn(jax.jit(sharded, donate_argnums=0), mesh)
 
 
 def _report(
@@ -155,25 +154,18 @@ def make_evaluate_fn(
     inner_loss = inner_objective(policy, objective)
 
     def one(params: Params, task: PyTree, key: Array, rates: Array) -> Any:
-        def play(params: Params, update: Array) -> Trajectories:
-            own = jax.random.fold_in(key, update)
-            return rollout(env, policy, params, task, own, num_episodes)
-
-        def keep(t: Trajectories) -> Any:
-            seen = {"return": jnp.mean(t.returns), "nonfinite": jnp.mean(t.nonfinite, dtype=float)}
-            return seen, t if keep_trajectories else None
-
-        def body(params: Params, own: tuple[Array, Array]) -> tuple[Params, Any]:
+        def turn(params: Params, own: tuple[Array, Array]) -> tuple[Params, Any]:
             update, rate = own
-            trajectories = play(params, update)
-            samples = to_samples(trajectories, estimation)
+            episodes = jax.random.fold_in(key, update)
+            t = rollout(env, policy, params, task, episodes, num_episodes)
+            samples = to_samples(t, estimation)
             adapted, _ = inner_update(inner_loss, params, samples, rate, mask=mask)
-            return adapted, keep(trajectories)
+            seen = {"return": jnp.mean(t.returns), "nonfinite": jnp.mean(t.nonfinite, dtype=float)}
+            return adapted, (seen, t if keep_trajectories else None)
 
-        count = rates.shape[0]
-        adapted, seen = jax.lax.scan(body, params, (jnp.arange(count), rates))
-        last = keep(play(adapted, jnp.asarray(count)))
-        return jax.tree.map(lambda s, x: jnp.concatenate([s, x[None]]), seen, last)
+        # One loop, so that the environment is compiled once; the last turn's update is not used.
+        rates = jnp.append(rates, 0.0)
+        return jax.lax.scan(turn, params, (jnp.arange(rates.shape[0]), rates))[1]
 
     def many(params: Params, tasks: PyTree, keys: Array, rates: Array) -> Any:
         return jax.vmap(one, (None, 0, 0, None))(params, tasks, keys, rates)

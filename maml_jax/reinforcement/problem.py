@@ -151,16 +151,17 @@ def reinforcement_problem(
         params = jax.lax.stop_gradient(params)
         task_key, *keys = jax.random.split(key, num_steps + 2)
         task = env.sample_task(task_key)
-        adapted, support = params, []
-        for step in range(num_steps):
-            support.append(collect(adapted, task, keys[step]))
-            adapted, _ = maml.inner_update(inner_loss, adapted, support[-1], inner_lr, **inner)
-        query = collect(adapted, task, keys[num_steps])
-        if not support:
-            stacked = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), query)
-        else:
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *support)
-        return jax.lax.stop_gradient(Task(stacked, query))
+
+        # One loop, the query's turn included, so that the environment is compiled once: physics
+        # takes most of the time that compiling takes. What the last turn adapts is not used.
+        def turn(adapted: Params, own: Array) -> tuple[Params, Samples]:
+            samples = collect(adapted, task, own)
+            return maml.inner_update(inner_loss, adapted, samples, inner_lr, **inner)[0], samples
+
+        _, collected = jax.lax.scan(turn, params, jnp.stack(keys))
+        support = jax.tree.map(lambda x: x[:num_steps], collected)
+        query = jax.tree.map(lambda x: x[num_steps], collected)
+        return jax.lax.stop_gradient(Task(support, query))
 
     return ReinforcementProblem(
         policy.init,
