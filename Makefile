@@ -27,10 +27,10 @@ demo: $(VENV)/.ready ## meta-train MAML on sinusoids beside its baselines: about
 
 test: $(VENV)/.ready ## the tests, but for long ones
 	@echo "running the tests (some minutes; most of it is compiling) ..."
-	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile
+	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.ready ## all tests, those of learning and the long ones included
-	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile -m ''
+	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder -m ''
 
 lint: $(VENV)/.ready ## format check, linter, types
 	$(BIN)/ruff format --check .

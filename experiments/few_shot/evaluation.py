@@ -30,7 +30,6 @@ from maml_jax.classification import (
     judged,
 )
 from maml_jax.evaluation import Evaluation
-from maml_jax.networks import ImageNetwork
 from maml_jax.types import Array, Params, Task
 
 TEST_SEED, TUNING_SEED = 1_000_001, 1_000_003  # of no training run: those are smaller
@@ -123,7 +122,7 @@ def _judges(
         wide = pretrained_network(config, images)
         if "pretrained" in config.methods:
             started = baselines.with_new_head(trunk, config.num_ways)
-            judges["fine-tuning"] = _fine_tuning(config, images, network, started)
+            judges["fine-tuning"] = _fine_tuning(config, images, started)
         if "nearest_neighbour" in config.methods:
             judges["nearest neighbour"] = _not_adapting(
                 config,
@@ -132,7 +131,7 @@ def _judges(
             )
     if "random" in config.methods:
         untrained = jax.jit(network.init)(jax.random.fold_in(jax.random.key(seed), 3))
-        judges["random"] = _fine_tuning(config, images, network, untrained)
+        judges["random"] = _fine_tuning(config, images, untrained)
     if "matching" in states:
         judges["matching nets"] = _not_adapting(
             config,
@@ -168,14 +167,23 @@ def _adapting(config: Config, params: Params, rate: float) -> Judge:
     return accuracies
 
 
-def _fine_tuning(config: Config, images: Images, network: ImageNetwork, params: Params) -> Judge:
+@functools.lru_cache(maxsize=1)
+def _tuning_fn(config: Config) -> Callable[..., Evaluation]:
+    """Judges fine-tuning on validation episodes; one program for all starting points."""
+    network = make_network(config)
+    return make_evaluate_fn(
+        cross_entropy(network.apply),
+        config.eval_steps,
+        mask=network.mask,
+        batching=config.batching,
+    )
+
+
+def _fine_tuning(config: Config, images: Images, params: Params) -> Judge:
     """Judges fine-tuning with the step size that does best on validation episodes."""
     # `make_stages` has seen to it that there are validation classes.
     episodes: Any = validation_episodes(config, images, TUNING_SEED, num_tasks=TUNING_TASKS)
-    loss_fn = cross_entropy(network.apply)
-    evaluate_fn = make_evaluate_fn(
-        loss_fn, config.eval_steps, mask=network.mask, batching=config.batching
-    )
+    evaluate_fn = _tuning_fn(config.shared)
     curves = [evaluate_fn(params, episodes, r).mean["accuracy"] for r in TUNING_RATES]
     best = int(np.argmax([np.mean(curve[1:]) for curve in curves]))
     return _adapting(config, params, TUNING_RATES[best])
