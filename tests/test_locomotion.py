@@ -406,7 +406,7 @@ SMALL = {
     "eval_tasks": 4,
     "eval_episodes": 2,
     "eval_updates": 1,
-    "tuning_tasks": 2,
+    "tuning_tasks": 4,  # as for the evaluation, whose program it shares
     "tuning_rates": (0.1,),
 }
 
