@@ -39,7 +39,7 @@ SMALL = {
     "report_steps": 1,
     "eval_steps": 2,
     "eval_tasks": 8,
-    "eval_queries": (2,),  # as many as shots: a folder of one's own
+    "eval_queries": (2,),
     "protocols": PROTOCOLS,
     "pretrain_steps": 10,
     "pretrain_images": 8,
@@ -123,7 +123,7 @@ def test_episodes_hold_images_of_their_own_split_alone(few_glyphs):
 def test_where_images_lie_changes_nothing_but_memory(finished, tmp_path, capsys):
     workdir, found = finished
     settings = {**SMALL, "methods": ("maml",), "data_placement": "sharded"}
-    settings |= {"eval_queries": (0,), "protocols": ("transductive",)}
+    settings |= {"protocols": ("transductive",)}
     spread = runner.run(omniglot.EXPERIMENT, tmp_path / "run", omniglot.Config(**settings))
     assert "sharded (--data_placement=replicated:" in capsys.readouterr().out
     whole = [row for row in found["rows"] if row["method"] == "maml"]
