@@ -39,7 +39,7 @@ SMALL = {
     "report_steps": 1,
     "eval_steps": 2,
     "eval_tasks": 8,
-    "eval_queries": (2,),
+    "eval_queries": (0, 2),
     "protocols": PROTOCOLS,
     "pretrain_steps": 10,
     "pretrain_images": 8,
@@ -70,7 +70,8 @@ def test_all_methods_are_judged_in_all_protocols(finished):
         assert (workdir / name).stat().st_size > 0
     settings = {row["setting"] for row in found["rows"]}
     assert settings == {
-        f"3-way 1-shot, synthetic glyphs, 2 queries{protocol}"
+        f"3-way 1-shot, synthetic glyphs{queries}{protocol}"
+        for queries in ("", ", 2 queries")
         for protocol in ("", ", support statistics", ", one query at a time")
     }
     steps = {}
@@ -123,7 +124,7 @@ def test_episodes_hold_images_of_their_own_split_alone(few_glyphs):
 def test_where_images_lie_changes_nothing_but_memory(finished, tmp_path, capsys):
     workdir, found = finished
     settings = {**SMALL, "methods": ("maml",), "data_placement": "sharded"}
-    settings |= {"protocols": ("transductive",)}
+    settings |= {"eval_queries": (0,), "protocols": ("transductive",)}
     spread = runner.run(omniglot.EXPERIMENT, tmp_path / "run", omniglot.Config(**settings))
     assert "sharded (--data_placement=replicated:" in capsys.readouterr().out
     whole = [row for row in found["rows"] if row["method"] == "maml"]
