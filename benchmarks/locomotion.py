@@ -5,6 +5,7 @@ On a CPU each core is one JAX device with one thread, as the experiments run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -33,9 +34,11 @@ FAMILIES = (("cheetah_direction", "paper"), ("ant_direction", "paper"),
             ("cheetah_direction", "brax"), ("ant_direction", "brax"))  # fmt: skip
 
 
-def physics_suite() -> list[dict[str, Any]]:
+def physics_suite() -> Iterator[dict[str, Any]]:
     """Steps a second and deviation from MuJoCo's engine, for each robot and solver."""
-    return [_physics_row(robot, solver) for robot in ("half_cheetah", "ant") for solver in SOLVERS]
+    for robot in ("half_cheetah", "ant"):
+        for solver in SOLVERS:
+            yield _physics_row(robot, solver)
 
 
 def _physics_row(robot: str, solver: lib.Solver) -> dict[str, Any]:
@@ -119,18 +122,17 @@ def make_case(task: str, physics: str) -> Case:
     return Case(f"{task}, {physics}", env, problem, TASKS, EPISODES)
 
 
-def locomotion_suite() -> list[dict[str, Any]]:
+def locomotion_suite() -> Iterator[dict[str, Any]]:
     """The whole rollout against the raw physics, then each meta-iteration's phases."""
-    rows = []
     for task, physics in FAMILIES:
         case = make_case(task, physics)
         raw = raw_speed(lib.make_physics(lib.FAMILIES[task].robot, physics), HORIZON)
-        found = phases(case, LEAST)
-        played = next(row for row in found if row["name"].endswith(": rollout"))
-        speed = ENVIRONMENTS * HORIZON / played["median_ms"] * 1e3
-        played.update(steps_per_s=speed, raw_steps_per_s=raw, share_of_raw=speed / raw)
-        rows += [*found, time_iteration(f"{case.name}: meta-iteration", case, SUBSAMPLE, LEAST)]
-    return rows
+        for row in phases(case, LEAST):
+            if row["name"].endswith(": rollout"):
+                speed = ENVIRONMENTS * HORIZON / row["median_ms"] * 1e3
+                row.update(steps_per_s=speed, raw_steps_per_s=raw, share_of_raw=speed / raw)
+            yield row
+        yield time_iteration(f"{case.name}: meta-iteration", case, SUBSAMPLE, LEAST)
 
 
 __all__ = ["locomotion_suite", "make_case", "physics_suite"]

@@ -6,7 +6,7 @@ On a CPU each core is one JAX device with one thread, as the experiments run.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -89,7 +89,7 @@ def make_case(size: Size) -> Case:
 
 def whole_and_phases(case: Case) -> list[dict[str, Any]]:
     """A meta-iteration's phases, then the whole, with two ways to estimate the curvature."""
-    rows = phases(case)
+    rows = [*phases(case)]
     for episodes in (None, SUBSAMPLE):
         rows.append(time_iteration(f"{case.name}: meta-iteration, {_curvature(episodes)}",
                                    case, episodes))  # fmt: skip
@@ -137,7 +137,7 @@ def _play(case: Case, params: Any, key: Array) -> Any:
     return rollout(case.env, case.problem.policy, params, task, own, case.num_episodes)
 
 
-def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
+def phases(case: Case, least: int = 5) -> Iterator[dict[str, Any]]:
     """Each phase as a program of its own, over the devices that the meta-iteration runs on.
 
     Args:
@@ -175,10 +175,9 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
         "adaptation": (adaptation, [(params, drawn) for drawn in samples]),
         "rollout of the adapted": (after, list(zip(adapted, several, strict=True))),
     }
-    rows = []
     for name, (phase, inputs) in calls.items():
         times = sample_times(rotating(phase, inputs), 1.0, least)
-        rows.append(summarize(f"{case.name}: {name}", times, None, None)._asdict())
+        yield summarize(f"{case.name}: {name}", times, None, None)._asdict()
     batches = [
         (params, Task(jax.tree.map(lambda x: x[:, None], drawn), estimates(after(own, keys))))
         for drawn, own, keys in zip(samples, adapted, several, strict=True)
@@ -195,8 +194,7 @@ def phases(case: Case, least: int = 5) -> list[dict[str, Any]]:
         )  # fmt: skip
         times = sample_times(rotating(compiled, batches), 3.0, least)
         name = f"{case.name}: TRPO, {_curvature(episodes)}"
-        rows.append(summarize(name, times, None, None)._asdict())
-    return rows
+        yield summarize(name, times, None, None)._asdict()
 
 
 def estimators_suite(repeats: int = 2_000, episodes: int = 20) -> list[dict[str, Any]]:

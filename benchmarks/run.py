@@ -22,10 +22,12 @@ a run of their own. Run on an idle machine: nothing here can tell what else runs
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +87,37 @@ def main(argv: list[str]) -> None:
     found = {"environment": where, "suites": {}}
     for name in names:
         print(f"\n{name}", flush=True)
-        shown = rows = _accelerator(found) if name == "accelerator" else run_suite(name)
-        found["suites"][name] = rows
         if name == "accelerator":
             from benchmarks.accelerator import summary
 
-            shown = summary(rows)
+            found["suites"][name] = _accelerator(found)
+            shown = summary(found["suites"][name])
+        else:
+            shown = found["suites"][name] = []
+            collect(run_suite(name), shown, functools.partial(_write, found))
         print(table(shown), flush=True)
         _write(found)
     if _JSON.value:
         print(f"\nwritten to {_JSON.value}")
         if "memory" in found["suites"]:
             write_memory_chart(Path(_JSON.value), found["suites"]["memory"])
+
+
+def collect(
+    suite: Iterable[dict[str, Any]], rows: list[dict[str, Any]], save: Callable[[], None]
+) -> None:
+    """Appends the rows of a suite; those that are made one by one are named and saved as they come.
+
+    Args:
+        suite: its rows; a list where all are there.
+        rows: that are appended to.
+        save: called after each of them.
+    """
+    for row in suite:
+        rows.append(row)
+        if not isinstance(suite, list):
+            print(f"  {row['name']}", flush=True)
+            save()
 
 
 def _write(found: dict[str, Any]) -> None:
@@ -130,8 +151,8 @@ def write_memory_chart(beside: Path, rows: list[dict[str, Any]]) -> None:
     print(f"chart and table: {beside.with_suffix('.png')}, {beside.with_suffix('.txt')}")
 
 
-def run_suite(name: str) -> list[dict[str, Any]]:
-    """The measurements of one suite, as dictionaries."""
+def run_suite(name: str) -> Iterable[dict[str, Any]]:
+    """The measurements of one suite, as dictionaries; of a long one, as they are made."""
     from benchmarks import classification, core
 
     if name == "classification":

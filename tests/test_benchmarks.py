@@ -226,6 +226,19 @@ def test_the_image_benchmarks_train_what_the_experiments_train():
         ) == (case.queries, case.tasks, case.steps, case.inner_lr, case.image_shape)
 
 
+def test_a_suite_that_breaks_off_keeps_its_rows(capsys):
+    def suite():
+        yield {"name": "first"}
+        raise RuntimeError("broken off")
+
+    rows, saved = [], []
+    with pytest.raises(RuntimeError, match="broken off"):
+        run.collect(suite(), rows, lambda: saved.append(list(rows)))
+    assert rows == [{"name": "first"}]
+    assert saved == [rows]
+    assert capsys.readouterr().out == "  first\n"
+
+
 @pytest.mark.slow
 def test_memory_is_measured_and_drawn(tmp_path, monkeypatch):
     """In this process, which is quicker than one for each row."""
