@@ -60,9 +60,13 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Ratio]:
     ]
 
 
+# What tells rows of one name apart, in the suites that have such.
+APART = ("cache", "scaling", "tasks", "devices", "mode", "inner_steps", "width")
+
+
 def _timings(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [
-        (f"{suite}: {row['name']}", row)
+        (", ".join([f"{suite}: {row['name']}", *(f"{k} {row[k]}" for k in APART if k in row)]), row)
         for suite, rows in found["suites"].items()
         for row in rows
         if row.get("median_ms") and row.get("low_ms") and row.get("high_ms")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from matplotlib import pyplot as plt
 
-from benchmarks.harness import in_fresh_process, resident_mb
+from benchmarks.harness import (
+    in_fresh_process,
+    resident_mb,
+    rotating,
+    sample_times,
+    summarize,
+    variants,
+)
 from experiments import plotting
 from experiments.results import format_table
 from maml_jax import MODES, Task, memory_report, meta_loss
@@ -83,20 +89,10 @@ def measure_point(
     planned = memory_report(lambda m: functools.partial(fn, mode=m), params, task, modes=(mode,))
     gradient = jax.jit(jax.value_and_grad(functools.partial(fn, mode=mode), has_aux=True))
     compiled = gradient.lower(params, task).compile()
-    call = lambda: jax.block_until_ready(compiled(params, task))
-    begun = time.perf_counter()
-    peak = resident_mb(call)
-    samples, first = [], time.perf_counter() - begun
-    for _ in range(max(1, min(20, int(seconds / first)))):
-        begun = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - begun)
-    return {
-        "temporary_mb": planned[mode].temporary / 1e6,
-        "resident_mb": peak,
-        "median_ms": 1e3 * sorted(samples)[len(samples) // 2],
-        "samples": len(samples),
-    }
+    peak = resident_mb(lambda: jax.block_until_ready(compiled(params, task)))
+    times = sample_times(rotating(compiled, variants((params, task))), seconds, 1)
+    timing = summarize("meta-gradient", times, None, planned[mode].temporary / 1e6)
+    return {**timing._asdict(), "resident_mb": peak}
 
 
 def against(rows: Sequence[dict[str, Any]], axis: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from experiments import distributed, places, runner
 from experiments.checkpoints import CheckpointError
 from experiments.config import ConfigError
 from experiments.distributed import FirstProcessError
-from experiments.process import keep_compiled, lay_out_cpu, num_cores
+from experiments.process import devices_told, keep_compiled, lay_out_cpu, num_cores
 from experiments.runner import Experiment, RunError, StoppedError
 from maml_jax import NonFiniteError
 
@@ -110,7 +110,11 @@ def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
     whole = num_cores() if experiment.device_per_core else None
-    devices = values.cpu_devices or whole
+    devices, told = values.cpu_devices or whole, devices_told()
+    if values.cpu_devices and told not in (None, values.cpu_devices):
+        raise app.UsageError(
+            f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says {told}."
+        )
     lay_out_cpu(experiment.cpu_threads, devices, experiment.factorizes)
     if values.compilation_cache or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         keep_compiled(values.compilation_cache)
@@ -152,7 +156,7 @@ def _ending(action: Callable[[], None]) -> int:
             distributed.leave_if_lost(error)
             raise
         print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
-        return 3
+        return 2
     except OSError as error:
         where = error.filename or flags.FLAGS.workdir
         print(f"error: {error.strerror or error}: {where}", file=sys.stderr)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,16 @@ def lay_out_cpu(threads: int | None, devices: int | None, factorizes: bool = Fal
         threads = max(threads or num_cores(), devices + 1)
     if threads is not None:
         os.environ.setdefault("PJRT_NPROC", str(threads))
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if devices is not None and not told:
+    if devices is not None and devices_told() is None:
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def devices_told() -> int | None:
+    """Devices into which the user's own environment splits the CPU; None where it does not tell."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    found = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
+    told = found[1] if found else os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    return int(told) if told.isdigit() else None
 
 
 def keep_compiled(directory: str | None) -> None:
@@ -149,14 +158,16 @@ class StopRequest:
 class CompileTimer:
     """Seconds that JAX has spent on tracing, lowering and compiling in this process.
 
-    JAX reports each piece when it ends, and pieces nest: the trace of a function holds those of the
-    functions it calls. A piece that holds earlier ones takes their place.
+    JAX reports each piece when it ends, and pieces overlap: the trace of a function holds those of
+    the functions it calls, and several threads may compile at a time. What two pieces share counts
+    once.
     """
 
     _instance: CompileTimer | None = None
 
     def __init__(self):
-        self._pieces: list[tuple[float, float]] = []  # start, seconds
+        self._lock = threading.Lock()
+        self._pieces: list[tuple[float, float]] = []  # from and until; apart, and in order
         self._seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
@@ -168,11 +179,15 @@ class CompileTimer:
     def _listen(self, event: str, duration: float, **_: Any) -> None:
         if not event.startswith("/jax/core/compile/"):
             return
-        start = time.monotonic() - duration
-        while self._pieces and self._pieces[-1][0] >= start:
-            self._seconds -= self._pieces.pop()[1]
-        self._pieces.append((start, duration))
-        self._seconds += duration
+        with self._lock:
+            end = time.monotonic()
+            start = end - duration
+            while self._pieces and self._pieces[-1][1] > start:
+                earlier, until = self._pieces.pop()
+                self._seconds -= until - earlier
+                start = min(start, earlier)
+            self._pieces.append((start, end))
+            self._seconds += end - start
 
     @classmethod
     def instance(cls) -> CompileTimer:

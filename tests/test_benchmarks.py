@@ -136,6 +136,24 @@ def test_files_are_compared_by_ratio_and_spread(tmp_path, capsys):
         compare.read(str(paths[0]))
 
 
+def test_rows_of_one_name_are_told_apart():
+    found = measurements(a=1.0)
+    (row,) = found["suites"]["core"]
+    found["suites"]["core"] = [row | {"devices": 1}, row | {"devices": 2, "median_ms": 5.0}]
+    ratios = compare.compare(found, found)
+    assert [r.name for r in ratios] == ["core: a, devices 1", "core: a, devices 2"]
+    assert [r.after / r.before for r in ratios] == [1.0, 1.0]
+
+
+def test_compile_time_is_without_the_first_call():
+    def step(state):
+        time.sleep(0.5)
+        return jax.jit(lambda s: jnp.sin(s) + 0.125)(state), None
+
+    timing = harness.measure_loop("slow", step, jnp.zeros(3), calls=1, per_call=1)
+    assert 0 < timing.compile_s < 0.4
+
+
 def test_measure_reports_compile_and_memory():
     timing = harness.measure("product", lambda x: jnp.sin(x @ x), jnp.ones((64, 64)), seconds=0.02)
     assert timing.compile_s > 0

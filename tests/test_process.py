@@ -1,0 +1,53 @@
+"""The process of a run: what compiling takes, and how its CPU is laid out."""
+
+import time
+
+import jax
+import pytest
+
+from experiments import process
+
+COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def timer(monkeypatch):
+    """A timer that hears of nothing but what a test tells it, on a clock that the test sets."""
+    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", lambda _: None)
+    timer = process.CompileTimer()
+
+    def hear(start, end, event=COMPILE):
+        monkeypatch.setattr(time, "monotonic", lambda: end)
+        timer._listen(event, end - start)
+        return timer.seconds
+
+    return hear
+
+
+def test_pieces_that_nest_or_overlap_count_once(timer):
+    assert timer(1.0, 2.0) == 1.0
+    assert timer(3.0, 4.0) == 2.0
+    assert timer(0.0, 5.0) == 5.0  # holds both
+    assert timer(4.0, 7.0) == 7.0  # began in another thread before the last one ended
+    assert timer(8.0, 9.0) == 8.0
+    assert timer(9.0, 20.0, event="/jax/another/event") == 8.0
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=4 --b=2"}, 4),
+    ],
+)
+def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected):
+    for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: chosen.append(setting))
+    assert process.devices_told() == expected
+    process.lay_out_cpu(None, 2)
+    assert chosen == ([("jax_num_cpu_devices", 2)] if expected is None else [])
