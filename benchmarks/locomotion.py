@@ -56,10 +56,7 @@ def _physics_row(robot: str, solver: lib.Solver) -> dict[str, Any]:
 
 
 def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
-    """Control steps a second of the physics alone: random actions, nothing recorded.
-
-    The longer the episodes, the more contacts, and the slower.
-    """
+    """Control steps a second of the physics alone: random actions, nothing recorded."""
     mesh = task_mesh(ENVIRONMENTS)
     split = PartitionSpec(TASK_AXIS)
 

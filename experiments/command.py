@@ -167,7 +167,8 @@ def _ending(action: Callable[[], None]) -> int:
 MEMORY = (
     "the device has not enough memory. What was saved is kept. Less is needed, as far as the "
     "experiment has these flags, with --meta_gradient=mixed, --task_batching=scan (or a few tasks "
-    "at a time), fewer --num_tasks or --num_episodes; or on more devices: docs/scaling.md."
+    "at a time), fewer --num_tasks or --num_episodes, in another --workdir; or on more devices: "
+    "docs/scaling.md."
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,10 +75,11 @@ def render(run: Any, film_goal: str, film_updates: str) -> None:
     play = _player(env, policy, goal, physics.pose)
     films = []
     for count in updates:
-        poses = np.asarray(play(policies[count]))
-        speed = (poses[-1, 0] - poses[0, 0]) / (physics.timestep * (len(poses) - 1))
+        poses, taken = (np.asarray(x) for x in play(policies[count]))
+        speed = (poses[-1, 0] - poses[0, 0]) / (physics.timestep * max(1, taken))
         when = "before adaptation" if count == 0 else f"after {count} update" + "s" * (count > 1)
-        films.append(Film(f"{when}: {speed:+.2f} m/s on average", poses, float(speed)))
+        ended = "" if taken == env.horizon else f", ended at {taken * physics.timestep:.1f} s"
+        films.append(Film(f"{when}: {speed:+.2f} m/s on average{ended}", poses, float(speed)))
     robot = "ant" if config.task.startswith("ant") else "half_cheetah"
     wanted = (
         f"{float(goal):+.0f}" if config.task.endswith("direction") else f"{float(goal):.2f} m/s"
@@ -108,6 +110,8 @@ def _goal(text: str, task: str) -> Array:
         goal = float(text) if text else usual
     except ValueError:
         raise ConfigError(f"--film_goal must be a number; received {text!r}.") from None
+    if not math.isfinite(goal):
+        raise ConfigError(f"--film_goal must be a finite number; received {text!r}.")
     if task.endswith("direction") and goal not in (-1.0, 1.0):
         raise ConfigError(f"--film_goal must be -1 or 1 for {task}; received {goal:g}.")
     return jnp.asarray(goal, jnp.float32)
@@ -133,29 +137,33 @@ def _adapted(
 
 def _player(
     env: Environment, policy: Policy, goal: Array, pose: Callable[[Any], Array]
-) -> Callable[[Params], Array]:
-    """`play(params) -> poses [H + 1, nq]` of one episode, the same noise for every policy."""
+) -> Callable[[Params], tuple[Array, Array]]:
+    """`play(params) -> (poses [H + 1, nq], steps taken)` of one episode.
+
+    The same noise for every policy. A robot whose episode has ended lies still.
+    """
 
     def shown(state: State) -> Array:
         while isinstance(state.inner, State):
             state = state.inner
         return pose(state.inner[0])
 
-    def play(params: Params) -> Array:
+    def play(params: Params) -> tuple[Array, Array]:
         start_key, action_key = jax.random.split(jax.random.key(TEST_SEED + 3))
         state = env.reset(start_key, goal)
 
-        def body(carry: Any, key: Array) -> tuple[Any, Array]:
-            state, memory = carry
+        def body(carry: Any, key: Array) -> tuple[Any, Any]:
+            state, memory, ended = carry
             distribution, memory = policy.act(params, state.observation, memory)
             after = env.step(state, distribution.sample(key))
-            stays = state.done  # who has fallen lies still
-            after = jax.tree.map(lambda new, old: jnp.where(stays, old, new), after, state)
-            return (after, memory), shown(after)
+            finite = jnp.all(jnp.isfinite(after.observation)) & jnp.isfinite(after.reward)
+            moves = ~ended & finite
+            after = jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, state)
+            return (after, memory, ended | ~finite | after.done), (shown(after), moves)
 
         keys = jax.random.split(action_key, env.horizon)
-        _, poses = jax.lax.scan(body, (state, policy.start()), keys)
-        return jnp.concatenate([shown(state)[None], poses])
+        _, (poses, moved) = jax.lax.scan(body, (state, policy.start(), state.done), keys)
+        return jnp.concatenate([shown(state)[None], poses]), jnp.sum(moved)
 
     return jax.jit(play)
 

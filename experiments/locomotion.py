@@ -34,6 +34,7 @@ SUMMARY = "half-cheetah and ant at unknown speeds and in unknown directions (MAM
 TASKS = ("cheetah_direction", "cheetah_velocity", "ant_direction", "ant_velocity")
 PHYSICS = ("paper", "brax")
 BACKENDS = ("spring", "generalized", "positional", "mjx")
+SOLVER = ("solver_iterations", "line_search_iterations")
 
 
 class _Paper(NamedTuple):
@@ -105,10 +106,38 @@ class Config(meta_rl.Config):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
+        self._check_physics()
         if self.estimators == "brax" and self.policy != "mlp":
             raise ConfigError(
                 f"--estimators=brax needs --policy=mlp; received --policy={self.policy}."
             )
+
+    def _check_physics(self) -> None:
+        """No flag of one physics with the other, where it would do nothing."""
+        of = {"brax": ("backend",), "paper": (*SOLVER, "contacts")}
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        for physics, names in of.items():
+            for name in names:
+                value = getattr(self, name)
+                if self.physics != physics and value != usual[name]:
+                    raise ConfigError(
+                        f"--{name} belongs to --physics={physics}; received --{name}={value} with "
+                        f"--physics={self.physics}."
+                    )
+
+    @property
+    def departures(self) -> str:
+        """What results add to the setting's name, so that others are not compared with it."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        solver = [getattr(self, name) for name in SOLVER]
+        added = ""
+        if solver != [usual[name] for name in SOLVER]:
+            added += ", solver {} x {}".format(*solver)
+        if self.contacts != usual["contacts"]:
+            added += f", {self.contacts} touch the ground"
+        if self.horizon != usual["horizon"]:
+            added += f", horizon {self.horizon}"
+        return added + super().departures
 
     @property
     def estimation(self) -> Estimation:

@@ -4,6 +4,7 @@ import functools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ from maml_jax.reinforcement.advantages import generalized_advantages
 from maml_jax.reinforcement.locomotion import mujoco_physics
 from maml_jax.reinforcement.objectives import Samples, surrogate_of
 
+ROOT = Path(__file__).resolve().parents[1]
 KEY = jax.random.key(0)
 STEPS, EPISODES, STARTS = 100, 6, 400
 
@@ -43,7 +45,8 @@ STEPS, EPISODES, STARTS = 100, 6, 400
 def robots():
     """Each robot in the paper's physics, and 100 steps of 6 episodes from random actions.
 
-    And, in the same program, 400 starts and one step from two heights at rest.
+    And, in the same program, 400 starts, and one step from two heights at rest and from two speeds
+    that are none.
     """
     found = {}
     for name in ("half_cheetah", "ant"):
@@ -52,12 +55,16 @@ def robots():
         @jax.jit
         def play(key, actions, physics=physics):
             starts, first = jax.vmap(physics.reset)(jax.random.split(key, STARTS))
-            begin = jax.tree.map(lambda x: x[: EPISODES + 2], starts)
+            begin = jax.tree.map(lambda x: x[: EPISODES + 4], starts)
             at = 2 if physics.num_actions == 8 else 1
-            begin = begin._replace(qpos=begin.qpos.at[EPISODES:, at].set(jnp.array([0.1, 1.5])))
+            heights = jnp.array([0.1, 1.5])
+            begin = begin._replace(
+                qpos=begin.qpos.at[EPISODES : EPISODES + 2, at].set(heights),
+                qvel=begin.qvel.at[EPISODES + 2 :, at].set(jnp.array([2e3, jnp.nan])),
+            )
 
             def body(inner, action):
-                action = jnp.concatenate([action, jnp.zeros((2, physics.num_actions))])
+                action = jnp.concatenate([action, jnp.zeros((4, physics.num_actions))])
                 after, motion = jax.vmap(physics.step)(inner, action)
                 return after, (after, motion)
 
@@ -94,8 +101,8 @@ def engine(name, inner, action):
 def test_the_papers_physics_is_mujocos(robots, name):
     """One step from each state of 100 random actions.
 
-    But for the ant where a leg that touches the ground stands within 37 degrees of upright, before
-    or after the step: there mjx turns the friction pyramid's axes, along which friction is larger.
+    But for the ant where a leg that touches the ground stands within 37 degrees of upright: within
+    30, mjx turns the friction pyramid's axes, along which friction is larger, and a leg moves.
     """
     _, actions, (_, _, inners, _) = robots[name]
     errors, others, touching = [], [], 0
@@ -180,8 +187,16 @@ def test_the_ant_falls_and_the_cheetah_does_not(robots):
     for name, expected in (("half_cheetah", [False, False]), ("ant", [True, True])):
         _, _, (_, first, _, motions) = robots[name]
         assert not first.fallen.any()
-        np.testing.assert_array_equal(motions.fallen[0, EPISODES:], expected)
+        np.testing.assert_array_equal(motions.fallen[0, EPISODES : EPISODES + 2], expected)
         assert not motions.fallen[0, :EPISODES].any()
+
+
+@pytest.mark.parametrize("name", ["half_cheetah", "ant"])
+def test_states_beyond_all_bounds_are_not_sound(robots, name):
+    _, _, (_, first, _, motions) = robots[name]
+    assert first.sound.all()
+    assert motions.sound[:, : EPISODES + 1].all()
+    assert not motions.sound[0, EPISODES + 2 :].any()
 
 
 @pytest.mark.parametrize("task", lib.TASKS)
@@ -248,6 +263,20 @@ def test_names_that_nobody_knows():
         lib.locomotion("ant_velocity", solver=lib.Solver(1, 4, "none"))
     with pytest.raises(ConfigError, match="--task must be one of"):
         experiment.Config(task="dog")
+    with pytest.raises(ConfigError, match=r"--backend must be one of.*'bullet'"):
+        experiment.Config(backend="bullet")
+
+
+def test_a_flag_that_would_do_nothing_is_refused():
+    with pytest.raises(ConfigError, match="--backend belongs to --physics=brax"):
+        experiment.Config(backend="generalized")
+    for name, value in {
+        "solver_iterations": 1,
+        "line_search_iterations": 2,
+        "contacts": "feet",
+    }.items():
+        with pytest.raises(ConfigError, match=f"--{name} belongs to --physics=paper"):
+            experiment.Config(**{"physics": "brax", name: value})
 
 
 def test_an_explosion_stays_in_its_episode():
@@ -273,7 +302,15 @@ def test_an_explosion_stays_in_its_episode():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
 
 
-def test_an_install_without_brax_says_what_to_install():
+COMMAND_WITHOUT_BRAX = """
+import sys
+sys.modules["brax"] = None
+from experiments import command, locomotion
+command.main(locomotion.EXPERIMENT)
+"""
+
+
+def test_an_install_without_brax_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['brax'] = None\n"
         "import maml_jax.reinforcement\n"
@@ -281,6 +318,11 @@ def test_an_install_without_brax_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert re.search(r"ImportError: locomotion needs Brax.*maml-jax\[rl\]", done.stderr)
+    line = [sys.executable, "-c", COMMAND_WITHOUT_BRAX, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: locomotion needs Brax")
+    assert "Traceback" not in done.stderr
 
 
 def test_importing_is_quiet():
@@ -350,6 +392,10 @@ def test_brax_ppo_loss_is_our_clipped_surrogate():
     np.testing.assert_allclose(
         jax.grad(theirs)(new.parameters), jax.grad(ours)(new.parameters), atol=1e-6
     )
+    far = jnp.where(samples.alive[..., None], new.parameters, 1e4)  # ratios that overflow
+    gradient = jax.grad(theirs)(far)
+    assert np.all(np.isfinite(gradient))
+    assert not np.any(gradient[~samples.alive])
     dear = lib.brax_ppo_loss(clip=0.2, entropy_cost=0.1)
     assert dear(new, samples)[0] != theirs(new.parameters)
 
@@ -422,7 +468,8 @@ def test_a_run_from_end_to_end(finished):
     workdir, found = finished
     for name in ("results.json", "figure.png", "evaluation.npz"):
         assert (workdir / name).stat().st_size > 0
-    assert {row["setting"] for row in found["rows"]} == {"cheetah direction, Brax spring"}
+    names = {row["setting"] for row in found["rows"]}
+    assert names == {"cheetah direction, Brax spring, horizon 5"}
     assert {row["method"] for row in found["rows"]} == {"maml"}
     assert np.load(workdir / "evaluation.npz")["speeds/maml"].shape == (4, 2)
 
@@ -440,6 +487,8 @@ def test_a_run_can_be_seen(finished, capsys):
     assert "after 1 update" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--film_goal must be -1 or 1"):
         films.render(runner.load(experiment.EXPERIMENT, workdir), "0.5", "0,1")
+    with pytest.raises(ConfigError, match="--film_goal must be a finite number; received 'nan'"):
+        films.render(runner.load(experiment.EXPERIMENT, workdir), "nan", "0,1")
     with pytest.raises(ConfigError, match="--film_updates"):
         films.render(runner.load(experiment.EXPERIMENT, workdir), "", "one")
 
@@ -452,6 +501,10 @@ def test_settings_of_the_original_runs_depend_on_the_task():
     other = experiment.Config(physics="brax", backend="mjx", estimators="brax", feedback=True)
     assert experiment.setting(other) == (
         "cheetah direction, Brax mjx, Brax's estimators, action and reward seen"
+    )
+    short = experiment.Config(solver_iterations=1, contacts="feet", horizon=50)
+    assert experiment.setting(short) == (
+        "cheetah direction, solver 1 x 8, feet touch the ground, horizon 50"
     )
     assert (direction.meta_steps, direction.num_episodes, direction.max_kl) == (100, 20, 0.02)
     ant = experiment.Config(task="ant_direction", num_episodes=7)

@@ -1,6 +1,7 @@
 """The navigation experiment, end to end on a small scale."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -182,3 +183,26 @@ def test_a_configuration_survives_its_json(finished):
     run = runner.load(navigation.EXPERIMENT, finished[0])
     assert run.settings == navigation.Config(**SMALL)
     assert dataclasses.asdict(run.settings)["hidden_sizes"] == (8,)
+
+
+def judged(returns, nonfinite):
+    """What `make_evaluate_fn` returns, as far as it is read; one update."""
+    column = lambda values: jnp.array(values, float)[:, None]
+    found = {"return": column(returns), "nonfinite": column(nonfinite)}
+    return SimpleNamespace(evaluation=SimpleNamespace(per_task=found))
+
+
+def test_episodes_that_blow_up_do_not_pass_for_returns():
+    """The return of an episode that blew up at once is 0, the best that navigation has."""
+    found = stages.returns_by_task(judged([-3.0, 0.0, -1.0], [0.0, 1.0, 0.1]))
+    np.testing.assert_array_equal(found[:, 0], [-3.0, np.nan, -1.0])
+
+
+def test_a_step_size_with_which_episodes_blow_up_is_not_chosen():
+    settings = navigation.Config(tuning_rates=(0.1, 1e30))
+
+    def judge(params, tasks, key, rates):
+        wild = float(rates[0]) > 1
+        return judged([0.0, 0.0], [1.0, 0.5]) if wild else judged([-5.0, -4.0], [0.0, 0.0])
+
+    assert evaluation._tuned(settings, judge, None, None) == 0.1

@@ -10,9 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.logbook import say
 from experiments.meta_rl.config import ADAPTED, Config
-from experiments.meta_rl.stages import environment_of, fixed_tasks, initial_params, unstack
-from experiments.results import make_row
+from experiments.meta_rl.stages import (
+    environment_of,
+    fixed_tasks,
+    initial_params,
+    returns_by_task,
+    unstack,
+)
+from experiments.results import METHOD_TITLES, make_row
 from experiments.runner import Outcome
 from experiments.selection import Selection
 from maml_jax.reinforcement import Environment, Returns, Trajectories, make_evaluate_fn
@@ -81,17 +88,22 @@ def evaluate(
         else:
             chosen = [_tuned(config, judge, one, tuning) for one in each]
         found = [
-            np.asarray(
-                judge(one, tests, jax.random.key(TEST_SEED), update_rates(config, rate))
-                .evaluation.per_task["return"]
-            )
+            judge(one, tests, jax.random.key(TEST_SEED), update_rates(config, rate))
             for one, rate in zip(each, chosen, strict=True)
-        ]  # fmt: skip
-        returns = np.stack(found)  # [seeds, T, U + 1]
+        ]
+        returns = np.stack([returns_by_task(one) for one in found])  # [seeds, T, U + 1]
+        blown = np.mean([one.evaluation.mean["nonfinite"] for one in found], axis=0)  # [U + 1]
         extra = {} if name == "oracle" else {"inner_lr": chosen}
         for update in range(returns.shape[-1]):
             row = make_row(name, setting, update, "return", returns[:, :, update])
-            rows.append({**row, **extra})
+            share = {"nonfinite_episodes": float(blown[update])} if blown[update] else {}
+            rows.append({**row, **extra, **share})
+        if np.any(blown):
+            say(
+                f"  {METHOD_TITLES[name]}: {100 * np.max(blown):.3g} % of the episodes blew up "
+                f"(after {int(np.argmax(blown))} updates); a task where half of them did has no "
+                "return."
+            )
         arrays[f"returns/{name}"] = returns
         episodes = play(
             each[0], some, jax.random.key(TEST_SEED + 1), update_rates(config, chosen[0])
@@ -115,14 +127,13 @@ def update_rates(config: Config, rate: float | None, count: int | None = None) -
 
 
 def _tuned(config: Config, judge: Any, params: Params, tasks: Any) -> float:
-    """The step size with the best return on tuning tasks, on average over all updates."""
+    """The step size with the best return on tuning tasks, on average over all updates.
+
+    One with which episodes of a task blow up is taken only if all do that.
+    """
     key = jax.random.key(TUNING_SEED)
     means = [
-        float(
-            jnp.mean(
-                judge(params, tasks, key, update_rates(config, rate)).evaluation.mean["return"]
-            )
-        )
+        float(jnp.mean(returns_by_task(judge(params, tasks, key, update_rates(config, rate)))))
         for rate in config.tuning_rates
     ]
-    return float(config.tuning_rates[int(np.nanargmax(means))])
+    return float(config.tuning_rates[int(np.argmax(np.nan_to_num(means, nan=-np.inf)))])

@@ -23,6 +23,7 @@ from maml_jax import init, task_mesh
 from maml_jax.batching import bring_home
 from maml_jax.reinforcement import (
     Environment,
+    Returns,
     check_episodes,
     informed,
     make_evaluate_fn,
@@ -90,11 +91,11 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
         key = jax.random.key(VALIDATION_SEED + 1)
 
         def score(params: Params) -> Array:
-            means = [
-                evaluate(one, tasks, key, rates).evaluation.mean["return"][-1]
+            found = [
+                returns_by_task(evaluate(one, tasks, key, rates))[:, -1]
                 for one in unstack(params, config.num_seeds)
             ]
-            return jnp.stack(means)
+            return jnp.mean(jnp.stack(found), axis=1)
 
         return score
 
@@ -129,6 +130,16 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
         make_advance=make_advance,
         shown=("before/return", "after/return"),
     )
+
+
+def returns_by_task(returns: Returns) -> Array:
+    """Mean return of each task after each update [T, U + 1].
+
+    NaN where half of a task's episodes or more blew up: what such an episode had got until then, or
+    the 0 that it got at once, would pass for a return.
+    """
+    found = returns.evaluation.per_task
+    return jnp.where(found["nonfinite"] < 0.5, found["return"], jnp.nan)
 
 
 def unstack(params: Params, count: int) -> list[Params]:

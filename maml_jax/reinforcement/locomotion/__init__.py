@@ -28,7 +28,8 @@ try:
         )
 except ImportError as error:
     raise ImportError(
-        f"locomotion needs Brax and MuJoCo ({error}). Install them with: pip install 'maml-jax[rl]'"
+        f"locomotion needs Brax and MuJoCo ({error}). Install them with: pip install "
+        "'maml-jax[rl]' (in a checkout: pip install -c constraints.txt '.[rl]')"
     ) from error
 
 from maml_jax.reinforcement.locomotion.mujoco_physics import Solver
@@ -37,7 +38,7 @@ from maml_jax.reinforcement.locomotion.shapes import Capsules, capsules
 
 PHYSICS = ("paper", "brax")
 BACKENDS = ("spring", "generalized", "positional", "mjx")
-# Deviations from MuJoCo's engine and speeds of each: benchmarks/README.md.
+# Deviations from MuJoCo's engine, and speeds: benchmarks/README.md.
 STANDARD = Solver(iterations=4, ls_iterations=8)
 FAST = Solver(iterations=1, ls_iterations=4)
 ACCURATE = Solver(iterations=100, ls_iterations=50)

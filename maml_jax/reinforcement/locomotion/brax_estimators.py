@@ -141,7 +141,8 @@ def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
 
     Args:
         clip: epsilon of the likelihood ratio.
-        entropy_cost: weight of the entropy.
+        entropy_cost: weight of the entropy, which Brax estimates from noise of a fixed key, and
+            averages over all steps, those that were not taken included.
     """
 
     def loss(distribution: NormalTanh, samples: Samples) -> tuple[Array, Metrics]:
@@ -157,7 +158,7 @@ def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
         found, _ = ppo_losses.compute_ppo_loss(
             _Params(distribution.parameters, ()),  # type: ignore[arg-type]
             None,
-            _transition(samples, alive, share),
+            _transition(samples, distribution, alive, share),
             jax.random.key(0),
             networks,
             entropy_cost=entropy_cost,
@@ -172,13 +173,14 @@ def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
     return loss
 
 
-def _transition(samples: Samples, alive: Array, share: Array) -> Any:
-    """Recorded episodes as Brax has them: episodes first."""
+def _transition(samples: Samples, distribution: NormalTanh, alive: Array, share: Array) -> Any:
+    """Recorded episodes as Brax has them: episodes first; ratios of 1 where no step was taken."""
     from brax.training.types import Transition
 
     advantages = samples.advantages * alive / jnp.maximum(share, 1e-8)
     zeros = jnp.zeros_like(advantages)
-    behaviour = samples.distribution.log_prob(samples.actions)
+    now = jax.lax.stop_gradient(distribution.log_prob(samples.actions))
+    behaviour = jnp.where(alive > 0, samples.distribution.log_prob(samples.actions), now)
     data: Any = Transition(
         observation=samples.observations,
         action=samples.actions,
