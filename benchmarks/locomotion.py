@@ -27,9 +27,9 @@ from maml_jax.types import Array
 TASKS, EPISODES, HORIZON = 40, 20, 200
 ENVIRONMENTS = TASKS * EPISODES
 LEAST = 2  # samples of what takes seconds
-# MuJoCo's own 100 x 50 takes many minutes on a CPU, and is no more exact than 4 x 8.
-SOLVERS = (lib.Solver(1, 4), lib.Solver(2, 4), lib.Solver(4, 8))
+SOLVERS = (lib.Solver(1, 4), lib.Solver(2, 4), lib.Solver(4, 8), lib.Solver(4, 8, "feet"))
 STEPS, STARTS = 100, 20  # of the comparison with MuJoCo's own engine
+FEW = 4  # starts, of a solver that takes minutes on a CPU and is not timed
 FAMILIES = (("cheetah_direction", "paper"), ("ant_direction", "paper"),
             ("cheetah_direction", "brax"), ("ant_direction", "brax"))  # fmt: skip
 
@@ -39,14 +39,15 @@ def physics_suite() -> Iterator[dict[str, Any]]:
     for robot in ("half_cheetah", "ant"):
         for solver in SOLVERS:
             yield _physics_row(robot, solver)
+        yield _physics_row(robot, lib.ACCURATE, FEW)
 
 
-def _physics_row(robot: str, solver: lib.Solver) -> dict[str, Any]:
+def _physics_row(robot: str, solver: lib.Solver, starts: int = STARTS) -> dict[str, Any]:
     physics = lib.make_physics(robot, solver=solver)
-    one_step, apart, further = _deviation(robot, physics)
+    one_step, apart, further = _deviation(robot, physics, starts)
     return {
         "name": f"{robot}, {solver.iterations} x {solver.ls_iterations}, {solver.contacts}",
-        "steps_per_s": raw_speed(physics),
+        "steps_per_s": None if solver == lib.ACCURATE else raw_speed(physics),
         "step_error_median": float(np.median(one_step)),
         "step_error_99": float(np.quantile(one_step, 0.99)),
         "apart_after_100_m_or_rad": float(np.median(apart)),
@@ -76,7 +77,9 @@ def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
     return ENVIRONMENTS * num_steps / float(np.median(times))
 
 
-def _deviation(robot: str, physics: lib.Physics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _deviation(
+    robot: str, physics: lib.Physics, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From MuJoCo's own engine with an exact solver, at random actions.
 
     Returns:
@@ -84,11 +87,11 @@ def _deviation(robot: str, physics: lib.Physics) -> tuple[np.ndarray, np.ndarray
         states after 100 steps from the same start; how much further forward the robot is then.
     """
     model = getattr(mujoco_physics, f"{robot}_model")(lib.ACCURATE)
-    starts, _ = jax.jit(jax.vmap(physics.reset))(jax.random.split(jax.random.key(1), STARTS))
-    shape = (STARTS, STEPS, physics.num_actions)
+    starts, _ = jax.jit(jax.vmap(physics.reset))(jax.random.split(jax.random.key(1), count))
+    shape = (count, STEPS, physics.num_actions)
     actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     told = []
-    for i in range(STARTS):
+    for i in range(count):
         data = mujoco.MjData(model)
         data.qpos[:], data.qvel[:] = starts.qpos[i], starts.qvel[i]
         seen = [(data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy())]

@@ -200,3 +200,42 @@ def test_a_run_may_go_on_with_other_devices_and_hosts(tmp_path, x64):
     for name, value in stayed.items():
         assert value.dtype == np.float64
         np.testing.assert_allclose(moved[name], value, rtol=1e-11, atol=1e-11)
+
+
+UNREADABLE = """
+import sys
+from pathlib import Path
+import jax
+import jax.numpy as jnp
+from experiments.checkpoints import Checkpoints
+
+port, process, directory = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+store = Checkpoints(Path(directory))
+for step in (1, 2):
+    store.save(step, {"x": jnp.full(3, step, float)}, {})
+read = store._restore
+
+def refuse(step, like):
+    if step == 2:
+        raise OSError("stale file handle")
+    return read(step, like)
+
+if process == "1":
+    store._restore = refuse
+found = store.restore({"x": jnp.zeros(3)}, warn=print)
+print("restored", found.step, found.state["x"].tolist())
+store.close()
+"""
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(tmp_path):
+    port = free_port()
+    outputs = finish(
+        *(launch(["-c", UNREADABLE, port, i, tmp_path / "checkpoints"]) for i in range(2))
+    )
+    for (out, _), reason in zip(outputs, ("another process", "stale file handle"), strict=True):
+        assert "checkpoint of step 2" in out
+        assert reason in out
+        assert "restored 1 [1.0, 1.0, 1.0]" in out
+    assert (tmp_path / "checkpoints-2.damaged").is_dir()
