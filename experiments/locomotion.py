@@ -115,27 +115,28 @@ class Config(meta_rl.Config):
     def _check_physics(self) -> None:
         """No flag of one physics with the other, where it would do nothing."""
         of = {"brax": ("backend",), "paper": (*SOLVER, "contacts")}
-        usual = {field.name: field.default for field in dataclasses.fields(self)}
         for physics, names in of.items():
             for name in names:
-                value = getattr(self, name)
-                if self.physics != physics and value != usual[name]:
+                if self.physics != physics and not self._usual(name):
                     raise ConfigError(
-                        f"--{name} belongs to --physics={physics}; received --{name}={value} with "
-                        f"--physics={self.physics}."
+                        f"--{name} belongs to --physics={physics}; received "
+                        f"--{name}={getattr(self, name)} with --physics={self.physics}."
                     )
+
+    def _usual(self, *names: str) -> bool:
+        """Whether fields have their defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return all(getattr(self, name) == defaults[name] for name in names)
 
     @property
     def departures(self) -> str:
         """What results add to the setting's name, so that others are not compared with it."""
-        usual = {field.name: field.default for field in dataclasses.fields(self)}
-        solver = [getattr(self, name) for name in SOLVER]
         added = ""
-        if solver != [usual[name] for name in SOLVER]:
-            added += ", solver {} x {}".format(*solver)
-        if self.contacts != usual["contacts"]:
+        if not self._usual(*SOLVER):
+            added += f", solver {self.solver_iterations} x {self.line_search_iterations}"
+        if not self._usual("contacts"):
             added += f", {self.contacts} touch the ground"
-        if self.horizon != usual["horizon"]:
+        if not self._usual("horizon"):
             added += f", horizon {self.horizon}"
         return added + super().departures
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -491,6 +492,25 @@ def test_a_run_can_be_seen(finished, capsys):
         films.render(runner.load(experiment.EXPERIMENT, workdir), "nan", "0,1")
     with pytest.raises(ConfigError, match="--film_updates"):
         films.render(runner.load(experiment.EXPERIMENT, workdir), "", "one")
+
+
+def test_a_film_ends_where_the_episode_blows_up():
+    """The third of five steps gives an observation that is not finite."""
+
+    def state(time):
+        observation = jnp.where(time > 2, jnp.nan, jnp.ones(1))
+        return State(observation, jnp.zeros(()), jnp.zeros((), bool), (time,))
+
+    env = SimpleNamespace(
+        reset=lambda key, goal: state(jnp.zeros(())),
+        step=lambda before, action: state(before.inner[0] + 1.0),
+        horizon=5,
+    )
+    policy = gaussian_policy(1, 1, (2,))
+    play = films._player(env, policy, jnp.zeros(()), lambda time: time[None])
+    poses, taken = play(policy.init(KEY))
+    assert poses[:, 0].tolist() == [0, 1, 2, 2, 2, 2]
+    assert taken == 2
 
 
 def test_settings_of_the_original_runs_depend_on_the_task():
