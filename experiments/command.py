@@ -156,7 +156,7 @@ def _ending(action: Callable[[], None]) -> int:
             distributed.leave_if_lost(error)
             raise
         print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
-        return 2
+        return 3
     except OSError as error:
         where = error.filename or flags.FLAGS.workdir
         print(f"error: {error.strerror or error}: {where}", file=sys.stderr)

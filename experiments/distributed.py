@@ -23,7 +23,7 @@ LOST = (
     "lost another process of this run: it ended, or cannot be reached. The same command, for all "
     "processes, goes on from the last checkpoint."
 )
-LOST_CODE = 3  # exit status
+LOST_CODE = 4  # exit status
 _START_TIMEOUT_S = 900  # a cluster may take a while to begin all of them again
 
 
