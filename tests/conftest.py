@@ -31,6 +31,10 @@ KEEP_COMPILED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
+# So do tests of one process: runs that are resumed, loaded or made anew compile the same programs.
+jax.config.update("jax_compilation_cache_dir", PROGRAMS)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
 
 @pytest.fixture
 def x64():
