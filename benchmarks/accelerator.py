@@ -133,7 +133,7 @@ class Bench:
         state, _ = jax.block_until_ready(step(state))
         calls = int(np.clip(self._seconds / (time.perf_counter() - begun), 3, 50))
         timing = measure_loop(name, step, state, calls, count)
-        work = np.sum([*classification.products_in(jaxpr)], axis=0) * tasks
+        work = classification.sum_products(jaxpr, tasks)
         after = _peak_mb()
         return {
             **timing._asdict(),

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
-from benchmarks.classification import product_peak
 from benchmarks.harness import rotating, sample_times
+from maml_jax import task_mesh
+from maml_jax.batching import TASK_AXIS, place
 
 NEAR = 0.25  # of a limit, from which on a program is said to be bound by it
+
+
+class Limits(NamedTuple):
+    """What bounds large programs.
+
+    Attributes:
+        gflops: of large float32 matrix products, 1e9 operations a second, all devices together.
+        copy_gb_s: bytes read and written by a large elementwise operation, 1e9 a second, the same.
+    """
+
+    gflops: float
+    copy_gb_s: float
 
 
 class Peaks(NamedTuple):
@@ -43,12 +59,59 @@ def measure_peaks(side: int = 8192, copy_mb: int = 1024, seconds: float = 0.5) -
     with jax.default_matmul_precision("highest"):
         highest = product_peak(side)
     half = product_peak(side, dtype=jnp.bfloat16)
-    size = copy_mb * 10**6 // 4
-    move = jax.jit(lambda x: x + 1)
-    moved = sample_times(rotating(move, [(jnp.zeros(size),), (jnp.ones(size),)]), seconds)
     loop = jax.jit(lambda x: jax.lax.fori_loop(0, 1000, lambda _, y: jnp.sin(y), x))
     small = sample_times(rotating(loop, [(jnp.zeros(8),), (jnp.ones(8),)]), seconds)
-    return Peaks(default, highest, half, 8 * size / min(moved) / 1e9, min(small) * 1e3)
+    return Peaks(default, highest, half, copy_peak(copy_mb, seconds), min(small) * 1e3)
+
+
+def product_peak(side: int = 1024, repeats: int = 10, dtype: Any = jnp.float32) -> float:
+    """GFLOP/s of large matrix products, all devices at once, at the matrix precision that is set.
+
+    Args:
+        side: of the square matrices.
+        repeats: products of a call.
+        dtype: of the matrices.
+    """
+    mesh = task_mesh(len(jax.devices()))
+
+    def chain(a: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, repeats, lambda _, x: (x @ a[0])[None][0], a[0])[None]
+
+    spec = PartitionSpec(TASK_AXIS)
+    run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=spec, out_specs=spec))
+    a = jnp.broadcast_to(jnp.eye(side, dtype=dtype) * 0.999, (mesh.size, side, side))
+    jax.block_until_ready(run(a))
+    best = np.inf
+    for _ in range(5):
+        begun = time.perf_counter()
+        jax.block_until_ready(run(a))
+        best = min(best, time.perf_counter() - begun)
+    return 2.0 * side**3 * repeats * mesh.size / best / 1e9
+
+
+def copy_peak(megabytes: int, seconds: float = 0.5) -> float:
+    """GB/s that an elementwise operation reads and writes, all devices at once.
+
+    Args:
+        megabytes: read, and as many written, 1e6 bytes; more than a cache.
+        seconds: about how long to time for.
+    """
+    mesh = task_mesh(len(jax.devices()))
+    spec = PartitionSpec(TASK_AXIS)
+    move = jax.jit(jax.shard_map(lambda x: x + 1, mesh=mesh, in_specs=spec, out_specs=spec))
+    shape = (mesh.size, megabytes * 10**6 // 4 // mesh.size)
+    inputs = [(place(jnp.full(shape, fill), mesh, spec),) for fill in (0.0, 1.0)]
+    return 8 * float(np.prod(shape)) / min(sample_times(rotating(move, inputs), seconds)) / 1e9
+
+
+def shares_of(
+    milliseconds: float, operations: float, moved: float, peaks: Limits | Peaks
+) -> dict[str, float]:
+    """What share a program reaches of the limits of arithmetic and of memory; see `nearest`."""
+    return {
+        "arithmetic": operations / (peaks.gflops * 1e6 * milliseconds),
+        "memory": moved / (peaks.copy_gb_s * 1e6 * milliseconds),
+    }
 
 
 def nearest(milliseconds: float, operations: float, moved: float, peaks: Peaks) -> dict[str, Any]:
@@ -64,9 +127,6 @@ def nearest(milliseconds: float, operations: float, moved: float, peaks: Peaks) 
         `arithmetic` and `memory`, shares from 0; `bound by`: the larger, or, where neither is
         `NEAR` its limit, launches: kernels too many or too small for the device.
     """
-    shares = {
-        "arithmetic": operations / (peaks.gflops * 1e6 * milliseconds),
-        "memory": moved / (peaks.copy_gb_s * 1e6 * milliseconds),
-    }
+    shares = shares_of(milliseconds, operations, moved, peaks)
     most = max(shares, key=lambda name: shares[name])
     return {"bound by": most if shares[most] >= NEAR else "launches", **shares}

@@ -6,7 +6,6 @@ On a CPU each core is one JAX device with one thread, as the experiments run.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
 
+from benchmarks import bounds
 from benchmarks.harness import in_fresh_process, measure_loop, resident_mb
 from maml_jax import MODES, MetaState, init, make_train_fn, memory_report, meta_loss, task_mesh
-from maml_jax.batching import TASK_AXIS, replicate
+from maml_jax.batching import replicate
 from maml_jax.classification import ImageSet, classification_problem, draw_episodes
 from maml_jax.networks import ImageNetwork, convolutional, fully_connected
 
@@ -140,13 +139,14 @@ def train_program(case: Case, num_steps: int, **options: Any) -> tuple[Any, Meta
 
 
 def classification_suite() -> list[dict[str, Any]]:
-    """Every case, with its share of the measured peak; then the choices, on the first case."""
-    peak = product_peak()
+    """Every case, with its shares of the measured peaks; then the choices, on the first case."""
+    peaks = bounds.Limits(bounds.product_peak(), bounds.copy_peak(256))
     rows: list[dict[str, Any]] = [
-        {"name": "peak: 1024^3 matrix products on every device", "gflops": peak}
+        {"name": "peak: 1024^3 matrix products on every device", "gflops": peaks.gflops},
+        {"name": "peak: 256 MB read and written on every device", "gb_s": peaks.copy_gb_s},
     ]
     for case in CASES:
-        rows.append(_timed(case.name, case, peak))
+        rows.append(_timed(case.name, case, peaks))
     choices: list[tuple[str, dict[str, Any]]] = [
         ("lowering=shifts", {"lowering": "shifts"}),
         ("lowering=native", {"lowering": "native"}),
@@ -157,14 +157,14 @@ def classification_suite() -> list[dict[str, Any]]:
         ("dtype=bfloat16", {"dtype": jnp.bfloat16}),
     ]
     for name, options in choices:
-        rows.append(_timed(f"{OMNIGLOT_5.name}, {name}", OMNIGLOT_5, peak, **options))
+        rows.append(_timed(f"{OMNIGLOT_5.name}, {name}", OMNIGLOT_5, peaks, **options))
     return rows
 
 
-def _timed(name: str, case: Case, peak: float, **options: Any) -> dict[str, Any]:
+def _timed(name: str, case: Case, peaks: bounds.Limits, **options: Any) -> dict[str, Any]:
     mode = options.get("mode", case.mode)
     # What is needed, which mixed mode computes some of twice: recomputation is no work done.
-    work = products_of(case, mode if mode == "first_order" else "reverse")
+    work, moved = products_of(case, mode if mode == "first_order" else "reverse")
     per_call = 10 if case.steps == 1 and case.queries < 15 else 2
     if options.get("lowering") == "native":
         per_call = 1
@@ -173,7 +173,8 @@ def _timed(name: str, case: Case, peak: float, **options: Any) -> dict[str, Any]
     return {
         **timing._asdict(),
         "gflop": work / 1e9,
-        "share_of_peak": work / 1e6 / timing.median_ms / peak,
+        "gbyte": moved / 1e9,
+        **bounds.shares_of(timing.median_ms, work, moved, peaks),
     }
 
 
@@ -185,9 +186,9 @@ def task_shapes(case: Case) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
 
 
-def products_of(case: Case, mode: str) -> float:
-    """Floating-point operations of all matrix products in one meta-step."""
-    return case.tasks * count_products(gradient_jaxpr(case, mode))
+def products_of(case: Case, mode: str) -> tuple[float, float]:
+    """Operations of all matrix products in one meta-step, and bytes of operands and results."""
+    return sum_products(gradient_jaxpr(case, mode), case.tasks)
 
 
 def gradient_jaxpr(case: Case, mode: str, **options: Any) -> Any:
@@ -198,9 +199,10 @@ def gradient_jaxpr(case: Case, mode: str, **options: Any) -> Any:
     return jax.make_jaxpr(gradient)(params, task_shapes(case)).jaxpr
 
 
-def count_products(jaxpr: Any) -> float:
-    """Floating-point operations of the matrix products in a jaxpr, loops included."""
-    return sum(operations for operations, _ in products_in(jaxpr))
+def sum_products(jaxpr: Any, times: float = 1.0) -> tuple[float, float]:
+    """Sums of what `products_in` yields."""
+    operations, moved = zip(*products_in(jaxpr, times), strict=True)
+    return sum(operations), sum(moved)
 
 
 def products_in(jaxpr: Any, times: float = 1.0) -> Iterator[tuple[float, float]]:
@@ -249,31 +251,6 @@ def _size(aval: Any) -> float:
 
 def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
-
-
-def product_peak(side: int = 1024, repeats: int = 10, dtype: Any = jnp.float32) -> float:
-    """GFLOP/s of large matrix products, all devices at once, at the matrix precision that is set.
-
-    Args:
-        side: of the square matrices.
-        repeats: products of a call.
-        dtype: of the matrices.
-    """
-    mesh = task_mesh(len(jax.devices()))
-
-    def chain(a: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, repeats, lambda _, x: (x @ a[0])[None][0], a[0])[None]
-
-    spec = PartitionSpec(TASK_AXIS)
-    run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=spec, out_specs=spec))
-    a = jnp.broadcast_to(jnp.eye(side, dtype=dtype) * 0.999, (mesh.size, side, side))
-    jax.block_until_ready(run(a))
-    best = np.inf
-    for _ in range(5):
-        begun = time.perf_counter()
-        jax.block_until_ready(run(a))
-        best = min(best, time.perf_counter() - begun)
-    return 2.0 * side**3 * repeats * mesh.size / best / 1e9
 
 
 def memory_rows() -> list[dict[str, Any]]:

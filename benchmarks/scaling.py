@@ -21,7 +21,7 @@ from benchmarks.harness import Timing, in_fresh_process, measure_loop
 from benchmarks.programs import all_reduce_bytes, collectives
 from experiments.process import num_cores
 from maml_jax import task_mesh
-from maml_jax.batching import replicate
+from maml_jax.batching import replicate, resolve_batching
 from maml_jax.networks import num_parameters
 
 DEVICES = (1, 2, 4, 8)
@@ -39,6 +39,8 @@ class Program(NamedTuple):
         task_loss: of one task.
         task: shapes of one.
         per_call: meta-steps of a dispatch.
+        batching: of the tasks on a device.
+        drawn: meta-steps that tasks are drawn for at a time.
     """
 
     train: Callable[..., Any]
@@ -47,6 +49,8 @@ class Program(NamedTuple):
     task_loss: Callable[..., Any]
     task: Any
     per_call: int
+    batching: str
+    drawn: int
 
 
 class Sizes(NamedTuple):
@@ -182,7 +186,24 @@ def describe(
         row |= {name: measured, f"{name}, formula": formula}
     row["agree"] = "yes" if all(np.isclose(*pair, rtol=1e-3) for pair in facts.values()) else "NO"
     row["temporary_mb"] = memory.temp_size_in_bytes / 1e6
+    by_formula = scratch_bytes(program, tasks // mesh.size, 4 * carried * several)
+    row["temporary_mb, formula"] = by_formula / 1e6
     return row, lambda s: compiled(s, *data), state
+
+
+def scratch_bytes(program: Program, tasks_a_device: int, reduced: int) -> float:
+    """Scratch memory of a device by formula: C B + N d + G + 2 R.
+
+    C tasks at a time need B bytes each, as one task's meta-gradient does that is compiled alone; N
+    tasks are drawn at a time (for several meta-steps, where that is faster), d bytes each; the
+    gradient is added up in G, and what is reduced over devices, R, goes in and comes out.
+    """
+    params, task = program.state.params, program.task
+    alone = jax.jit(jax.grad(program.task_loss, has_aux=True)).lower(params, task).compile()
+    at_once = resolve_batching(program.batching, tasks_a_device)
+    drawn = tasks_a_device * program.drawn * sum(_bytes(leaf) for leaf in jax.tree.leaves(task))
+    needed = at_once * alone.memory_analysis().temp_size_in_bytes
+    return needed + drawn + 4 * num_parameters(params) + 2 * reduced
 
 
 def sinusoid_program(tasks: int, sizes: Sizes = Sizes()) -> tuple[str, Program]:  # noqa: B008
@@ -190,7 +211,8 @@ def sinusoid_program(tasks: int, sizes: Sizes = Sizes()) -> tuple[str, Program]:
     task = jax.eval_shape(lambda key: core.PROBLEM.sample(None, key), jax.random.key(0))
     train = core.trainer("mixed", sizes.sinusoid_steps, num_tasks=tasks)
     loss = core.sinusoid_loss("mixed")
-    return "sinusoid", Program(train, core.start(), (), loss, task, sizes.sinusoid_steps)
+    steps = sizes.sinusoid_steps
+    return "sinusoid", Program(train, core.start(), (), loss, task, steps, "vmap", min(50, steps))
 
 
 def omniglot_program(tasks: int, sizes: Sizes = Sizes()) -> tuple[str, Program]:  # noqa: B008
@@ -199,7 +221,7 @@ def omniglot_program(tasks: int, sizes: Sizes = Sizes()) -> tuple[str, Program]:
     train, state, images = classification.train_program(case, steps, num_filters=filters)
     loss = classification.task_loss(case, case.network(num_filters=filters), case.mode)
     task = classification.task_shapes(case)
-    return case.name, Program(train, state, (images,), loss, task, steps)
+    return case.name, Program(train, state, (images,), loss, task, steps, "scan", 1)
 
 
 def _elements(tree: Any) -> int:

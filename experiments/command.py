@@ -109,13 +109,11 @@ def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -
     values = flags.FLAGS
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
-    whole = num_cores() if experiment.device_per_core else None
-    devices, told = values.cpu_devices or whole, devices_told()
+    told = devices_told()
     if values.cpu_devices and told not in (None, values.cpu_devices):
         raise app.UsageError(
             f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says {told}."
         )
-    lay_out_cpu(experiment.cpu_threads, devices, experiment.factorizes)
     if values.compilation_cache or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         keep_compiled(values.compilation_cache)
     for kind, name in places.VARIABLES.items():
@@ -190,6 +188,10 @@ def _carry_out(
         raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
     overrides = config_lib.overrides_from_flags(experiment.config, values)
     settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
+    devices = values.cpu_devices
+    if devices is None and experiment.cpu_devices is not None:
+        devices = experiment.cpu_devices(settings, experiment.num_runs(settings), num_cores())
+    lay_out_cpu(experiment.cpu_threads, devices, experiment.factorizes)
     workdir = Path(values.workdir)
     if values.mode in experiment.modes:
         arguments = {name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]}

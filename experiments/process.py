@@ -20,6 +20,12 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def device_per_core(settings: Any, runs: int, cores: int) -> int:
+    """`Experiment.cpu_devices` of those whose training and evaluation both take whole cores."""
+    del settings, runs
+    return cores
+
+
 def lay_out_cpu(threads: int | None, devices: int | None, factorizes: bool = False) -> None:
     """Threads and devices of JAX's CPU client, which reads them when it starts, after this.
 

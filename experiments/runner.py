@@ -59,7 +59,8 @@ class Stage:
         num_steps: meta-steps in all.
         steps_per_call: meta-steps of one dispatch; runs stop and checkpoint between dispatches.
         init: makes the state at step 0.
-        make_advance: `make_advance(n)` makes the dispatch of n meta-steps.
+        make_advance: `make_advance(n)` makes the dispatch of n meta-steps; of one that can be swept
+            and has no parts of its own, `make_advance(n, mesh)`.
         shown: metrics for the progress bar, by their name in `metrics.jsonl`.
     """
 
@@ -67,7 +68,7 @@ class Stage:
     num_steps: int
     steps_per_call: int
     init: Callable[[], MetaState]
-    make_advance: Callable[[int], Advance]
+    make_advance: Callable[..., Advance]
     shown: tuple[str, ...] = ("loss",)
 
 
@@ -100,8 +101,9 @@ class Experiment:
         mode_flags: for each further mode its flags: name, default and help.
         cpu_threads: threads for XLA on a CPU, or None for one a core. Programs of many kernels
             that take microseconds each are faster with one.
-        device_per_core: whether a CPU becomes one JAX device for each core, between which tasks
-            are split, rather than one device with many threads.
+        cpu_devices: `cpu_devices(settings, runs, cores)`, into how many JAX devices a CPU is split
+            for so many states trained side by side; None for one.
+        num_runs: `num_runs(settings)`, how many states it trains side by side.
         factorizes: whether its programs factorise matrices, see `process.lay_out_cpu`.
     """
 
@@ -117,7 +119,8 @@ class Experiment:
         default_factory=dict
     )
     cpu_threads: int | None = None
-    device_per_core: bool = False
+    cpu_devices: Callable[[Any, int, int], int] | None = None
+    num_runs: Callable[[Any], int] = lambda settings: getattr(settings, "num_seeds", 1)
     factorizes: bool = False
 
 
@@ -254,7 +257,7 @@ def _run(experiment, workdir, settings, identity, how):
     print(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
     for stage in stages:
         print(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
-    distributed.warn_if_not_split(settings.num_tasks)
+    distributed.warn_if_not_split(settings.num_tasks, experiment.num_runs(settings))
 
     compiles = CompileTimer.instance()
     stores = {s.name: Checkpoints(workdir / "checkpoints" / s.name) for s in stages}

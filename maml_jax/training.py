@@ -52,11 +52,15 @@ class TrainFn:
         compiled: the program, of `state` and the tuple `data`.
         mesh: that it runs on.
         data_specs: how `data` lies on it.
+        state_specs: how `state` does.
+        on_device: what each device of the mesh runs, `on_device(state, data)`.
     """
 
     compiled: Any
     mesh: Mesh
     data_specs: Any = PartitionSpec()  # noqa: RUF009
+    state_specs: Any = PartitionSpec()  # noqa: RUF009
+    on_device: Any = None
 
     def __call__(self, state: MetaState, *data: Any) -> tuple[MetaState, Metrics]:
         """Puts the arguments in place, runs the program, and returns what it returns."""
@@ -79,7 +83,75 @@ class TrainFn:
 
     @property
     def _specs(self) -> tuple[PartitionSpec, Any]:
-        return PartitionSpec(), self.data_specs
+        return self.state_specs, self.data_specs
+
+
+def on_every_device(
+    fn: Callable[..., Any],
+    mesh: Mesh,
+    data_specs: Any = PartitionSpec(),  # noqa: B008
+    state_specs: Any = PartitionSpec(),  # noqa: B008
+) -> TrainFn:
+    """The `TrainFn` of what each device of a mesh runs.
+
+    Args:
+        fn: `fn(state, data) -> (state, metrics)`, which adds up over devices by itself.
+        mesh: that it runs on.
+        data_specs: how `data` lies on it.
+        state_specs: how `state`, before and after, and the metrics do. Where several processes make
+            up the run, all of it is brought to every device at the end, to be read.
+    """
+    # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
+    # between devices.
+    sharded = jax.shard_map(
+        fn,
+        mesh=mesh,
+        in_specs=(state_specs, data_specs),
+        out_specs=state_specs,
+        check_vma=False,
+    )
+
+    def train(state: MetaState, data: tuple[Any, ...]) -> Any:
+        found = sharded(state, data)
+        return found if state_specs == PartitionSpec() else tasks_lib.gather(found, mesh)
+
+    return TrainFn(jax.jit(train, donate_argnums=0), mesh, data_specs, state_specs, fn)
+
+
+def over_seeds(train: TrainFn, one_by_one: bool = False) -> TrainFn:
+    """The same meta-steps for states, and data if any, with a leading axis of seeds.
+
+    What `train` was made on decides where they go: on a `seed_mesh` each device has its share of
+    the seeds, on a `task_mesh` all of them. No seed is told of another.
+
+    Args:
+        train: for one state, whose data is whole on every device; from `make_train_fn` or
+            `reinforcement.make_iterate_fn`.
+        one_by_one: a device's seeds one after the other rather than side by side, which is faster
+            on a CPU where weights of each seed's own make small products smaller still.
+
+    Raises:
+        ValueError: `train` has its data spread over devices.
+    """
+    if train.data_specs != PartitionSpec():
+        raise ValueError(
+            "several seeds need data that is whole on every device; received a function whose "
+            f"data is spread by {train.data_specs}."
+        )
+
+    def one(own: tuple[MetaState, tuple[Any, ...]]) -> tuple[MetaState, Metrics]:
+        return train.on_device(*own)
+
+    def many(states: MetaState, data: tuple[Any, ...]) -> tuple[MetaState, Metrics]:
+        return (jax.lax.map if one_by_one else _vmap)(one, (states, data))
+
+    split = tasks_lib.SEED_AXIS in train.mesh.axis_names
+    specs = PartitionSpec(tasks_lib.SEED_AXIS) if split else PartitionSpec()
+    return on_every_device(many, train.mesh, specs, specs)
+
+
+def _vmap(fn: Callable[[Any], Any], xs: Any) -> Any:
+    return jax.vmap(fn)(xs)
 
 
 def init(
@@ -169,14 +241,16 @@ def make_train_fn(
             its `params`. Default 1, which suits samplers that look at the parameters.
         batching: how tasks are batched on each device, see `maml_jax.batching`. A chunk bounds the
             memory of any number of tasks: those of a large meta-batch are also drawn by chunks.
-        mesh: a mesh with the one axis "tasks"; default `task_mesh(num_tasks)`.
+        mesh: a mesh with the axis "tasks", or with "seeds" and "tasks" where `over_seeds` follows;
+            default `task_mesh(num_tasks)`.
         data_specs: how `data` lies on the mesh: a `PartitionSpec`, or a pytree prefix of the tuple
             `data` with them. Default: whole on every device. `sample` sees its device's part, and
             may fetch from other parts by collectives over the mesh's axis.
 
     Returns:
-        A function that runs the compiled program; it composes with `jax.jit` and `jax.vmap` (over
-        states, to train several seeds at once), and has a method `lower`, to compile ahead of time.
+        A function that runs the compiled program; it composes with `jax.jit` and `jax.vmap`, with
+        `over_seeds` to train several states at once, and has a method `lower`, to compile ahead of
+        time.
         `data` are arrays that `sample` needs (a data set, say), placed on the mesh; metrics are
         those of `meta_step` with a leading axis of `num_steps`.
 
@@ -224,13 +298,7 @@ def make_train_fn(
             metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, tail)
         return state, metrics
 
-    # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
-    # between devices. `_step` adds up over devices by itself, in one place.
-    whole = PartitionSpec()
-    sharded = jax.shard_map(
-        train, mesh=mesh, in_specs=(whole, data_specs), out_specs=whole, check_vma=False
-    )
-    return TrainFn(jax.jit(sharded, donate_argnums=0), mesh, data_specs)
+    return on_every_device(train, mesh, data_specs)
 
 
 def _size_mb(tree):

@@ -18,7 +18,16 @@ import optax
 from jax.sharding import PartitionSpec
 
 from experiments.checkpoints import Checkpoints, to_host
-from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
+from maml_jax import (
+    Task,
+    init,
+    make_evaluate_fn,
+    make_train_fn,
+    meta_loss,
+    over_seeds,
+    seed_mesh,
+    task_mesh,
+)
 from maml_jax.classification import (
     CLASS_SPECS,
     ImageSet,
@@ -56,6 +65,23 @@ def train(state, count, spread):
     return step(state, images)[0]
 
 
+def train_seeds():
+    """Two seeds of a linear model, in groups of devices of their own where there are several."""
+    sample = lambda params, key: Task(*jax.random.normal(key, (2, 3), jnp.float64))
+    loss = lambda params, batch: (jnp.mean((batch - params) ** 2), {})
+    step = make_train_fn(
+        sample,
+        functools.partial(meta_loss, loss, inner_lr=0.1),
+        optimizer,
+        num_tasks=TASKS,
+        num_steps=3,
+        mesh=seed_mesh(2, TASKS),
+    )
+    states = [init(jnp.zeros(3, jnp.float64), optimizer, seed) for seed in (0, 1)]
+    states, _ = over_seeds(step)(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    return over_seeds(step)(states)[0].params
+
+
 def start():
     """The state at step 0, in float64."""
     params = network.init(jax.random.key(0))
@@ -69,7 +95,11 @@ def outcome(state):
     episodes = draw_episodes(problem.sample, jax.random.key(5), jax.device_put(image_set()), TASKS)
     evaluate = make_evaluate_fn(problem.inner_loss, 2, mask=network.mask)
     losses = evaluate(state.params, episodes, 0.3).per_task["loss"]
-    return {**to_host(state.params), "losses": np.asarray(losses)}
+    return {
+        **to_host(state.params),
+        "losses": np.asarray(losses),
+        "seeds": np.asarray(train_seeds()),
+    }
 
 
 def main(port, processes, process, directory, steps):

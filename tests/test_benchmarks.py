@@ -95,6 +95,7 @@ def test_a_program_says_what_the_formulas_say():
     # 1-40-40-1: 1,761 parameters; support and query loss; 16 losses.
     assert row["all_reduce_bytes"] == 4 * (1761 + 2 + 16)
     assert step(state)[0].step == 2
+    assert abs(row["temporary_mb"] / row["temporary_mb, formula"] - 1) < 0.25  # the compiler's own
     wrong, *_ = scaling.describe(program, 16, 4)
     assert wrong["agree"] == "NO"
 
@@ -212,7 +213,7 @@ def test_products_are_counted_through_loops():
         return jax.lax.scan(step, products.matmul(a, b), length=3)[0]
 
     jaxpr = jax.make_jaxpr(fn)(jnp.ones((2, 5)), jnp.ones((5, 5))).jaxpr
-    assert classification.count_products(jaxpr) == 4 * 2 * (2 * 5 * 5)
+    assert classification.sum_products(jaxpr)[0] == 4 * 2 * (2 * 5 * 5)
 
 
 def test_a_meta_step_of_omniglot_is_counted_by_hand():
@@ -223,7 +224,7 @@ def test_a_meta_step_of_omniglot_is_counted_by_hand():
     head = 2 * 64 * 5
     # The first layer's input needs no gradient: two products there, three elsewhere.
     expected = 2 * 5 * (2 * forward[0] + 3 * (sum(forward[1:]) + head))
-    found = classification.products_of(case, "first_order")
+    found, _ = classification.products_of(case, "first_order")
     assert abs(found / expected - 1) < 0.01
 
 

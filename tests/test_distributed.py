@@ -192,11 +192,13 @@ def worker(directory, steps, processes, devices):
 
 def test_a_run_may_go_on_with_other_devices_and_hosts(tmp_path, x64):
     """In float64: 2 x 2 devices to step 6, one process of 3 to step 10; and all of it here."""
-    worker(tmp_path, 6, processes=2, devices=2)
+    begun = worker(tmp_path, 6, processes=2, devices=2)
     moved = worker(tmp_path, 10, processes=1, devices=3)
     state = distributed_worker.train(distributed_worker.start(), 10, spread=False)
     stayed = distributed_worker.outcome(state)
     assert moved.keys() == stayed.keys()
+    # Each process has had one of the seeds, one process of 3 devices both.
+    np.testing.assert_allclose(begun["seeds"], stayed["seeds"], rtol=1e-11)
     for name, value in stayed.items():
         assert value.dtype == np.float64
         np.testing.assert_allclose(moved[name], value, rtol=1e-11, atol=1e-11)

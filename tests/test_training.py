@@ -296,7 +296,7 @@ class TestMesh:
 
     def test_refuses_another_axis(self):
         mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
-        with pytest.raises(ValueError, match="one axis 'tasks'"):
+        with pytest.raises(ValueError, match="the axis 'tasks', or 'seeds' and"):
             make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=2, num_steps=1, mesh=mesh)
 
 

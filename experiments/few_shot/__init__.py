@@ -13,6 +13,7 @@ from experiments.few_shot import adapt, data, evaluation
 from experiments.few_shot.config import Config
 from experiments.few_shot.sheet import few_shot_sheet
 from experiments.few_shot.stages import make_stages
+from experiments.process import device_per_core
 from experiments.runner import Experiment, Outcome, Stage
 
 
@@ -45,7 +46,7 @@ def few_shot_experiment(
         modes={"adapt": adapt.adapt_to_images},
         mode_flags={"adapt": adapt.FLAGS},
         cpu_threads=1,
-        device_per_core=True,
+        cpu_devices=device_per_core,
     )
 
 

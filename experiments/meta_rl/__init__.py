@@ -13,6 +13,7 @@ from experiments.meta_rl import evaluation
 from experiments.meta_rl.config import Config
 from experiments.meta_rl.evaluation import Watch
 from experiments.meta_rl.stages import make_stages
+from experiments.process import device_per_core
 from experiments.runner import Experiment, Outcome, Stage
 from maml_jax.reinforcement import Environment
 
@@ -58,7 +59,7 @@ def meta_rl_experiment(
         evaluate=evaluate,
         figure=figure,
         cpu_threads=1,
-        device_per_core=True,
+        cpu_devices=device_per_core,
         factorizes=True,
         **others,
     )

@@ -17,9 +17,8 @@ from experiments.meta_rl.config import (
     make_problem,
 )
 from experiments.runner import Advance, Stage
-from experiments.seeds import over_seeds
 from experiments.selection import Selection, begin, choose
-from maml_jax import init, task_mesh
+from maml_jax import init, over_seeds, seed_mesh
 from maml_jax.batching import bring_home
 from maml_jax.reinforcement import (
     Environment,
@@ -65,7 +64,7 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
     seen = environment_of(config, env, name == "oracle")
     problem = make_problem(config, seen, name)
     update = make_meta_update(config, problem)
-    mesh = task_mesh(config.num_tasks)
+    mesh = seed_mesh(config.num_seeds, config.num_tasks)
 
     def start() -> Selection:
         params = initial_params(config, seed, env, name)

@@ -59,6 +59,7 @@ def make_experiment(name: str, workdir: Path = Path(), preset: str = "custom") -
         stages=lambda config, seed: [together.make_stage(base, make_members(config))],
         evaluate=evaluate,
         figure=plotting.sweep_sheet,
+        num_runs=lambda config: len(make_members(config)),
         modes={},
         mode_flags={},
     )

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments.runner import Advance, Experiment, Stage
 from experiments.selection import Selection, ValidatedStage, validate
 from experiments.sweep.config import RATES, Member
-from maml_jax import MetaState, NonFiniteError, check_finite, task_mesh
-from maml_jax.batching import replicate, shapes
+from maml_jax import MetaState, NonFiniteError, check_finite, seed_mesh, task_mesh
+from maml_jax.batching import SEED_AXIS, replicate, shapes
 from maml_jax.types import Array
 
 
@@ -45,7 +45,9 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
     """
     first = members[0]
     alone = stage_alone(experiment, first.settings, first.seed)
-    mesh = task_mesh(first.settings.num_tasks)
+    # Stages with parts make their own mesh, of tasks: their data lies on it.
+    parts, num_tasks = isinstance(alone, ValidatedStage), first.settings.num_tasks
+    mesh = task_mesh(num_tasks) if parts else seed_mesh(len(members), num_tasks)
     rates = {
         name: np.array([getattr(member.settings, name) for member in members], np.float32)
         for name in RATES
@@ -73,7 +75,7 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
         return found
 
     def make_advance(count: int) -> Advance:
-        train_members = _compile(experiment, first, count)
+        train_members = _compile(experiment, first, count, mesh)
 
         def advance(state: Any) -> tuple[Any, Any]:
             data, tasks = placed()
@@ -117,14 +119,16 @@ def _training(state: Any) -> MetaState:
     return state.train if isinstance(state, Selection) else state
 
 
-def _compile(experiment: Experiment, first: Member, count: int) -> Callable[..., Any]:
+def _compile(experiment: Experiment, first: Member, count: int, mesh: Mesh) -> Callable[..., Any]:
     """`(states, rates, *data) -> (states, metrics, kept)`, `count` meta-steps of every member."""
+    axis = SEED_AXIS if SEED_AXIS in mesh.axis_names else None  # along which members are split
 
     def train_one(state: MetaState, rates: dict[str, Array], data: tuple[Any, ...]) -> Any:
         settings = dataclasses.replace(first.settings, **rates)  # checks let traced values pass
         stage = stage_alone(experiment, settings, first.seed)
-        parts = isinstance(stage, ValidatedStage)
-        return (stage.make_train if parts else stage.make_advance)(count)(state, *data)
+        if isinstance(stage, ValidatedStage):
+            return stage.make_train(count)(state, *data)
+        return stage.make_advance(count, mesh)(state, *data)
 
     # Convolutions with weights of each member's own are slow as one batch where those with weights
     # of each task's own are; the experiment's settings know which way is faster.
@@ -134,7 +138,8 @@ def _compile(experiment: Experiment, first: Member, count: int) -> Callable[...,
         if one_by_one:
             trained, metrics = jax.lax.map(lambda m: train_one(*m, data), (states, rates))
         else:
-            trained, metrics = jax.vmap(lambda s, r: train_one(s, r, data))(states, rates)
+            batched = jax.vmap(lambda s, r: train_one(s, r, data), spmd_axis_name=axis)
+            trained, metrics = batched(states, rates)
         live = states.step == jnp.max(states.step)
         kept = live & jnp.all(metrics["nonfinite_tasks"] == 0, axis=-1) & _finite(trained.params)
 

@@ -20,7 +20,7 @@ from maml_jax.reinforcement.meta_updates import MetaUpdate
 from maml_jax.reinforcement.objectives import inner_objective
 from maml_jax.reinforcement.problem import Estimation, ReinforcementProblem, to_samples
 from maml_jax.reinforcement.rollout import Trajectories, rollout
-from maml_jax.training import MetaState, TrainFn
+from maml_jax.training import MetaState, TrainFn, on_every_device
 from maml_jax.types import Array, Metrics, NonFiniteError, Params, PyTree, Task
 
 
@@ -42,7 +42,8 @@ def make_iterate_fn(
         meta_update: from `trpo` or `gradient_steps`; `maml_jax.init` takes it as its optimizer.
         num_tasks: T, tasks of a meta-iteration.
         num_steps: iterations of one dispatch.
-        mesh: a mesh with the one axis "tasks"; default `task_mesh(num_tasks)`.
+        mesh: a mesh with the axis "tasks", or with "seeds" and "tasks" where `maml_jax.over_seeds`
+            follows; default `task_mesh(num_tasks)`.
 
     Returns:
         `iterate(state) -> (state, metrics)`, metrics with a leading axis of `num_steps`: those of
@@ -72,9 +73,7 @@ def make_iterate_fn(
     def iterate(state: MetaState, data: tuple[()]) -> tuple[MetaState, Metrics]:
         return jax.lax.scan(one, state, length=num_steps)
 
-    spec = PartitionSpec()
-    sharded = jax.shard_map(iterate, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return TrainFn(jax.jit(sharded, donate_argnums=0), mesh)
+    return on_every_device(iterate, mesh)
 
 
 def _report(
