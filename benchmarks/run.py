@@ -36,15 +36,17 @@ from absl import app, flags, logging
 from experiments.process import lay_out_cpu, num_cores
 
 SUITES = ("core", "sinusoid", "memory", "peers", "scaling", "startup")
-FACTORIZING = (
+SMALL_KERNELS = ("physics", "locomotion")
+CORE_PER_DEVICE = (
+    "classification",
+    "image_memory",
+    "image_peers",
     "reinforcement",
     "estimators",
     "reinforcement_peers",
-    "physics",
-    "locomotion",
+    *SMALL_KERNELS,
     "accelerator",
 )
-CORE_PER_DEVICE = ("classification", "image_memory", "image_peers", *FACTORIZING)
 _SUITE = flags.DEFINE_list(
     "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
 )
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> None:
             f"{', '.join(CORE_PER_DEVICE)} lay out the CPU in their own way: run them apart."
         )
     devices = _DEVICES.value or (num_cores() if all(spread) else 1)
-    lay_out_cpu(_THREADS.value, devices, any(name in FACTORIZING for name in names))
+    lay_out_cpu(_THREADS.value, devices, all(name in SMALL_KERNELS for name in names))
 
     where = environment()
     print("  ".join(f"{key}: {value}" for key, value in where.items()))

@@ -191,7 +191,7 @@ def _carry_out(
     devices = values.cpu_devices
     if devices is None and experiment.cpu_devices is not None:
         devices = experiment.cpu_devices(settings, experiment.num_runs(settings), num_cores())
-    lay_out_cpu(experiment.cpu_threads, devices, experiment.factorizes)
+    lay_out_cpu(experiment.cpu_threads, devices, experiment.small_kernels)
     workdir = Path(values.workdir)
     if values.mode in experiment.modes:
         arguments = {name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]}

@@ -286,6 +286,7 @@ EXPERIMENT = meta_rl.meta_rl_experiment(
     locomotion_sheet,
     modes={"render": films.render},
     mode_flags={"render": films.FLAGS},
+    small_kernels=True,
 )
 
 if __name__ == "__main__":

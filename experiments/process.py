@@ -26,7 +26,7 @@ def device_per_core(settings: Any, runs: int, cores: int) -> int:
     return cores
 
 
-def lay_out_cpu(threads: int | None, devices: int | None, factorizes: bool = False) -> None:
+def lay_out_cpu(threads: int | None, devices: int | None, small_kernels: bool = False) -> None:
     """Threads and devices of JAX's CPU client, which reads them when it starts, after this.
 
     Settings of the user's own, in the environment, are left as they are.
@@ -34,13 +34,13 @@ def lay_out_cpu(threads: int | None, devices: int | None, factorizes: bool = Fal
     Args:
         threads: for XLA; None for one a core. It takes at least one for each device.
         devices: that the CPU is split into; None for one.
-        factorizes: whether the programs factorise batches of matrices. jaxlib hands such a batch
-            out to XLA's threads, and waits for them on one of those threads: where every device
-            does so at once, all would wait forever, unless there is a thread more than devices
-            (jaxlib 0.10).
+        small_kernels: whether the programs have small sums and products by the thousand, as those
+            of robots do: YNNPACK's kernels, with which XLA (jaxlib 0.10) computes sums, take twice
+            as long as its own there. For large ones, as in batch norm, they take a third.
     """
-    if factorizes and devices is not None and devices > 1:
-        threads = max(threads or num_cores(), devices + 1)
+    told = os.environ.get("XLA_FLAGS", "")
+    if small_kernels and "xla_cpu_experimental_ynn_fusion_type" not in told:
+        os.environ["XLA_FLAGS"] = f"{told} --xla_cpu_experimental_ynn_fusion_type=".strip()
     if threads is not None:
         os.environ.setdefault("PJRT_NPROC", str(threads))
     if devices is not None and devices_told() is None:

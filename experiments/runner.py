@@ -104,7 +104,7 @@ class Experiment:
         cpu_devices: `cpu_devices(settings, runs, cores)`, into how many JAX devices a CPU is split
             for so many states trained side by side; None for one.
         num_runs: `num_runs(settings)`, how many states it trains side by side.
-        factorizes: whether its programs factorise matrices, see `process.lay_out_cpu`.
+        small_kernels: whether its programs have small kernels only, see `process.lay_out_cpu`.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Experiment:
     cpu_threads: int | None = None
     cpu_devices: Callable[[Any, int, int], int] | None = None
     num_runs: Callable[[Any], int] = lambda settings: getattr(settings, "num_seeds", 1)
-    factorizes: bool = False
+    small_kernels: bool = False
 
 
 class RunError(RuntimeError):

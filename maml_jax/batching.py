@@ -8,6 +8,7 @@ memory are not (docs/meta_gradient_modes.md has the measurements).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,6 +69,62 @@ def map_tasks(fn: Callable[[Any], Any], tasks: PyTree, batching: Batching = None
     if chunk == axis_size(tasks):
         return jax.vmap(fn)(tasks)
     return jax.lax.map(fn, tasks, batch_size=None if chunk == 1 else chunk)
+
+
+def in_pieces(fn: Callable[..., Any], at_most: int, platform: str = "cpu") -> Callable[..., Any]:
+    """`fn`, which on a platform runs at most so many at once, whatever `vmap`s are put around it.
+
+    What is more is run one piece after the other. For functions that factorise matrices: jaxlib
+    0.10.0 to 0.11.0 hands a batch that costs more than 200,000 operations out to XLA's threads and
+    waits for them on those threads, for ever if as many batches come at once as there are threads
+    (`factorized_at_once` says how many are below that). And pieces stay in a CPU's caches.
+
+    Args:
+        fn: of arrays; not to be differentiated in reverse mode.
+        at_most: how many at once.
+        platform: where; on others `fn` is vmapped as it is.
+    """
+    return _in_pieces(fn, at_most, platform, 0)
+
+
+def _in_pieces(
+    fn: Callable[..., Any], at_most: int, platform: str, depth: int
+) -> Callable[..., Any]:
+    """`in_pieces` of arguments with so many leading axes."""
+
+    @jax.custom_batching.custom_vmap
+    def call(*args: Any) -> Any:
+        if depth == 0:
+            return fn(*args)
+        lead = jnp.shape(jax.tree.leaves(args)[0])[:depth]
+        count = math.prod(lead)
+        flat = jax.tree.map(lambda x: x.reshape(count, *x.shape[depth:]), args)
+        pieces = -(-count // at_most) if jax.default_backend() == platform else 1
+        if pieces > 1:
+            found = jax.lax.map(lambda own: fn(*own), flat, batch_size=-(-count // pieces))
+        else:
+            found = jax.vmap(fn)(*flat)
+        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
+
+    @call.def_vmap
+    def rule(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+        whole = jax.tree.map(
+            lambda x, has: x if has else jnp.broadcast_to(x, (size, *jnp.shape(x))),
+            args,
+            tuple(batched),
+        )
+        found = _in_pieces(fn, at_most, platform, depth + 1)(*whole)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return call
+
+
+def factorized_at_once(side: int) -> int:
+    """How many square matrices cost less than 200,000 operations to factorise and solve with, or 1.
+
+    By Cholesky, as jaxlib counts: a third of the cube of a side, and its square for a right side.
+    """
+    return max(1, int(199_999 / max(side**3 / 3, side**2)))
 
 
 def sum_gradient(

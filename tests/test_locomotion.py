@@ -33,7 +33,7 @@ from maml_jax.reinforcement import (
     trpo,
 )
 from maml_jax.reinforcement import locomotion as lib
-from maml_jax.reinforcement.advantages import generalized_advantages
+from maml_jax.reinforcement.advantages import fit_baseline, generalized_advantages
 from maml_jax.reinforcement.locomotion import mujoco_physics
 from maml_jax.reinforcement.objectives import Samples, surrogate_of
 
@@ -251,6 +251,45 @@ def test_every_physics_makes_sound_environments(backend):
         check_environment(env, policy)
         check_environment(informed(env))
         assert env.horizon == 200
+
+
+def factorizations(jaxpr):
+    """Operations of each batch of factorisations and of triangular solves in a jaxpr."""
+    for equation in jaxpr.eqns:
+        shape = equation.invars[0].aval.shape if equation.invars else ()
+        if equation.primitive.name == "cholesky":
+            yield np.prod(shape[:-2]) * shape[-1] ** 3 / 3
+        elif equation.primitive.name == "triangular_solve":
+            yield np.prod(equation.outvars[0].aval.shape) * shape[-1]
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+        ):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from factorizations(getattr(value, "jaxpr", value))
+
+
+@pytest.mark.parametrize(
+    ("robot", "physics", "backend"),
+    [("half_cheetah", "paper", ""), ("ant", "paper", ""), ("ant", "brax", "mjx")],
+)
+def test_factorisations_are_too_small_to_be_handed_out(robot, physics, backend):
+    """Where jaxlib (0.10) hands a batch to its threads and waits for them on the same threads."""
+    made = lib.make_physics(robot, physics, **({"backend": backend} if backend else {}))
+    inner, _ = jax.eval_shape(made.reset, jax.random.key(0))
+    many = lambda x: jax.ShapeDtypeStruct((20, 20, *x.shape), x.dtype)
+    states, actions = jax.tree.map(many, (inner, jnp.zeros(made.num_actions)))
+    jaxpr = jax.make_jaxpr(jax.vmap(jax.vmap(made.step)))(states, actions).jaxpr
+    costs = list(factorizations(jaxpr))
+    assert costs
+    assert max(costs) < 200_000
+
+
+def test_the_baselines_factorisations_are_too_small_to_be_handed_out():
+    """20 tasks and five ridges; a matrix that is larger by itself is one at a time."""
+    fit = jax.vmap(lambda o, r: fit_baseline(o, r, jnp.ones((4, 2), bool)))
+    for observations, largest in ((20, 200_000), (41, 86**3 / 3)):
+        shapes = jnp.zeros((20, 4, 2, observations)), jnp.zeros((20, 4, 2))
+        assert 0 < max(factorizations(jax.make_jaxpr(fit)(*shapes).jaxpr)) <= largest
 
 
 def test_names_that_nobody_knows():

@@ -23,6 +23,7 @@ from maml_jax import (
 )
 from maml_jax.batching import (
     TASK_AXIS,
+    in_pieces,
     map_tasks,
     resolve_batching,
     sum_gradient,
@@ -96,6 +97,27 @@ def test_map_tasks_is_vmap():
     xs = jnp.arange(6.0)
     for batching in ("vmap", "scan", 4):
         np.testing.assert_array_equal(map_tasks(lambda x: x**2, xs, batching), xs**2)
+
+
+def test_pieces_are_vmap():
+    """Under two vmaps, with an argument that one of them has not; 12 in pieces of 4, 4, 4."""
+
+    def fn(x, y):
+        return {"product": x * y, "sum": x + y}
+
+    def both(f):
+        return jax.vmap(jax.vmap(f, (0, None)), (0, 0))
+
+    x, y = jnp.arange(24.0).reshape(3, 4, 2), jnp.arange(6.0).reshape(3, 2)
+    expected = both(fn)(x, y)
+    for at_most in (1, 5, 100):
+        found = jax.jit(both(in_pieces(fn, at_most)))
+        assert_trees_close(found(x, y), expected, 0.0)
+    text = str(jax.make_jaxpr(both(in_pieces(lambda x, y: x @ y, 5)))(x, y))
+    assert text.count("scan") == 1
+    assert "f32[4,2]" in text
+    elsewhere = both(in_pieces(lambda x, y: x @ y, 5, platform="tpu"))
+    assert "scan" not in str(jax.make_jaxpr(elsewhere)(x, y))
 
 
 def test_batching_names():

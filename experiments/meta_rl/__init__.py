@@ -60,7 +60,6 @@ def meta_rl_experiment(
         figure=figure,
         cpu_threads=1,
         cpu_devices=device_per_core,
-        factorizes=True,
         **others,
     )
 

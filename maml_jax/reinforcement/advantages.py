@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maml_jax.batching import factorized_at_once, in_pieces
 from maml_jax.types import Array
 
 OBSERVATION_BOUND = 10.0  # observations are clipped there before they become features
@@ -148,9 +149,13 @@ def _solve(gram: Array, moments: Array) -> tuple[Array, Array]:
     """Weights, and the smallest ridge of those tried for which they are finite."""
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
 
+    def solve(gram: Array, moments: Array) -> Array:
+        return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram, lower=True), moments)
+
+    solve = in_pieces(solve, factorized_at_once(gram.shape[0]))
+
     def attempt(ridge: Array) -> Array:
-        factor = jax.scipy.linalg.cho_factor(gram + ridge * identity, lower=True)
-        return jax.scipy.linalg.cho_solve(factor, moments)
+        return solve(gram + ridge * identity, moments)
 
     # All of them, side by side: the systems are small, and vmap would run every one in any case.
     ridges = RIDGE * 10.0 ** jnp.arange(RIDGE_TRIES, dtype=gram.dtype)

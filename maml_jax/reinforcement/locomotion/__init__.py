@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maml_jax import types
+from maml_jax.batching import factorized_at_once, in_pieces
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.reinforcement.locomotion.quiet import quiet_imports
 from maml_jax.types import Array
@@ -42,6 +43,7 @@ BACKENDS = ("spring", "generalized", "positional", "mjx")
 STANDARD = Solver(iterations=4, ls_iterations=8)
 FAST = Solver(iterations=1, ls_iterations=4)
 ACCURATE = Solver(iterations=100, ls_iterations=50)
+CPU_AT_ONCE = 200  # robots; half-cheetahs are a sixth faster so than 400 at a time
 
 
 class Family(NamedTuple):
@@ -96,9 +98,17 @@ def make_physics(
     if physics == "paper":
         types.check_choice(solver.contacts, ("all", "feet"), "contacts")
         types.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
-        return getattr(mujoco_physics, robot)(solver)
+        return _in_pieces(getattr(mujoco_physics, robot)(solver))
     types.check_choice(backend, BACKENDS, "backend")
-    return brax_physics.brax_robot("ant" if robot == "ant" else "halfcheetah", backend)
+    made = brax_physics.brax_robot("ant" if robot == "ant" else "halfcheetah", backend)
+    return _in_pieces(made) if backend == "mjx" else made  # the others factorise nothing
+
+
+def _in_pieces(physics: Physics) -> Physics:
+    """On a CPU so many robots at a time as keep their factorisations small, or fit into caches."""
+    at_most = min(CPU_AT_ONCE, factorized_at_once(physics.model.nv))
+    reset, step = (in_pieces(fn, at_most) for fn in (physics.reset, physics.step))
+    return physics._replace(reset=reset, step=step)
 
 
 def locomotion(
