@@ -100,10 +100,7 @@ def _in_pieces(
         count = math.prod(lead)
         flat = jax.tree.map(lambda x: x.reshape(count, *x.shape[depth:]), args)
         pieces = -(-count // at_most) if jax.default_backend() == platform else 1
-        if pieces > 1:
-            found = jax.lax.map(lambda own: fn(*own), flat, batch_size=-(-count // pieces))
-        else:
-            found = jax.vmap(fn)(*flat)
+        found = _piecewise(jax.vmap(fn), flat, -(-count // pieces))
         return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
     @call.def_vmap
@@ -117,6 +114,21 @@ def _in_pieces(
         return found, jax.tree.map(lambda _: True, found)
 
     return call
+
+
+def _piecewise(many: Callable[..., Any], args: tuple[Any, ...], piece: int) -> Any:
+    """`many(*args)`, so many elements at a time; `jax.lax.map` refuses leaves without elements."""
+    count = axis_size(args)
+    whole, rest = divmod(count, piece)
+    if whole == 1 and not rest:
+        return many(*args)
+    cut = jax.tree.map(lambda x: x[: whole * piece].reshape(whole, piece, *x.shape[1:]), args)
+    found = jax.lax.map(lambda own: many(*own), cut)
+    found = jax.tree.map(lambda x: x.reshape(whole * piece, *x.shape[2:]), found)
+    if rest:
+        last = many(*jax.tree.map(lambda x: x[whole * piece :], args))
+        found = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, last)
+    return found
 
 
 def factorized_at_once(side: int) -> int:

@@ -100,22 +100,22 @@ def test_map_tasks_is_vmap():
 
 
 def test_pieces_are_vmap():
-    """Under two vmaps, with an argument that one of them has not; 12 in pieces of 4, 4, 4."""
+    """Under two vmaps, with an argument that one of them has not; 14 in pieces of 5, 5 and 4."""
 
     def fn(x, y):
-        return {"product": x * y, "sum": x + y}
+        return {"product": x * y, "sum": x + y, "nothing": x[:0]}
 
     def both(f):
         return jax.vmap(jax.vmap(f, (0, None)), (0, 0))
 
-    x, y = jnp.arange(24.0).reshape(3, 4, 2), jnp.arange(6.0).reshape(3, 2)
+    x, y = jnp.arange(28.0).reshape(7, 2, 2), jnp.arange(14.0).reshape(7, 2)
     expected = both(fn)(x, y)
-    for at_most in (1, 5, 100):
+    for at_most in (1, 5, 7, 100):
         found = jax.jit(both(in_pieces(fn, at_most)))
         assert_trees_close(found(x, y), expected, 0.0)
     text = str(jax.make_jaxpr(both(in_pieces(lambda x, y: x @ y, 5)))(x, y))
     assert text.count("scan") == 1
-    assert "f32[4,2]" in text
+    assert "f32[2,5,2]" in text
     elsewhere = both(in_pieces(lambda x, y: x @ y, 5, platform="tpu"))
     assert "scan" not in str(jax.make_jaxpr(elsewhere)(x, y))
 
