@@ -1,5 +1,6 @@
 """The process of a run: what compiling takes, and how its CPU is laid out."""
 
+import os
 import time
 
 import jax
@@ -51,3 +52,19 @@ def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected)
     assert process.devices_told() == expected
     process.lay_out_cpu(None, 2)
     assert chosen == ([("jax_num_cpu_devices", 2)] if expected is None else [])
+
+
+@pytest.mark.parametrize(
+    ("told", "small", "expected"),
+    [
+        ("", True, "--xla_cpu_experimental_ynn_fusion_type="),
+        ("--a=1", True, "--a=1 --xla_cpu_experimental_ynn_fusion_type="),
+        ("--a=1", False, "--a=1"),
+        ("--xla_cpu_experimental_ynn_fusion_type=X", True, None),
+    ],
+)
+def test_small_kernels_are_xlas_own(monkeypatch, told, small, expected):
+    """But where the user says otherwise."""
+    monkeypatch.setenv("XLA_FLAGS", told)
+    process.lay_out_cpu(None, None, small)
+    assert os.environ["XLA_FLAGS"] == (told if expected is None else expected)
