@@ -268,7 +268,10 @@ def factorizations(jaxpr):
                 yield from factorizations(getattr(value, "jaxpr", value))
 
 
-@pytest.mark.parametrize(("physics", "backend"), [("paper", "spring"), ("brax", "mjx")])
+@pytest.mark.parametrize(
+    ("physics", "backend"),
+    [("paper", "spring"), pytest.param("brax", "mjx", marks=pytest.mark.slow)],
+)
 def test_factorisations_are_too_small_to_be_handed_out(physics, backend):
     """Where jaxlib (0.10) hands a batch to its threads and waits for them on the same threads."""
     made = lib.make_physics("ant", physics, backend=backend)

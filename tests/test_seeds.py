@@ -67,7 +67,12 @@ def alone(all_states, seed):
 
 @pytest.mark.parametrize(
     ("seeds", "devices", "shape", "one_by_one"),
-    [(4, 4, (4, 1), False), (2, 4, (2, 2), False), (4, 2, (2, 1), True), (3, 4, (1, 4), True)],
+    [
+        (2, 4, (2, 2), False),
+        (4, 2, (2, 1), True),
+        pytest.param(4, 4, (4, 1), False, marks=pytest.mark.slow),
+        pytest.param(3, 4, (1, 4), True, marks=pytest.mark.slow),
+    ],
 )
 def test_each_seed_is_as_alone(seeds, devices, shape, one_by_one, x64):
     mesh = seed_mesh(seeds, TASKS, jax.devices()[:devices])
@@ -88,6 +93,7 @@ def test_each_seed_is_as_alone(seeds, devices, shape, one_by_one, x64):
         assert_trees_close(ours, expected.params, 1e-10)
 
 
+@pytest.mark.slow
 def test_on_a_task_mesh_every_device_has_all_seeds():
     found, _ = over_seeds(trainer(task_mesh(TASKS, jax.devices()[:2])))(states(3))
     expected, _ = alone(states(3), 2)
