@@ -36,7 +36,7 @@ def lay_out_cpu(threads: int | None, devices: int | None, small_kernels: bool = 
         devices: that the CPU is split into; None for one.
         small_kernels: whether the programs have small sums and products by the thousand, as those
             of robots do: YNNPACK's kernels, with which XLA (jaxlib 0.10) computes sums, take twice
-            as long as its own there. For large ones, as in batch norm, they take a third.
+            as long as its own there. For large ones, as in batch norm, they take a fifth.
     """
     told = os.environ.get("XLA_FLAGS", "")
     if small_kernels and "xla_cpu_experimental_ynn_fusion_type" not in told:
