@@ -30,7 +30,8 @@ test: $(VENV)/.ready ## the tests, but for long ones
 	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.ready ## all tests, those of learning and the long ones included
-	@$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder -m ''
+	@MAML_JAX_TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile \
+	  --no-loadscope-reorder -m ''
 
 lint: $(VENV)/.ready ## format check, linter, types
 	$(BIN)/ruff format --check .

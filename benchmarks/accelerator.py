@@ -191,7 +191,7 @@ class Bench:
             return [Probe(name, 0, lambda: [{"name": name, "not run": reason}])]
         from benchmarks import locomotion, reinforcement
 
-        case = locomotion.make_case(*locomotion.FAMILIES[0])
+        case = locomotion.make_case("cheetah_direction", "paper")
         return self._reinforcement(name, case, reinforcement.SUBSAMPLE, 150)
 
 

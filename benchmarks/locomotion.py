@@ -5,7 +5,8 @@ On a CPU each core is one JAX device with one thread, as the experiments run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,8 +31,6 @@ LEAST = 2  # samples of what takes seconds
 SOLVERS = (lib.Solver(1, 4), lib.Solver(2, 4), lib.Solver(4, 8), lib.Solver(4, 8, "feet"))
 STEPS, STARTS = 100, 20  # of the comparison with MuJoCo's own engine
 FEW = 4  # starts, of a solver that takes minutes on a CPU and is not timed
-FAMILIES = (("cheetah_direction", "paper"), ("ant_direction", "paper"),
-            ("cheetah_direction", "brax"), ("ant_direction", "brax"))  # fmt: skip
 
 
 def physics_suite() -> Iterator[dict[str, Any]]:
@@ -122,9 +121,13 @@ def make_case(task: str, physics: str) -> Case:
     return Case(f"{task}, {physics}", env, problem, TASKS, EPISODES)
 
 
-def locomotion_suite() -> Iterator[dict[str, Any]]:
-    """The whole rollout against the raw physics, then each meta-iteration's phases."""
-    for task, physics in FAMILIES:
+def locomotion_suite(families: Sequence[str] = lib.TASKS) -> Iterator[dict[str, Any]]:
+    """The whole rollout against the raw physics, then each meta-iteration's phases.
+
+    Args:
+        families: of tasks, each in both physics.
+    """
+    for task, physics in itertools.product(families, ("paper", "brax")):
         case = make_case(task, physics)
         raw = raw_speed(lib.make_physics(lib.FAMILIES[task].robot, physics), HORIZON)
         for row in phases(case, LEAST):

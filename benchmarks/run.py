@@ -61,6 +61,9 @@ _DEVICES = flags.DEFINE_integer(
     1,
 )
 _BUDGET = flags.DEFINE_float("budget_s", 540.0, "Wall-clock seconds of the suite accelerator.", 0.0)
+_FAMILIES = flags.DEFINE_list(
+    "families", None, "Families of tasks of the suite locomotion; default all, 40 minutes."
+)
 _QUICK = flags.DEFINE_bool(
     "quick", False, "The suite accelerator with tiny sizes, to try the command."
 )
@@ -168,7 +171,15 @@ def run_suite(name: str) -> Iterable[dict[str, Any]]:
     if name in ("physics", "locomotion"):
         from benchmarks import locomotion
 
-        return getattr(locomotion, f"{name}_suite")()
+        if name == "physics":
+            return locomotion.physics_suite()
+        families = _FAMILIES.value or locomotion.lib.TASKS
+        if unknown := set(families) - set(locomotion.lib.TASKS):
+            raise app.UsageError(
+                f"--families must be of {', '.join(locomotion.lib.TASKS)}; received "
+                f"{', '.join(sorted(unknown))}."
+            )
+        return locomotion.locomotion_suite(families)
     if name == "reinforcement_peers":
         from benchmarks import reinforcement_peers
 

@@ -1,6 +1,8 @@
 """Eight simulated CPU devices, float64 where a test asks for it, and compiled functions to share.
 
-JAX tests are compile-bound: what several tests need compiled is made once here.
+JAX tests are compile-bound: what several tests need compiled is made once here, and LLVM does not
+optimize, which would take longer than all the arithmetic. `make test-all` and commands that tests
+start have programs as users have them (MAML_JAX_TEST_OPTIMIZED=1).
 
     MAML_JAX_TEST_PLATFORM=cuda python -m pytest -n0 -m accelerator
 
@@ -13,8 +15,11 @@ import os
 import shutil
 import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
+PLATFORM = os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
+XLA_FLAGS = "--xla_force_host_platform_device_count=8"
+if PLATFORM == "cpu" and "MAML_JAX_TEST_OPTIMIZED" not in os.environ:
+    XLA_FLAGS += " --xla_backend_optimization_level=0"
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 import jax
 import jax.numpy as jnp
