@@ -15,11 +15,13 @@ import os
 import shutil
 import tempfile
 
-PLATFORM = os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
-XLA_FLAGS = "--xla_force_host_platform_device_count=8"
-if PLATFORM == "cpu" and "MAML_JAX_TEST_OPTIMIZED" not in os.environ:
-    XLA_FLAGS += " --xla_backend_optimization_level=0"
-os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
+if os.environ["JAX_PLATFORMS"] == "cpu" and "MAML_JAX_TEST_OPTIMIZED" not in os.environ:
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    )
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import jax.numpy as jnp
