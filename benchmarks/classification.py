@@ -201,8 +201,8 @@ def gradient_jaxpr(case: Case, mode: str, **options: Any) -> Any:
 
 def sum_products(jaxpr: Any, times: float = 1.0) -> tuple[float, float]:
     """Sums of what `products_in` yields."""
-    operations, moved = zip(*products_in(jaxpr, times), strict=True)
-    return sum(operations), sum(moved)
+    found = list(products_in(jaxpr, times))
+    return sum(operations for operations, _ in found), sum(moved for _, moved in found)
 
 
 def products_in(jaxpr: Any, times: float = 1.0) -> Iterator[tuple[float, float]]:

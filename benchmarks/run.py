@@ -84,8 +84,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"{', '.join(CORE_PER_DEVICE)} lay out the CPU in their own way: run them apart."
         )
+    small = [name in SMALL_KERNELS for name in names]
+    if any(small) and not all(small):
+        raise app.UsageError(
+            f"{', '.join(SMALL_KERNELS)} have XLA compile sums in their own way: run them apart."
+        )
     devices = _DEVICES.value or (num_cores() if all(spread) else 1)
-    lay_out_cpu(_THREADS.value, devices, all(name in SMALL_KERNELS for name in names))
+    lay_out_cpu(_THREADS.value, devices, all(small))
 
     where = environment()
     print("  ".join(f"{key}: {value}" for key, value in where.items()))
@@ -205,10 +210,12 @@ def run_suite(name: str) -> Iterable[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions, commit and threads."""
+    """Device, versions, commit, threads, and flags of XLA where there are any."""
     from experiments.environment import environment
 
-    return {**environment(), "cpu_threads": int(os.environ["PJRT_NPROC"])}
+    found = {**environment(), "cpu_threads": int(os.environ["PJRT_NPROC"])}
+    told = os.environ.get("XLA_FLAGS")
+    return {**found, "xla_flags": told} if told else found
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib.version
+
+# From which version of jaxlib, and before which, XLA has --xla_cpu_experimental_ynn_fusion_type: it
+# is in the binaries of 0.10.0 to 0.11.2.
+HAS_YNN_FLAG = ((0, 10), (0, 12))
 
 
 def num_cores() -> int:
@@ -36,10 +41,17 @@ def lay_out_cpu(threads: int | None, devices: int | None, small_kernels: bool = 
         devices: that the CPU is split into; None for one.
         small_kernels: whether the programs have small sums and products by the thousand, as those
             of robots do: YNNPACK's kernels, with which XLA (jaxlib 0.10) computes sums, take twice
-            as long as its own there. For large ones, as in batch norm, they take a fifth.
+            as long as its own there. For large ones, as in batch norm, they take a fifth. Only for
+            versions of jaxlib that have the flag: XLA ends a process where it has not.
     """
-    told = os.environ.get("XLA_FLAGS", "")
-    if small_kernels and "xla_cpu_experimental_ynn_fusion_type" not in told:
+    told = os.environ.get("XLA_FLAGS", "").strip()
+    a_file = told and not told.startswith("-")  # that holds flags: XLA takes a name, too
+    if (
+        small_kernels
+        and not a_file
+        and "xla_cpu_experimental_ynn_fusion_type" not in told
+        and HAS_YNN_FLAG[0] <= jaxlib.version.__version_info__ < HAS_YNN_FLAG[1]
+    ):
         os.environ["XLA_FLAGS"] = f"{told} --xla_cpu_experimental_ynn_fusion_type=".strip()
     if threads is not None:
         os.environ.setdefault("PJRT_NPROC", str(threads))

@@ -230,7 +230,7 @@ def evaluate(config: Config, seed: int, states: Mapping[str, MetaState]) -> Outc
                 continue
             tasks = shot_tasks(tests, shots, config.eval_points)
             if name in ("maml", "first_order"):
-                rates = np.full(config.num_seeds, config.inner_lr, np.float32)
+                rates = np.full(config.num_seeds, config.inner_lr)
             else:
                 found = tune(params, shot_tasks(validation, shots, config.eval_points))
                 rates = np.asarray(found)

@@ -80,10 +80,14 @@ def in_pieces(fn: Callable[..., Any], at_most: int, platform: str = "cpu") -> Ca
     (`factorized_at_once` says how many are below that). And pieces stay in a CPU's caches.
 
     Args:
-        fn: of arrays; not to be differentiated in reverse mode.
+        fn: of at least one array; not to be differentiated in reverse mode.
         at_most: how many at once.
-        platform: where; on others `fn` is vmapped as it is.
+        platform: JAX's default back end where it does; on others `fn` is vmapped as it is.
+
+    Raises:
+        ValueError: `at_most` is less than 1.
     """
+    types.check_counts(at_most=at_most)
     return _in_pieces(fn, at_most, platform, 0)
 
 
@@ -100,7 +104,7 @@ def _in_pieces(
         count = math.prod(lead)
         flat = jax.tree.map(lambda x: x.reshape(count, *x.shape[depth:]), args)
         pieces = -(-count // at_most) if jax.default_backend() == platform else 1
-        found = _piecewise(jax.vmap(fn), flat, -(-count // pieces))
+        found = _piecewise(jax.vmap(fn), flat, -(-count // max(pieces, 1)))
         return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
     @call.def_vmap
@@ -119,9 +123,9 @@ def _in_pieces(
 def _piecewise(many: Callable[..., Any], args: tuple[Any, ...], piece: int) -> Any:
     """`many(*args)`, so many elements at a time; `jax.lax.map` refuses leaves without elements."""
     count = axis_size(args)
-    whole, rest = divmod(count, piece)
-    if whole == 1 and not rest:
+    if count <= piece:
         return many(*args)
+    whole, rest = divmod(count, piece)
     cut = jax.tree.map(lambda x: x[: whole * piece].reshape(whole, piece, *x.shape[1:]), args)
     found = jax.lax.map(lambda own: many(*own), cut)
     found = jax.tree.map(lambda x: x.reshape(whole * piece, *x.shape[2:]), found)
@@ -131,12 +135,16 @@ def _piecewise(many: Callable[..., Any], args: tuple[Any, ...], piece: int) -> A
     return found
 
 
-def factorized_at_once(side: int) -> int:
+def factorized_at_once(side: int, right_sides: int = 1) -> int:
     """How many square matrices cost less than 200,000 operations to factorise and solve with, or 1.
 
     By Cholesky, as jaxlib counts: a third of the cube of a side, and its square for a right side.
+
+    Args:
+        side: rows of each matrix.
+        right_sides: that each is solved with; `side` of them to invert it.
     """
-    return max(1, int(199_999 / max(side**3 / 3, side**2)))
+    return max(1, int(199_999 / max(side**3 / 3, side**2 * right_sides)))
 
 
 def sum_gradient(
@@ -299,7 +307,8 @@ def check_mesh(mesh: Mesh, num_tasks: int) -> int:
     if num_tasks % count:
         raise ValueError(
             f"the number of tasks must be a multiple of the mesh's devices; received {num_tasks} "
-            f"tasks for {count} devices. task_mesh({num_tasks}) makes one that fits."
+            f"tasks for {count} devices. task_mesh({num_tasks}) makes one that fits, or seed_mesh "
+            "for several seeds."
         )
     return count
 
@@ -321,7 +330,7 @@ def place(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
 
     Args:
         tree: arrays, typed keys among them.
-        mesh: a task mesh.
+        mesh: a task or a seed mesh.
         specs: a `PartitionSpec` for all leaves, or a pytree prefix of `tree` with them.
     """
     shardings = _shardings(mesh, specs)
@@ -336,7 +345,7 @@ def shapes(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
 
     Args:
         tree: arrays, or anything else with a shape and a dtype.
-        mesh: a task mesh.
+        mesh: a task or a seed mesh.
         specs: as in `place`.
     """
     shardings = jax.tree.broadcast(_shardings(mesh, specs), tree)

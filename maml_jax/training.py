@@ -130,9 +130,18 @@ def over_seeds(train: TrainFn, one_by_one: bool = False) -> TrainFn:
         one_by_one: a device's seeds one after the other rather than side by side, which is faster
             on a CPU where weights of each seed's own make small products smaller still.
 
+    Returns:
+        `train(states, *data) -> (states, metrics)` with leaves [S, ...] and [S, num_steps, ...], S
+        a multiple of the seed mesh's groups.
+
     Raises:
-        ValueError: `train` has its data spread over devices.
+        ValueError: `train` has its data spread over devices, or was not made by those functions.
     """
+    if train.on_device is None:
+        raise ValueError(
+            "several seeds need what make_train_fn or make_iterate_fn made; received a TrainFn "
+            "without on_device."
+        )
     if train.data_specs != PartitionSpec():
         raise ValueError(
             "several seeds need data that is whole on every device; received a function whose "

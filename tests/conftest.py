@@ -1,8 +1,9 @@
 """Eight simulated CPU devices, float64 where a test asks for it, and compiled functions to share.
 
 JAX tests are compile-bound: what several tests need compiled is made once here, and LLVM does not
-optimize, which would take longer than all the arithmetic. `make test-all` and commands that tests
-start have programs as users have them (MAML_JAX_TEST_OPTIMIZED=1).
+optimize, which would take longer than all the arithmetic. `make test-all` has programs as users
+have them (MAML_JAX_TEST_OPTIMIZED=1), and so have commands that are started with `XLA_FLAGS` empty:
+those of several processes, of interruptions and of the soak.
 
     MAML_JAX_TEST_PLATFORM=cuda python -m pytest -n0 -m accelerator
 
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
-if os.environ["JAX_PLATFORMS"] == "cpu" and "MAML_JAX_TEST_OPTIMIZED" not in os.environ:
+if os.environ["JAX_PLATFORMS"] == "cpu" and not os.environ.get("MAML_JAX_TEST_OPTIMIZED"):
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",

@@ -69,13 +69,15 @@ def train_seeds():
     """Two seeds of a linear model, in groups of devices of their own where there are several."""
     sample = lambda params, key: Task(*jax.random.normal(key, (2, 3), jnp.float64))
     loss = lambda params, batch: (jnp.mean((batch - params) ** 2), {})
+    mesh = seed_mesh(2, TASKS)
+    assert mesh.is_multi_process == (jax.process_count() > 1), mesh
     step = make_train_fn(
         sample,
         functools.partial(meta_loss, loss, inner_lr=0.1),
         optimizer,
         num_tasks=TASKS,
         num_steps=3,
-        mesh=seed_mesh(2, TASKS),
+        mesh=mesh,
     )
     states = [init(jnp.zeros(3, jnp.float64), optimizer, seed) for seed in (0, 1)]
     states, _ = over_seeds(step)(jax.tree.map(lambda *x: jnp.stack(x), *states))

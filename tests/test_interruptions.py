@@ -34,7 +34,7 @@ FLAGS = [
 
 def start(workdir, *more):
     line = [sys.executable, "-m", "experiments.sinusoid", f"--workdir={workdir}", *FLAGS, *more]
-    environment = {**os.environ, **KEEP_COMPILED, "XLA_FLAGS": ""}  # one device, as a user has
+    environment = {**os.environ, **KEEP_COMPILED, "XLA_FLAGS": ""}  # as a user has
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -270,7 +270,11 @@ def factorizations(jaxpr):
 
 @pytest.mark.parametrize(
     ("physics", "backend"),
-    [("paper", "spring"), pytest.param("brax", "mjx", marks=pytest.mark.slow)],
+    [
+        ("paper", "spring"),
+        ("brax", "generalized"),
+        pytest.param("brax", "mjx", marks=pytest.mark.slow),
+    ],
 )
 def test_factorisations_are_too_small_to_be_handed_out(physics, backend):
     """Where jaxlib (0.10) hands a batch to its threads and waits for them on the same threads."""
@@ -278,8 +282,10 @@ def test_factorisations_are_too_small_to_be_handed_out(physics, backend):
     inner, _ = jax.eval_shape(made.reset, jax.random.key(0))
     many = lambda x: jax.ShapeDtypeStruct((20, 20, *x.shape), x.dtype)
     states, actions = jax.tree.map(many, (inner, jnp.zeros(made.num_actions)))
-    jaxpr = jax.make_jaxpr(jax.vmap(jax.vmap(made.step)))(states, actions).jaxpr
-    costs = list(factorizations(jaxpr))
+    keys = jax.eval_shape(lambda key: jax.random.split(key, (20, 20)), KEY)
+    costs = []
+    for fn, args in ((made.reset, (keys,)), (made.step, (states, actions))):
+        costs += factorizations(jax.make_jaxpr(jax.vmap(jax.vmap(fn)))(*args).jaxpr)
     assert costs
     assert max(costs) < 200_000
 

@@ -4,6 +4,7 @@ import os
 import time
 
 import jax
+import jaxlib.version
 import pytest
 
 from experiments import process
@@ -61,10 +62,18 @@ def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected)
         ("--a=1", True, "--a=1 --xla_cpu_experimental_ynn_fusion_type="),
         ("--a=1", False, "--a=1"),
         ("--xla_cpu_experimental_ynn_fusion_type=X", True, None),
+        ("flags.txt", True, None),
     ],
 )
 def test_small_kernels_are_xlas_own(monkeypatch, told, small, expected):
-    """But where the user says otherwise."""
+    """But where the user says otherwise, or names a file of flags."""
     monkeypatch.setenv("XLA_FLAGS", told)
     process.lay_out_cpu(None, None, small)
     assert os.environ["XLA_FLAGS"] == (told if expected is None else expected)
+
+
+def test_no_flag_that_xla_may_not_have(monkeypatch):
+    monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 9, 2))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    process.lay_out_cpu(None, None, True)
+    assert os.environ["XLA_FLAGS"] == ""

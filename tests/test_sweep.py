@@ -4,11 +4,13 @@ import contextlib
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,8 +21,8 @@ from experiments.few_shot import data
 from experiments.logbook import read_metrics
 from experiments.sweep import __main__ as command
 from experiments.sweep import handover, together
-from experiments.sweep.config import make_members, sweep_config
-from maml_jax import NonFiniteError
+from experiments.sweep.config import RATES, make_members, sweep_config
+from maml_jax import NonFiniteError, seed_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -88,6 +90,21 @@ def test_a_member_is_the_run_alone(finished, tmp_path, index):
     assert [set(entry) for entry in read_metrics(ours)] == keys
     written = json.loads((ours / "results.json").read_text())
     assert written.keys() == {*found, "sweep"}
+
+
+def test_members_are_split_over_devices(finished):
+    """Each device is given members of its own, not all: the numbers would be the same."""
+    members = make_members(sweep_config("sinusoid")(**SMALL, **GRID))
+    stage = together.make_stage(sinusoid.EXPERIMENT, members)
+    mesh = seed_mesh(len(members), SMALL["num_tasks"])
+    assert dict(mesh.shape) == {"seeds": 4, "tasks": 2}
+    train = together._compile(sinusoid.EXPERIMENT, members[0], 20, mesh)
+    rates = {name: jnp.ones(len(members)) for name in RATES}
+    text = str(train.trace(stage.init(), rates).jaxpr)
+    specs = re.findall(r"(?:in|out)_specs=\((.*)\)", text)
+    assert len(specs) == 2
+    assert not any("P()" in spec for spec in specs)  # nothing is whole on every device
+    assert all("P('seeds',)" in spec for spec in specs)
 
 
 def test_members_differ_and_have_a_share_of_the_time(finished):

@@ -116,6 +116,10 @@ def test_pieces_are_vmap():
     text = str(jax.make_jaxpr(both(in_pieces(lambda x, y: x @ y, 5)))(x, y))
     assert text.count("scan") == 1
     assert "f32[2,5,2]" in text
+    none = both(in_pieces(fn, 5))(x[:0], y[:0])
+    assert jax.tree.map(jnp.shape, none) == jax.tree.map(jnp.shape, both(fn)(x[:0], y[:0]))
+    with pytest.raises(ValueError, match=r"at_most must be .* received 0"):
+        in_pieces(fn, 0)
     elsewhere = both(in_pieces(lambda x, y: x @ y, 5, platform="tpu"))
     assert "scan" not in str(jax.make_jaxpr(elsewhere)(x, y))
 

@@ -146,7 +146,10 @@ def predict(baseline: LinearBaseline, observations: Array, first_step: int = 0) 
 
 
 def _solve(gram: Array, moments: Array) -> tuple[Array, Array]:
-    """Weights, and the smallest ridge of those tried for which they are finite."""
+    """Weights, and the smallest ridge of those tried for which they are finite.
+
+    Not to be differentiated in reverse mode: see `in_pieces`.
+    """
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
 
     def solve(gram: Array, moments: Array) -> Array:
