@@ -104,12 +104,13 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def restore(
-        self, like: Any, warn: Callable[[str], None], read_only: bool = False
+        self, make_like: Callable[[], Any], warn: Callable[[str], None], read_only: bool = False
     ) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none.
 
         Args:
-            like: a state of the same structure, shapes and types.
+            make_like: makes a state of the same structure, shapes and types; not called if there is
+                no checkpoint, as compiling it takes time.
             warn: is told of each checkpoint that cannot be read and is passed over. It is moved
                 to `NAME-STEP.damaged` beside the directory, so that the run can write that step
                 again.
@@ -118,7 +119,9 @@ class Checkpoints:
         """
         if not read_only:
             self._clear_half_written()
-        for step in reversed(self._steps_of_first()):
+        steps = self._steps_of_first()
+        like = make_like() if steps else None
+        for step in reversed(steps):
             found, reason = None, "another process cannot read it"
             try:
                 found = self._restore(step, like)

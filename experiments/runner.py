@@ -264,9 +264,8 @@ def _run(experiment, workdir, settings, identity, how):
     try:
         states, at, clocks = {}, {}, {}
         for stage in stages:
-            states[stage.name] = stage.init()
-            found = stores[stage.name].restore(states[stage.name], warn=_warn)
-            at[stage.name], clocks[stage.name] = 0, _Clock()
+            found = stores[stage.name].restore(stage.init, warn=_warn)
+            states[stage.name], at[stage.name], clocks[stage.name] = None, 0, _Clock()
             if found is not None:
                 states[stage.name], at[stage.name] = found.state, found.step
                 clocks[stage.name] = _Clock(found.info["compile_s"], found.info["train_s"])
@@ -330,9 +329,13 @@ def _run(experiment, workdir, settings, identity, how):
 def _train_stage(
     stage, state, at, store, logbook, clock, identity, compiles, how, stop
 ) -> MetaState:
-    """Advances one stage to its end, from wherever it is."""
+    """Advances one stage to its end, from wherever it is; without a state, from its start."""
     if at >= stage.num_steps:
         return state
+    if state is None:  # not before: compiling all stages' starts would keep the first one waiting
+        compiled = compiles.seconds
+        state = stage.init()
+        clock.compile += compiles.seconds - compiled
     progress: Any = distributed.Nowhere()
     if distributed.is_first():
         progress = Progress(stage.name, stage.num_steps, at)
@@ -414,7 +417,7 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     states = {}
     for stage in experiment.stages(settings, identity["seed"]):
         store = Checkpoints(workdir / "checkpoints" / stage.name)
-        found = store.restore(stage.init(), warn=_warn, read_only=True)
+        found = store.restore(stage.init, warn=_warn, read_only=True)
         store.close()
         if found is None or found.step < stage.num_steps:
             raise RunError(

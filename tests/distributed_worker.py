@@ -109,7 +109,7 @@ def main(port, processes, process, directory, steps):
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
     state = start()
     store = Checkpoints(Path(directory) / "checkpoints")
-    found = store.restore(state, warn=print)
+    found = store.restore(lambda: state, warn=print)
     if found is not None:
         state = found.state
     missing = int(steps) - int(state.step)

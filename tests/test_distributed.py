@@ -225,7 +225,7 @@ def refuse(step, like):
 
 if process == "1":
     store._restore = refuse
-found = store.restore({"x": jnp.zeros(3)}, warn=print)
+found = store.restore(lambda: {"x": jnp.zeros(3)}, warn=print)
 print("restored", found.step, found.state["x"].tolist())
 store.close()
 """

@@ -245,7 +245,7 @@ class TestCheckpoints:
         return store
 
     def test_round_trip(self, tmp_path):
-        found = self.saved(tmp_path, 5).restore(self.STATE, warn=pytest.fail)
+        found = self.saved(tmp_path, 5).restore(lambda: self.STATE, warn=pytest.fail)
         assert found.step == 5
         np.testing.assert_array_equal(found.state["w"], self.STATE["w"] + 5)
         assert jax.random.key_data(found.state["key"]).tolist() == [0, 3]
@@ -269,13 +269,13 @@ class TestCheckpoints:
             shutil.rmtree(tmp_path / "2" / "state")
         warnings = []
         store = checkpoints.Checkpoints(tmp_path)
-        found = store.restore(self.STATE, warn=warnings.append)
+        found = store.restore(lambda: self.STATE, warn=warnings.append)
         assert found.step == 1
         np.testing.assert_array_equal(found.state["w"], self.STATE["w"] + 1)
         assert len(warnings) == 1
         assert "step 2" in warnings[0]
         store.save(2, self.STATE, {})  # and can be written again
-        assert store.restore(self.STATE, warn=pytest.fail).step == 2
+        assert store.restore(lambda: self.STATE, warn=pytest.fail).step == 2
 
     def test_another_content_under_a_good_form_is_noticed(self, tmp_path):
         """The digest, not the reader, finds it: the state of step 1 under the name of step 2."""
@@ -283,21 +283,23 @@ class TestCheckpoints:
         shutil.rmtree(tmp_path / "2" / "state")
         shutil.copytree(tmp_path / "1" / "state", tmp_path / "2" / "state")
         warnings = []
-        found = checkpoints.Checkpoints(tmp_path).restore(self.STATE, warn=warnings.append)
+        found = checkpoints.Checkpoints(tmp_path).restore(lambda: self.STATE, warn=warnings.append)
         assert found.step == 1
         assert "digest" in warnings[0]
 
     def test_nothing_there(self, tmp_path):
-        assert checkpoints.Checkpoints(tmp_path).restore(self.STATE, warn=pytest.fail) is None
+        """Nor is a state made to compare with, which may take long to compile."""
+        not_made = lambda: pytest.fail("a state was made")
+        assert checkpoints.Checkpoints(tmp_path).restore(not_made, warn=pytest.fail) is None
 
     def test_what_a_kill_left_half_written_is_removed_by_who_may_write(self, tmp_path):
         store = checkpoints.Checkpoints(tmp_path)
         store.save(1, self.STATE, {})
         half = tmp_path / "2.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
         half.mkdir(parents=True)
-        assert store.restore(self.STATE, warn=pytest.fail, read_only=True).step == 1
+        assert store.restore(lambda: self.STATE, warn=pytest.fail, read_only=True).step == 1
         assert half.exists()
-        assert store.restore(self.STATE, warn=pytest.fail).step == 1
+        assert store.restore(lambda: self.STATE, warn=pytest.fail).step == 1
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
         store.close()
 

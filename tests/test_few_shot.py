@@ -155,7 +155,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path):
     store = Checkpoints(tmp_path / "checkpoints")
     store.save(10, through, {"train_s": 0.0, "compile_s": 0.0})
     through, _ = whole.make_advance(10)(through)
-    found = store.restore(whole.init(), warn=print)
+    found = store.restore(whole.init, warn=print)
     store.close()
     assert found is not None
     resumed, _ = whole.make_advance(10)(found.state)

@@ -46,7 +46,7 @@ def hand_over(
     """
     ((stage, stacked),) = states.items()
     store = Checkpoints(shared / "checkpoints" / stage)
-    saved: Any = store.restore(stacked, warn=print, read_only=True)
+    saved: Any = store.restore(lambda: stacked, warn=print, read_only=True)
     store.close()
     clock = {name: saved.info[name] for name in ("train_s", "compile_s")}
     metrics, rows = read_metrics(shared), []
