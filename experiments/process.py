@@ -15,7 +15,7 @@ import jaxlib.version
 
 # From which version of jaxlib, and before which, XLA has --xla_cpu_experimental_ynn_fusion_type: it
 # is in the binaries of 0.10.0 to 0.11.2.
-HAS_YNN_FLAG = ((0, 10), (0, 12))
+HAS_YNN_FLAG = ((0, 10), (0, 11, 3))
 
 
 def num_cores() -> int:

@@ -332,6 +332,9 @@ def _train_stage(
     """Advances one stage to its end, from wherever it is; without a state, from its start."""
     if at >= stage.num_steps:
         return state
+    (stopping,) = distributed.any_of(bool(stop.signal))  # in the last dispatch of the stage before
+    if stopping:
+        raise StoppedError(stop.signal or signal.SIGTERM, at, stage.name)
     if state is None:  # not before: compiling all stages' starts would keep the first one waiting
         compiled = compiles.seconds
         state = stage.init()

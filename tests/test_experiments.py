@@ -1,10 +1,14 @@
 """The runner and the sinusoid, end to end and in process, on small settings."""
 
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -58,6 +62,7 @@ class TestRun:
             assert set(results.ROW_KEYS) <= set(row)
             assert row["num_tasks"] == 10
             assert row["metric"] == "mse"
+            assert row["method"] != "maml" or row["inner_lr"] == [sinusoid.Config().inner_lr]
         steps = [r["gradient_steps"] for r in found["rows"] if r["method"] == "maml"]
         assert steps == [0, 1, 2]
 
@@ -75,6 +80,47 @@ class TestRun:
         again = runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), preset="quick")
         assert again == found
         assert "is done" in capsys.readouterr().out
+
+    def test_stages_start_in_their_turn_and_a_stop_between_two_is_heeded(
+        self, finished, tmp_path, monkeypatch
+    ):
+        """Asked to stop in the last dispatch of the first; the run that goes on gives the same."""
+        stop, seen = contextlib.nullcontext(types.SimpleNamespace(signal=0)), []
+        monkeypatch.setattr(runner, "StopRequest", lambda: stop)
+
+        def watched(stage):
+            def start():
+                seen.append(f"{stage.name} starts")
+                return stage.init()
+
+            def make_advance(count):
+                advance = stage.make_advance(count)
+
+                def run(state):
+                    seen.append(stage.name)
+                    stop.enter_result.signal = signal.SIGTERM if seen.count("maml") == 3 else 0
+                    return advance(state)
+
+                return runner.Advance(run, advance.compile)
+
+            return dataclasses.replace(stage, init=start, make_advance=make_advance)
+
+        stages = lambda *given: [watched(s) for s in sinusoid.EXPERIMENT.stages(*given)]
+        experiment = dataclasses.replace(sinusoid.EXPERIMENT, stages=stages)
+        settings = sinusoid.Config(**{**SMALL, "methods": ("maml", "pretrained")})
+        with pytest.raises(runner.StoppedError, match="at step 0 of stage pretrained"):
+            runner.run(experiment, tmp_path / "run", settings)
+        assert seen == ["maml starts", "maml", "maml", "maml"]
+        stop.enter_result.signal = 0
+        seen.clear()
+        runner.run(experiment, tmp_path / "run", settings)
+        assert seen == ["maml starts", "pretrained starts", *3 * ["pretrained"]]  # one to be read
+        ours = runner.load(experiment, tmp_path / "run").states
+        theirs = runner.load(sinusoid.EXPERIMENT, finished[0]).states
+        for name, state in ours.items():
+            assert checkpoints.digest(checkpoints.to_host(state)) == checkpoints.digest(
+                checkpoints.to_host(theirs[name])
+            )
 
     def test_another_configuration_is_refused(self, finished):
         workdir, _ = finished

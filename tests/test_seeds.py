@@ -1,5 +1,6 @@
 """Several seeds in one program, on devices of their own: the same as each seed alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -123,6 +124,8 @@ def test_spread_data_is_refused():
     train = trainer(seed_mesh(2, TASKS), data_specs=(PartitionSpec("tasks"),))
     with pytest.raises(ValueError, match=r"whole on every device; received .*'tasks'"):
         over_seeds(train)
+    with pytest.raises(ValueError, match="received a TrainFn without on_device"):
+        over_seeds(dataclasses.replace(train, data_specs=PartitionSpec(), on_device=None))
 
 
 @pytest.mark.parametrize(

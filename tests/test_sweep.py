@@ -22,7 +22,7 @@ from experiments.logbook import read_metrics
 from experiments.sweep import __main__ as command
 from experiments.sweep import handover, together
 from experiments.sweep.config import RATES, make_members, sweep_config
-from maml_jax import NonFiniteError, seed_mesh
+from maml_jax import NonFiniteError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -92,19 +92,20 @@ def test_a_member_is_the_run_alone(finished, tmp_path, index):
     assert written.keys() == {*found, "sweep"}
 
 
-def test_members_are_split_over_devices(finished):
+def test_members_are_split_over_devices(monkeypatch):
     """Each device is given members of its own, not all: the numbers would be the same."""
     members = make_members(sweep_config("sinusoid")(**SMALL, **GRID))
+    made, compile_members = [], together._compile
+    monkeypatch.setattr(
+        together, "_compile", lambda *args: made.append(compile_members(*args)) or made[0]
+    )
     stage = together.make_stage(sinusoid.EXPERIMENT, members)
-    mesh = seed_mesh(len(members), SMALL["num_tasks"])
-    assert dict(mesh.shape) == {"seeds": 4, "tasks": 2}
-    train = together._compile(sinusoid.EXPERIMENT, members[0], 20, mesh)
+    stage.make_advance(20)
     rates = {name: jnp.ones(len(members)) for name in RATES}
-    text = str(train.trace(stage.init(), rates).jaxpr)
+    text = str(made[0].trace(stage.init(), rates).jaxpr)
     specs = re.findall(r"(?:in|out)_specs=\((.*)\)", text)
     assert len(specs) == 2
-    assert not any("P()" in spec for spec in specs)  # nothing is whole on every device
-    assert all("P('seeds',)" in spec for spec in specs)
+    assert {found for spec in specs for found in re.findall(r"P\([^)]*\)", spec)} == {"P('seeds',)"}
 
 
 def test_members_differ_and_have_a_share_of_the_time(finished):

@@ -43,7 +43,7 @@ BACKENDS = ("spring", "generalized", "positional", "mjx")
 STANDARD = Solver(iterations=4, ls_iterations=8)
 FAST = Solver(iterations=1, ls_iterations=4)
 ACCURATE = Solver(iterations=100, ls_iterations=50)
-CPU_AT_ONCE = 200  # robots: ants are a tenth faster so than 218 at a time, half-cheetahs as fast
+CPU_AT_ONCE = 200  # robots, at most: a batch that stays in a CPU's caches
 
 
 class Family(NamedTuple):
