@@ -131,6 +131,39 @@ def test_batch_norm_by_hand():
     np.testing.assert_allclose(found, first_two, rtol=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("make", [convolutional, fully_connected])
+def test_biases_count_but_for_those_that_batch_norm_removes(make, norm):
+    sizes = (
+        {"num_filters": 4, "num_layers": 2} if make is convolutional else {"hidden_sizes": (16,)}
+    )
+    network, task = make((8, 8, 1), 3, norm=norm, **sizes), small_task()
+    params = network.init(jax.random.key(0))
+    moved = jax.tree_util.tree_map_with_path(
+        lambda path, p: (
+            p + jnp.arange(1.0, p.size + 1)
+            if path[0].key in ("Conv_0", "Dense_0") and path[1].key == "bias"
+            else p
+        ),
+        params,
+    )
+    apply = functools.partial(network.apply, images=task.query.images, num_statistics=3)
+    same = np.array_equal(apply(params), apply(moved))
+    assert same == norm.startswith("batch")
+    grads = jax.grad(lambda p: cross_entropy(network.apply)(p, task.query)[0])(moved)
+    first = grads["Conv_0" if make is convolutional else "Dense_0"]
+    assert np.any(first["kernel"])
+    assert np.any(first["bias"]) != same
+
+
+@pytest.mark.parametrize("num_statistics", [None, 2])
+def test_batch_norm_removes_an_offset(num_statistics):
+    x, offset = jax.random.normal(jax.random.key(0), (5, 3)), jnp.array([0.5, -2.0, 1.0])
+    module = BatchNorm(num_statistics=num_statistics)
+    params = {"params": {"offset": jnp.array([0.5, 0.0, 1.0])}}
+    assert_trees_close(module.apply(params, x + offset), module.apply(params, x), 1e-5)
+
+
 def test_batch_norm_of_one_black_image_is_finite():
     network = convolutional((8, 8, 1), 3, num_filters=4, num_layers=2)
     params = network.init(jax.random.key(0))

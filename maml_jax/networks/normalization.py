@@ -58,7 +58,7 @@ def normalization(
     name = MODULE_NAME + name
     if norm == "none":
         return lambda x: x
-    if norm in ("batch", "batch_scale"):
+    if removes_offsets(norm):
         return BatchNorm(norm == "batch_scale", num_statistics, name=name)
     if norm == "layer":
         # Over all features of an input, as the original's option; flax's default is the last axis.
@@ -71,6 +71,11 @@ def normalization(
         return nn.GroupNorm(num_groups=groups, epsilon=EPSILON, name=name)(x)
 
     return group
+
+
+def removes_offsets(norm: str) -> bool:
+    """Whether what is added to a feature of all inputs alike has no effect on what comes out."""
+    return norm in ("batch", "batch_scale")
 
 
 def check_norm(norm: str) -> None:
