@@ -172,7 +172,11 @@ def sum_gradient(
 
     def chunk_gradient(chunk_tasks: Task) -> tuple[Array, Metrics, Params]:
         def total(p):
-            losses, metrics = jax.vmap(checked, (None, 0))(p, chunk_tasks)
+            if chunk == 1:  # an axis of one task costs copies between layouts on a CPU
+                alone = checked(p, jax.tree.map(lambda x: x[0], chunk_tasks))
+                losses, metrics = jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
+            else:
+                losses, metrics = jax.vmap(checked, (None, 0))(p, chunk_tasks)
             return jnp.sum(losses), (losses, metrics)
 
         (_, (losses, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
