@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import STARTED, distributed, report, results
 from experiments import config as config_lib
@@ -30,6 +31,7 @@ from experiments.process import CompileTimer, StopRequest
 from experiments.profiling import Profile
 from maml_jax import MetaState, NonFiniteError, check_finite
 from maml_jax.batching import bring_home
+from maml_jax.training import TrainFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +61,18 @@ class Stage:
         num_steps: meta-steps in all.
         steps_per_call: meta-steps of one dispatch; runs stop and checkpoint between dispatches.
         init: makes the state at step 0.
-        make_advance: `make_advance(n)` makes the dispatch of n meta-steps; of one that can be swept
-            and has no parts of its own, `make_advance(n, mesh)`.
+        make_advance: `make_advance(n)` makes the dispatch of n meta-steps.
         shown: metrics for the progress bar, by their name in `metrics.jsonl`.
+        make_train: of one that can be swept, `make_train(n, mesh)` makes its n meta-steps alone.
     """
 
     name: str
     num_steps: int
     steps_per_call: int
     init: Callable[[], MetaState]
-    make_advance: Callable[..., Advance]
+    make_advance: Callable[[int], Advance]
     shown: tuple[str, ...] = ("loss",)
+    make_train: Callable[[int, Mesh], TrainFn] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.runner import Stage
 from maml_jax import MetaState
@@ -42,15 +43,13 @@ class ValidatedStage(Stage):
     """A stage that trains and then validates, and has these as parts: a sweep takes them singly.
 
     Attributes:
-        make_train: `make_train(n)` makes `(MetaState, data) -> (MetaState, metrics)`, n meta-steps
-            that JAX can trace.
-        data: what is trained on, and validation tasks, or None for want of them.
+        data: `data(mesh)`, what is trained on, as it lies on that mesh, and validation tasks, or
+            None for want of them.
         score: `score(params, tasks)` on validation tasks, higher is better.
         validate_every: meta-steps between validations.
     """
 
-    make_train: Callable[[int], Callable[..., tuple[MetaState, Any]]]
-    data: Callable[[], tuple[Any, Any]]
+    data: Callable[[Mesh], tuple[Any, Any]]
     score: Callable[[Params, Any], Any]
     validate_every: int
 

@@ -42,6 +42,7 @@ from maml_jax.meta_gradient import EXACT_MODES
 from maml_jax.networks import Network, mlp
 from maml_jax.networks.mlp import INITIALIZERS
 from maml_jax.regression import baselines, mean_squared_error, sinusoid, sinusoid_problem
+from maml_jax.training import TrainFn
 from maml_jax.types import Array, Params
 
 METHODS = (
@@ -157,16 +158,19 @@ def _stage(config: Config, seed: int, name: str) -> Stage:
         init_key, train_key = jax.random.split(key)
         return init(initial(init_key), optimizer, train_key)
 
-    def make_advance(count: int, mesh: Mesh | None = None) -> Advance:
-        train = make_train_fn(
+    def make_train(count: int, mesh: Mesh) -> TrainFn:
+        return make_train_fn(
             sample,
             task_loss,
             optimizer,
             num_tasks=num_tasks,
             num_steps=count,
             steps_per_draw=1 if name in AVERAGED else 50,
-            mesh=mesh or seed_mesh(config.num_seeds, num_tasks),
+            mesh=mesh,
         )
+
+    def make_advance(count: int) -> Advance:
+        train = make_train(count, seed_mesh(config.num_seeds, num_tasks))
         functions = () if name not in AVERAGED else (_own_functions(config, seed),)
         if config.num_seeds > 1:
             train = over_seeds(train)
@@ -182,6 +186,7 @@ def _stage(config: Config, seed: int, name: str) -> Stage:
         init=lambda: _for_seeds(config, seed, start),
         make_advance=make_advance,
         shown=shown,
+        make_train=make_train,
     )
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from experiments import process
 from experiments.few_shot.config import Config
 from maml_jax import memory_report
-from maml_jax.batching import resolve_batching, sum_gradient
+from maml_jax.batching import TASK_AXIS, resolve_batching, sum_gradient
 from maml_jax.types import Params, Task, TaskLoss
 
 
@@ -42,7 +42,7 @@ def warn_if_too_large(
         return
     if mesh.devices.flat[0].platform == "cpu":  # whose devices share one memory
         available //= len(mesh.local_devices)
-    chunk = resolve_batching(config.batching, config.num_tasks // mesh.size)  # pyright: ignore
+    chunk = resolve_batching(config.batching, config.num_tasks // mesh.shape[TASK_AXIS])  # pyright: ignore
 
     def gradient(mode: str) -> Callable[..., Any]:
         return lambda p, tasks: sum_gradient(loss_of_mode(mode), p, tasks, "vmap")

@@ -24,7 +24,7 @@ from experiments.logbook import say
 from experiments.runner import Advance, Stage
 from experiments.selection import Selection, ValidatedStage, begin, validate
 from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
-from maml_jax.batching import bring_home, map_tasks, place
+from maml_jax.batching import TASK_AXIS, bring_home, map_tasks, place
 from maml_jax.classification import (
     ImageSet,
     baselines,
@@ -207,7 +207,6 @@ def _stage(
 ) -> ValidatedStage:
     """A stage that trains, and validates now and then."""
     optimizer = optax.adam(config.meta_lr) if name == "pretrained" else _optimizer(config)
-    mesh = task_mesh(num_tasks)
     specs = (CLASS_SPECS if config.class_axis else PartitionSpec(),)
 
     def start() -> Selection:
@@ -215,22 +214,27 @@ def _stage(
         return begin(init(jax.jit(network.init)(init_key), optimizer, train_key))
 
     @functools.cache
-    def checked() -> None:
+    def own_mesh() -> Mesh:
+        return task_mesh(num_tasks)
+
+    @functools.cache
+    def checked(mesh: Mesh) -> None:
         before_training(mesh)
 
     @functools.cache
-    def train_set() -> ImageSet:
+    def train_set(mesh: Mesh) -> ImageSet:
         """Training images on the devices, or on their way there."""
-        _say_memory(config, images.train, mesh.size)
-        whole = split_classes(images.train, mesh.size) if config.class_axis else images.train
+        checked(mesh)
+        parts = mesh.shape[TASK_AXIS]
+        _say_memory(config, images.train, mesh.size, parts)
+        whole = split_classes(images.train, parts) if config.class_axis else images.train
         return place((whole,), mesh, specs)[0]
 
     @functools.cache
     def episodes() -> Task | None:
         return validation_episodes(config, images)
 
-    def make_train(count: int) -> TrainFn:
-        checked()
+    def make_train(count: int, mesh: Mesh) -> TrainFn:
         return make_train_fn(
             sample,
             task_loss,
@@ -243,16 +247,18 @@ def _stage(
         )
 
     def make_advance(count: int) -> Advance:
-        train = make_train(count)
+        mesh = own_mesh()
+        checked(mesh)
+        train = make_train(count, mesh)
 
         def compile_ahead(selection: Selection) -> None:
             with ThreadPoolExecutor(1) as pool:
                 ready = pool.submit(episodes)  # meanwhile; and the images' transfer goes on, too
-                train.lower(selection.train, train_set()).compile()
+                train.lower(selection.train, train_set(mesh)).compile()
                 ready.result()
 
         def advance(selection: Selection) -> tuple[Selection, Any]:
-            state, metrics = train(selection.train, train_set())
+            state, metrics = train(selection.train, train_set(mesh))
             judged = episodes()
             return validate(
                 selection._replace(train=state),
@@ -273,16 +279,16 @@ def _stage(
         make_advance=make_advance,
         shown=("loss", "query/accuracy"),
         make_train=make_train,
-        data=lambda: (train_set(), episodes()),
+        data=lambda mesh: (train_set(mesh), episodes()),
         score=score,
         validate_every=config.validate_every,
     )
 
 
-def _say_memory(config: Config, images: ImageSet, num_devices: int) -> None:
+def _say_memory(config: Config, images: ImageSet, num_devices: int, parts: int) -> None:
     """What the training images take on each device, as they are placed and otherwise."""
     whole = np.asarray(images.images).nbytes / 1e6
-    each = {"replicated": whole, "sharded": whole / num_devices}
+    each = {"replicated": whole, "sharded": whole / parts}
     chosen = config.data_placement
     other = next(name for name in each if name != chosen)
     say(

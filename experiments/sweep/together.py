@@ -21,9 +21,12 @@ from jax.sharding import Mesh, PartitionSpec
 from experiments.runner import Advance, Experiment, Stage
 from experiments.selection import Selection, ValidatedStage, validate
 from experiments.sweep.config import RATES, Member
-from maml_jax import MetaState, NonFiniteError, check_finite, seed_mesh, task_mesh
-from maml_jax.batching import SEED_AXIS, replicate, shapes
+from maml_jax import MetaState, NonFiniteError, check_finite, seed_mesh
+from maml_jax.batching import SEED_AXIS, place, shapes
+from maml_jax.training import TrainFn, on_every_device
 from maml_jax.types import Array
+
+SPLIT = PartitionSpec(SEED_AXIS)  # members over devices
 
 
 def stage_alone(experiment: Experiment, settings: Any, seed: int) -> Stage:
@@ -45,9 +48,7 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
     """
     first = members[0]
     alone = stage_alone(experiment, first.settings, first.seed)
-    # Stages with parts make their own mesh, of tasks: their data lies on it.
-    parts, num_tasks = isinstance(alone, ValidatedStage), first.settings.num_tasks
-    mesh = task_mesh(num_tasks) if parts else seed_mesh(len(members), num_tasks)
+    mesh = seed_mesh(len(members), first.settings.num_tasks)
     rates = {
         name: np.array([getattr(member.settings, name) for member in members], np.float32)
         for name in RATES
@@ -63,7 +64,7 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
         """Arrays that training needs, and validation tasks."""
         if not isinstance(alone, ValidatedStage):
             return (), None
-        train_set, tasks = alone.data()
+        train_set, tasks = alone.data(mesh)
         return (train_set,), tasks
 
     def scores(params: Any, tasks: Any, kept: np.ndarray) -> np.ndarray:
@@ -82,7 +83,7 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
             training = _training(state)
             before = np.array(training.step)  # a copy: the state is donated
             # One placement for every call, or the second would compile another program.
-            training, metrics, kept = train_members(*replicate((training, rates), mesh), *data)
+            training, metrics, kept = train_members(*place((training, rates), mesh, SPLIT), *data)
             metrics, kept = jax.device_get((metrics, kept))
             _report_diverged(members, metrics, before, kept)
             if isinstance(alone, ValidatedStage):
@@ -101,7 +102,7 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
         def compile_ahead(state: Any) -> None:
             arguments = (_training(state), rates)
             data, _ = placed()
-            train_members.lower(*shapes(arguments, mesh, PartitionSpec()), *data).compile()
+            train_members.lower(*shapes(arguments, mesh, SPLIT), *data).compile()
 
         return Advance(advance, compile_ahead)
 
@@ -121,25 +122,29 @@ def _training(state: Any) -> MetaState:
 
 def _compile(experiment: Experiment, first: Member, count: int, mesh: Mesh) -> Callable[..., Any]:
     """`(states, rates, *data) -> (states, metrics, kept)`, `count` meta-steps of every member."""
-    axis = SEED_AXIS if SEED_AXIS in mesh.axis_names else None  # along which members are split
 
-    def train_one(state: MetaState, rates: dict[str, Array], data: tuple[Any, ...]) -> Any:
-        settings = dataclasses.replace(first.settings, **rates)  # checks let traced values pass
-        stage = stage_alone(experiment, settings, first.seed)
-        if isinstance(stage, ValidatedStage):
-            return stage.make_train(count)(state, *data)
-        return stage.make_advance(count, mesh)(state, *data)
+    def make_train(settings: Any) -> TrainFn:
+        stage: Any = stage_alone(experiment, settings, first.seed)
+        return stage.make_train(count, mesh)
 
     # Convolutions with weights of each member's own are slow as one batch where those with weights
     # of each task's own are; the experiment's settings know which way is faster.
     one_by_one = getattr(first.settings, "batching", "vmap") == "scan"
 
+    def on_device(own: tuple[MetaState, dict[str, Array]], data: tuple[Any, ...]) -> Any:
+        """A device's members; no member is told of another."""
+
+        def one(member: tuple[MetaState, dict[str, Array]]) -> Any:
+            state, rates = member
+            settings = dataclasses.replace(first.settings, **rates)  # checks let traced values pass
+            return make_train(settings).on_device(state, data)
+
+        return jax.lax.map(one, own) if one_by_one else jax.vmap(one)(own)
+
+    train = on_every_device(on_device, mesh, make_train(first.settings).data_specs, SPLIT)
+
     def train_members(states: MetaState, rates: dict[str, Array], *data: Any) -> Any:
-        if one_by_one:
-            trained, metrics = jax.lax.map(lambda m: train_one(*m, data), (states, rates))
-        else:
-            batched = jax.vmap(lambda s, r: train_one(s, r, data), spmd_axis_name=axis)
-            trained, metrics = batched(states, rates)
+        trained, metrics = train.compiled((states, rates), data)
         live = states.step == jnp.max(states.step)
         kept = live & jnp.all(metrics["nonfinite_tasks"] == 0, axis=-1) & _finite(trained.params)
 
