@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import distributed
+from maml_jax.types import Array
 
 
 class CheckpointError(RuntimeError):
@@ -109,8 +110,7 @@ class Checkpoints:
         """The newest checkpoint that is whole, or None if there is none.
 
         Args:
-            make_like: makes a state of the same structure, shapes and types; not called if there is
-                no checkpoint, as compiling it takes time.
+            make_like: makes a state of the same structure, shapes and types; it is only traced.
             warn: is told of each checkpoint that cannot be read and is passed over. It is moved
                 to `NAME-STEP.damaged` beside the directory, so that the run can write that step
                 again.
@@ -120,11 +120,11 @@ class Checkpoints:
         if not read_only:
             self._clear_half_written()
         steps = self._steps_of_first()
-        like = make_like() if steps else None
+        shapes, kinds = _describe(make_like) if steps else (None, {})
         for step in reversed(steps):
             found, reason = None, "another process cannot read it"
             try:
-                found = self._restore(step, like)
+                found = self._restore(step, shapes, kinds)
             except Exception as error:  # whatever a damaged file makes its reader raise
                 if distributed.is_lost(error):
                     raise
@@ -147,9 +147,9 @@ class Checkpoints:
         newest[: len(steps)] = steps
         return [int(step) for step in distributed.of_first(newest) if step >= 0]
 
-    def _restore(self, step: int, like: Any) -> Restored:
+    def _restore(self, step: int, shapes: Any, kinds: dict[str, Any]) -> Restored:
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(to_host(like)), info=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(_blank(shapes)), info=ocp.args.JsonRestore()
         )
         if jax.process_count() == 1:
             restored = self._manager.restore(step, args=args)
@@ -159,7 +159,7 @@ class Checkpoints:
         leaves, info = restored["state"], restored["info"]
         if digest(leaves) != info["sha256"]:
             raise ValueError("its content does not match its digest")
-        return Restored(step, _from_host(leaves, like), info)
+        return Restored(step, _from_host(leaves, shapes, kinds), info)
 
     def _clear_half_written(self) -> None:
         """Removes what a kill or a full disk left under a temporary name, and takes up room."""
@@ -188,12 +188,35 @@ def to_host(state: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _from_host(leaves: dict[str, np.ndarray], like: Any) -> Any:
-    def convert(path, old):
-        new = jnp.asarray(leaves[jax.tree_util.keystr(path)])
-        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
+def _describe(make_like: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """A state's structure with the shapes of its leaves, keys as data; and the keys' kinds."""
+    kinds = {}
 
-    return jax.tree_util.tree_map_with_path(convert, like)
+    def data(path: Any, x: Any) -> Any:
+        if not _is_key(x):
+            return x
+        kinds[jax.tree_util.keystr(path)] = jax.random.key_impl(x)
+        return jax.random.key_data(x)
+
+    shapes = jax.eval_shape(lambda: jax.tree_util.tree_map_with_path(data, make_like()))
+    return shapes, kinds
+
+
+def _blank(shapes: Any) -> dict[str, np.ndarray]:
+    """As `to_host`, to read into."""
+    return {
+        jax.tree_util.keystr(path): np.zeros(x.shape, x.dtype)
+        for path, x in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+
+
+def _from_host(leaves: dict[str, np.ndarray], shapes: Any, kinds: dict[str, Any]) -> Any:
+    def convert(path: Any, _: Any) -> Array:
+        name = jax.tree_util.keystr(path)
+        value = jnp.asarray(leaves[name])
+        return jax.random.wrap_key_data(value, impl=kinds[name]) if name in kinds else value
+
+    return jax.tree_util.tree_map_with_path(convert, shapes)
 
 
 def _is_key(leaf: Any) -> bool:
