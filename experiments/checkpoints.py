@@ -181,10 +181,15 @@ class Checkpoints:
 
 
 def to_host(state: Any) -> dict[str, np.ndarray]:
-    """Each leaf as a NumPy array under its path; PRNG keys as their data."""
+    """Each leaf as a NumPy array under its path, of JAX's types; PRNG keys as their data."""
+
+    def value(leaf: Any) -> np.ndarray:
+        found = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        return found.astype(jax.dtypes.canonicalize_dtype(found.dtype), copy=False)
+
     return {
-        jax.tree_util.keystr(path): np.asarray(jax.random.key_data(x) if _is_key(x) else x)
-        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        jax.tree_util.keystr(path): value(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
 
 

@@ -173,7 +173,7 @@ def sum_gradient(
     def chunk_gradient(chunk_tasks: Task) -> tuple[Array, Metrics, Params]:
         def total(p):
             if chunk == 1:  # an axis of one task costs copies between layouts on a CPU
-                alone = checked(p, jax.tree.map(lambda x: x[0], chunk_tasks))
+                alone = checked(p, jax.tree.map(lambda x: jnp.asarray(x)[0], chunk_tasks))
                 losses, metrics = jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
             else:
                 losses, metrics = jax.vmap(checked, (None, 0))(p, chunk_tasks)

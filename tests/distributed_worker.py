@@ -39,8 +39,7 @@ from maml_jax.networks import fully_connected
 
 TASKS = 12
 network = fully_connected((6, 6, 1), 3, (8,))
-# Before batch norm a bias has no gradient, and Adam without this would step by its rounding errors.
-optimizer = optax.adam(1e-2, eps=1e-3)
+optimizer = optax.adam(1e-2, eps=1e-3)  # by default it would step by rounding errors
 
 
 def image_set():

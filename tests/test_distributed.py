@@ -218,10 +218,10 @@ for step in (1, 2):
     store.save(step, {"x": jnp.full(3, step, float)}, {})
 read = store._restore
 
-def refuse(step, like):
+def refuse(step, *described):
     if step == 2:
         raise OSError("stale file handle")
-    return read(step, like)
+    return read(step, *described)
 
 if process == "1":
     store._restore = refuse

@@ -334,9 +334,34 @@ class TestCheckpoints:
         assert "digest" in warnings[0]
 
     def test_nothing_there(self, tmp_path):
-        """Nor is a state made to compare with, which may take long to compile."""
+        """Nor is a state made to compare with."""
         not_made = lambda: pytest.fail("a state was made")
         assert checkpoints.Checkpoints(tmp_path).restore(not_made, warn=pytest.fail) is None
+
+    def test_a_state_to_compare_with_is_only_traced(self, tmp_path):
+        self.saved(tmp_path, 1).close()
+        traced = []
+
+        def make():
+            traced.append(isinstance(jax.numpy.zeros(()), jax.core.Tracer))
+            return self.STATE
+
+        assert checkpoints.Checkpoints(tmp_path).restore(make, warn=pytest.fail).step == 1
+        assert traced == [True]
+
+    def test_types_that_jax_does_not_have_are_saved_as_it_has_them(self, tmp_path):
+        state = {"x": np.ones(3), "n": np.int64(4), "y": 1.5, "key": jax.random.key(7)}
+        store = checkpoints.Checkpoints(tmp_path)
+        store.save(1, state, {})
+        found = store.restore(lambda: state, warn=pytest.fail).state
+        store.close()
+        assert [found[name].dtype.name for name in ("x", "n", "y")] == [
+            "float32",
+            "int32",
+            "float32",
+        ]
+        assert found["y"] == 1.5
+        assert jax.random.uniform(found["key"]) == jax.random.uniform(state["key"])
 
     def test_what_a_kill_left_half_written_is_removed_by_who_may_write(self, tmp_path):
         store = checkpoints.Checkpoints(tmp_path)

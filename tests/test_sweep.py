@@ -17,13 +17,13 @@ import pytest
 from experiments import checkpoints, omniglot, report, runner, sinusoid, sweep
 from experiments.config import ConfigError
 from experiments.config import build as build_config
-from experiments.few_shot import data
+from experiments.few_shot import data, memory
 from experiments.logbook import read_metrics
 from experiments.selection import Selection
 from experiments.sweep import __main__ as command
 from experiments.sweep import handover, together
 from experiments.sweep.config import RATES, make_members, sweep_config
-from maml_jax import NonFiniteError
+from maml_jax import NonFiniteError, seed_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -215,6 +215,11 @@ def few_glyphs():
     data._load.cache_clear()
 
 
+def two_members_a_device(patch):
+    """Of four members; with all eight devices, there would be one on each pair."""
+    patch.setattr(together, "seed_mesh", lambda *counts: seed_mesh(*counts, jax.devices()[:2]))
+
+
 @pytest.fixture(scope="module")
 def images(few_glyphs, tmp_path_factory):
     """A sweep that validates; what it printed, and the training programs that it compiled."""
@@ -222,7 +227,12 @@ def images(few_glyphs, tmp_path_factory):
     watch = logging.Handler()
     watch.emit = lambda record: compiled.append(record.getMessage())
     logging.getLogger("jax").addHandler(watch)
-    with contextlib.redirect_stdout(printed), jax.log_compiles():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        jax.log_compiles(),
+    ):
+        two_members_a_device(patch)
         found = swept(workdir, "omniglot", **IMAGES)
     logging.getLogger("jax").removeHandler(watch)
     return workdir, found, printed.getvalue(), [m for m in compiled if is_training(m)]
@@ -244,9 +254,12 @@ def test_validation_chooses_as_it_does_alone(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_image_classifiers_side_by_side_are_as_alone(few_glyphs, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"data_placement": "sharded"}], ids=["whole", "spread"])
+def test_image_classifiers_side_by_side_are_as_alone(few_glyphs, monkeypatch, tmp_path, options):
     """As on an accelerator: members and tasks in one batch each."""
-    fields = {**IMAGES, "task_batching": "vmap", "inner_lr": (0.5,)}
+    fields = {**IMAGES, "task_batching": "vmap", **options}
+    if not options:
+        two_members_a_device(monkeypatch)
     swept(tmp_path / "sweep", "omniglot", **fields)
     for member in make_members(sweep_config("omniglot")(**fields)):
         alone(tmp_path / member.label, member, omniglot.EXPERIMENT)
@@ -260,13 +273,8 @@ def test_image_classifiers_side_by_side_are_as_alone(few_glyphs, tmp_path):
     [
         (sinusoid.EXPERIMENT, {**SMALL, **GRID}, {"P('seeds',)"}),
         (omniglot.EXPERIMENT, IMAGES, {"P('seeds',)", "P()"}),  # images are whole everywhere
-        (
-            omniglot.EXPERIMENT,
-            {**IMAGES, "data_placement": "sharded"},
-            {"P('seeds',)", "P('tasks',)", "P()"},
-        ),
     ],
-    ids=["sinusoid", "images", "spread_images"],
+    ids=["sinusoid", "images"],
 )
 def test_members_are_split_over_devices(few_glyphs, monkeypatch, experiment, fields, specs):
     """Each device is given members of its own, not all: the numbers would be the same."""
@@ -301,6 +309,20 @@ def test_the_best_is_marked_by_validation(images):
 
 def test_one_compilation_trains_all_image_classifiers(images):
     assert len(images[3]) == 1, images[3]
+    assert images[2].count("training images:") == 1  # placed once, for all
+
+
+def test_images_that_do_not_fit_are_spread_over_all_devices(few_glyphs, monkeypatch, capsys):
+    """Members are not split then: with fewer devices each, these would hold more of the images."""
+    fields, asked = {**IMAGES, "num_tasks": 8, "data_placement": "sharded"}, []
+    monkeypatch.setattr(memory, "warn_if_too_large", lambda *args: asked.append(args[-1]))
+    stage = together.make_stage(
+        omniglot.EXPERIMENT, make_members(sweep_config("omniglot")(**fields))
+    )
+    stage.make_advance(10).compile(jax.eval_shape(stage.init))
+    assert "on each of 8 device(s), sharded" in capsys.readouterr().out
+    (mesh,) = asked  # once, for all members
+    assert dict(mesh.shape) == {"seeds": 1, "tasks": 8}
 
 
 def test_members_that_differ_in_seed_alone_are_pooled(images):

@@ -76,6 +76,19 @@ def wide_trainer(num_tasks, batching):
     )
 
 
+@pytest.mark.parametrize("batching", ["scan", "vmap"])
+def test_a_loss_sees_jax_arrays_however_few_tasks_there_are(batching):
+    def loss(params, task):
+        return jnp.sum(params * task["x"].at[0].set(1.0)), {"seen": jnp.sum(task["x"])}
+
+    for count in (1, 2):
+        tasks = {"x": np.arange(3.0 * count, dtype=np.float32).reshape(count, 3)}
+        losses, metrics, gradient = sum_gradient(loss, jnp.ones(3), tasks, batching)
+        np.testing.assert_allclose(losses, [4.0, 10.0][:count])
+        np.testing.assert_allclose(metrics["seen"], [3.0, 12.0][:count])
+        np.testing.assert_allclose(gradient, [[1.0, 1.0, 2.0], [2.0, 5.0, 7.0]][count - 1])
+
+
 def test_thousands_of_tasks_take_the_memory_of_a_chunk():
     """4,096 tasks would take 512 MB a device, if they were drawn at once."""
     state = init(jnp.ones((64, 2)), optax.sgd(0.1), 0)

@@ -130,7 +130,9 @@ def _needs(
 
     def batch_loss(mode: str) -> Callable[..., Any]:
         one = loss_of_mode(mode)
+        if chunk == 1:  # as `sum_gradient` takes it
+            return lambda p, t: one(p, t)[0]
         return lambda p, tasks: jax.vmap(lambda t: one(p, t)[0])(tasks).sum()
 
-    report = memory_report(batch_loss, params, _stack(task, chunk), modes=(mode,), has_aux=False)
-    return report[mode].total
+    tasks = task if chunk == 1 else _stack(task, chunk)
+    return memory_report(batch_loss, params, tasks, modes=(mode,), has_aux=False)[mode].total

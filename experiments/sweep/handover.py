@@ -19,7 +19,7 @@ from experiments.files import write_json
 from experiments.logbook import Logbook, read_metrics
 from experiments.runner import Experiment
 from experiments.sweep.config import Member
-from experiments.sweep.together import slice_member
+from experiments.sweep.together import on_one_device, slice_member
 
 
 def hand_over(
@@ -49,7 +49,7 @@ def hand_over(
     saved: Any = store.restore(lambda: stacked, warn=print, read_only=True)
     store.close()
     clock = {name: saved.info[name] for name in ("train_s", "compile_s")}
-    metrics, rows = read_metrics(shared), []
+    metrics, rows, stacked = read_metrics(shared), [], on_one_device(stacked)
     for i, member in enumerate(members):
         print(f"  {i + 1} of {len(members)}: {member.label}", flush=True)
         directory, state = workdir / member.label, slice_member(stacked, i)

@@ -35,6 +35,11 @@ def stage_alone(experiment: Experiment, settings: Any, seed: int) -> Stage:
     return stage
 
 
+def on_one_device(states: Any) -> Any:
+    """States that lie on several, to be sliced without a program over all of them for each leaf."""
+    return jax.device_put(states, jax.local_devices()[0])
+
+
 def slice_member(state: Any, index: int) -> Any:
     """The state of one member."""
     return jax.tree.map(lambda x: x[index], state)
@@ -48,7 +53,9 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
     """
     first = members[0]
     alone = stage_alone(experiment, first.settings, first.seed)
-    mesh = seed_mesh(len(members), first.settings.num_tasks)
+    # Images that do not fit are spread over the devices that share a member's tasks: over all.
+    spread = getattr(first.settings, "class_axis", None) is not None
+    mesh = seed_mesh(1 if spread else len(members), first.settings.num_tasks)
     rates = {
         name: np.array([getattr(member.settings, name) for member in members], np.float32)
         for name in RATES
@@ -69,6 +76,7 @@ def make_stage(experiment: Experiment, members: Sequence[Member]) -> Stage:
 
     def scores(params: Any, tasks: Any, kept: np.ndarray) -> np.ndarray:
         """One for each member; lowest of all for one that is not trained any more."""
+        params = on_one_device(params)
         found = np.full(len(members), -np.inf, np.float32)
         for i in np.flatnonzero(kept):
             stage: Any = stage_alone(experiment, members[i].settings, members[i].seed)
