@@ -158,7 +158,8 @@ def convolutional(
     """Layers of 3x3 convolution, normalisation, ReLU and pooling, and a linear head.
 
     The defaults are the paper's network for Omniglot; `pooling="max"` with 32 filters is the one
-    for MiniImagenet.
+    for MiniImagenet. Under batch normalisation the convolutions' biases are parameters, as the
+    paper's are, and are not added: normalisation would take them off again.
 
     Args:
         image_shape: H, W, C.
