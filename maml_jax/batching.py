@@ -32,7 +32,7 @@ _MEASURED_DEFAULT: dict[str, Batching] = {"cpu": "vmap", "gpu": "vmap", "tpu": "
 def default_batching(platform: str | None = None) -> Batching:
     """The task batching for small networks on a platform.
 
-    On a CPU the sinusoid's meta-gradient takes 1.4 times as long under `"scan"` as under `"vmap"`
+    On a CPU the sinusoid's meta-gradient takes 1.3 times as long under `"scan"` as under `"vmap"`
     (`python -m benchmarks.run`). Large convolutions are the other way round there, because weights
     of one's own turn `vmap` into a grouped convolution; a problem that knows this passes its own
     choice. On accelerators `"vmap"`, one batched program, is assumed and not yet measured.
