@@ -145,11 +145,25 @@ def _output(x: Array, w: Array, geometry: Geometry) -> Array:
 
 
 def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
+    """The kernel as a matrix [h * w * C, F], or [F, h * w * C] if `_turned`."""
+    left, right = _patches(x, geometry), y.reshape(-1, y.shape[-1])
+    if _turned(x, y, geometry):
+        left, right = right, left
     # Written out: products with a transposed left side are slow on a CPU, see products.py.
-    columns = jax.lax.optimization_barrier(_patches(x, geometry).T)
+    left = jax.lax.optimization_barrier(left.T)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    outputs = y.reshape(-1, y.shape[-1])
-    return jnp.matmul(columns, outputs, precision=geometry.precision, preferred_element_type=wide)
+    return jnp.matmul(left, right, precision=geometry.precision, preferred_element_type=wide)
+
+
+def _turned(x: Array, y: Array, geometry: Geometry) -> bool:
+    """Whether outputs are narrower than patches: the narrower is what costs least to transpose."""
+    return y.shape[-1] < geometry.size[0] * geometry.size[1] * x.shape[-1]
+
+
+def _unfold(matrix: Array, x: Array, y: Array, geometry: Geometry) -> Array:
+    """What `_kernel` gives, or a sum of it, as a kernel [h, w, C, F]."""
+    matrix = matrix.T if _turned(x, y, geometry) else matrix
+    return matrix.reshape(*geometry.size, x.shape[-1], y.shape[-1]).astype(x.dtype)
 
 
 def _input(y: Array, w: Array, geometry: Geometry) -> Array:
@@ -178,8 +192,7 @@ def _input(y: Array, w: Array, geometry: Geometry) -> Array:
 def _once(a: Array, b: Array, form: str, geometry: Geometry) -> Array:
     """One task, all images at once."""
     if form == "kernel":
-        out = _kernel(a, b, geometry)
-        return out.reshape(*geometry.size, a.shape[-1], b.shape[-1]).astype(a.dtype)
+        return _unfold(_kernel(a, b, geometry), a, b, geometry)
     return (_output if form == "output" else _input)(a, b, geometry)
 
 
@@ -204,9 +217,10 @@ def _in_cache(a: Array, b: Array, form: str, geometry: Geometry) -> Array:
         return total + _kernel(*parts, geometry), None
 
     wide = jnp.promote_types(a.dtype, jnp.float32)
-    zero = jnp.zeros((geometry.size[0] * geometry.size[1] * a.shape[-1], b.shape[-1]), wide)
+    sides = geometry.size[0] * geometry.size[1] * a.shape[-1], b.shape[-1]
+    zero = jnp.zeros(sides[::-1] if _turned(a, b, geometry) else sides, wide)
     total, _ = jax.lax.scan(add, zero, (split(a), split(b)))
-    return total.reshape(*geometry.size, a.shape[-1], b.shape[-1]).astype(a.dtype)
+    return _unfold(total, a, b, geometry)
 
 
 def _each_task(one: Callable[..., Array], loop: bool) -> Callable[..., Array]:
