@@ -15,11 +15,13 @@ mode            how                                                             
 Remat recomputes an inner step and then differentiates its gradient in reverse, which holds the
 intermediates of a gradient's gradient while it does so; mixed mode pushes a tangent forward through
 the gradient instead and holds those of a plain gradient. The idea of mixed mode is that of
-MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793). It supports everything that reverse mode does but
-two things. An inner loss with a `jax.custom_vjp` in it is refused with a ValueError: its rule need
-not be a true derivative, and mixed mode rests on second derivatives that commute. And the meta-loss
-itself cannot be differentiated in forward mode (`jax.jvp`, `jax.jacfwd`), where JAX raises a
-TypeError; any other mode can.
+MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793). It assumes that second derivatives commute. JAX's
+own functions satisfy that; a derivative rule that a user writes need not (`jax.custom_jvp`,
+`jax.custom_vjp`, `jax.lax.custom_root`, ...: straight-through, clipped or reversed gradients,
+quantisers with a learned step, implicit solvers that stop early). An inner loss with such a rule is
+therefore differentiated as in remat mode, which assumes nothing: the meta-gradient is the same as in
+every exact mode, and the memory is remat's. The meta-loss itself cannot be differentiated in forward
+mode (`jax.jvp`, `jax.jacfwd`) in mixed mode, where JAX raises a TypeError; any other mode can.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
-from maml_jax import types
+from maml_jax import derivative_rules, types
 from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree
 
 MODES = ("reverse", "remat", "mixed", "first_order")
@@ -57,31 +59,27 @@ def gradient(loss_fn: LossFn, mode: str = "reverse") -> GradientFn:
         ValueError: the mode is none of these.
     """
     types.check_choice(mode, MODES, "mode")
-    if mode == "mixed":
-        return _mixed_gradient(loss_fn)
-
     def fn(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
         if mode == "first_order":  # the one place where second-order terms are dropped
             grads = jax.lax.stop_gradient(grads)
         return grads, (loss, dict(metrics))
 
-    return fn
+    return _mixed_gradient(loss_fn, jax.checkpoint(fn)) if mode == "mixed" else fn
 
 
-def _mixed_gradient(loss_fn: LossFn) -> GradientFn:
-    """The gradient whose own reverse derivative is a forward-over-reverse product."""
+def _mixed_gradient(loss_fn: LossFn, recomputed: GradientFn) -> GradientFn:
+    """The gradient whose own reverse derivative is a forward-over-reverse product.
+
+    `recomputed` takes over where second derivatives need not commute.
+    """
 
     def fn(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
         # Everything the loss depends on becomes an argument, what it closes over included: a
         # custom derivative rule may neither lose a derivative nor keep a tracer past its time.
         closed, shape = jax.make_jaxpr(loss_fn, return_shape=True)(params, batch)
-        if _uses_custom_vjp(closed.jaxpr):
-            raise ValueError(
-                "mode='mixed' needs inner gradients whose derivative is symmetric, which a rule of "
-                "one's own (jax.custom_vjp in the inner loss: straight-through, clipped or "
-                "reversed gradients) does not promise. Use mode='remat', which needs no such thing."
-            )
+        if derivative_rules.may_not_commute(closed.jaxpr):
+            return recomputed(params, batch)
         out_tree = jax.tree.structure(shape)
         others = (jax.tree.leaves(batch), list(closed.consts))
         leaves, others_tree = jax.tree.flatten(others)
@@ -138,21 +136,6 @@ def _forward_over_reverse(
     grad_fn = jax.custom_vjp(value)
     grad_fn.defvjp(forward, backward, symbolic_zeros=True)
     return grad_fn
-
-
-def _uses_custom_vjp(jaxpr: Any) -> bool:
-    """Whether a `jax.custom_vjp` function is called, at any depth."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name.startswith("custom_vjp_call"):
-            return True
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(value) and _uses_custom_vjp(getattr(value, "jaxpr", value)):
-                return True
-    return False
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def _is_zero(leaf: Any) -> bool:

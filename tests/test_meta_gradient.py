@@ -121,23 +121,6 @@ def test_the_support_batch_is_differentiated(x64):
         np.testing.assert_allclose(grad(task.support[0], mode), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("inside_jit", [False, True])
-def test_mixed_mode_refuses_rules_that_need_not_be_derivatives(inside_jit):
-    """A reversed gradient: symmetric second derivatives are not to be had."""
-
-    @jax.custom_vjp
-    def reverse(x):
-        return x
-
-    reverse.defvjp(lambda x: (x, None), lambda _, g: (-g,))
-    fn = jax.jit(reverse) if inside_jit else reverse
-    loss = lambda p, b: (jnp.sum(fn(p) ** 2), {})
-    grad = lambda mode: jax.grad(lambda p: meta_loss(loss, p, Task(0.0, 0.0), 0.1, mode=mode)[0])
-    with pytest.raises(ValueError, match=r"custom_vjp.*Use mode='remat'"):
-        grad("mixed")(jnp.ones(2))
-    np.testing.assert_allclose(grad("remat")(jnp.ones(2)), grad("reverse")(jnp.ones(2)))
-
-
 def test_the_meta_loss_in_forward_mode():
     """The one thing that mixed mode does not do is refused; the others do it."""
     loss = lambda p, b: (jnp.sum(jnp.sin(p)), {})

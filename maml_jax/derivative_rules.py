@@ -1,0 +1,68 @@
+"""Which derivative rules in a program were written by its user, and so need not be derivatives."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+JAX_FILES = str(Path(jax.__file__).parent)
+ALWAYS_OF_USERS = ("custom_vjp_call", "custom_transpose_call", "linear_call")
+
+
+def may_not_commute(jaxpr: Any) -> bool:
+    """Whether a program calls, at any depth, a function with a derivative rule from outside JAX.
+
+    A rule that JAX ships is the derivative of its function, so that second derivatives commute.
+    Any other may be anything. A rule whose origin is unknown counts as a user's.
+
+    Args:
+        jaxpr: a `jax.extend.core.Jaxpr`, not differentiated yet.
+    """
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        inner = _jaxprs(list(equation.params.values()))
+        if name.startswith(ALWAYS_OF_USERS):
+            return True
+        if name == "custom_jvp_call" and not _is_custom_jvp_of_jax(*_source(inner[0])):
+            return True
+        if name == "custom_linear_solve" and not all(
+            _source(solver)[1].startswith(JAX_FILES) for solver in inner
+        ):
+            return True
+        if any(map(may_not_commute, inner)):
+            return True
+    return False
+
+
+def _jaxprs(params: Any) -> list[Any]:
+    leaves = jax.tree.leaves(params, is_leaf=_is_jaxpr)
+    return [getattr(leaf, "jaxpr", leaf) for leaf in leaves if _is_jaxpr(leaf)]
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def _source(jaxpr: Any) -> tuple[str, str]:
+    """The name and the file of the function that a program was traced from, or empty strings."""
+    info = getattr(getattr(jaxpr, "debug_info", None), "func_src_info", "")
+    name, _, place = str(info).partition(" at ")
+    return name, place.rpartition(":")[0]
+
+
+def _is_custom_jvp_of_jax(name: str, file: str) -> bool:
+    """Whether JAX itself defines a `custom_jvp` function of that name in that file.
+
+    `jax.lax.custom_root` is one, but differentiates by a solver that its user writes.
+    """
+    if not file.startswith(JAX_FILES) or name == "_custom_root":
+        return False
+    of_jax = (m for n, m in list(sys.modules.items()) if n == "jax" or n.startswith("jax."))
+    defined = (getattr(m, name, None) for m in of_jax if getattr(m, "__file__", None) == file)
+    return any(
+        isinstance(fn, jax.custom_jvp) or isinstance(getattr(fn, "__wrapped__", None), jax.custom_jvp)
+        for fn in defined
+    )
