@@ -181,3 +181,14 @@ def _resident(name: str) -> float:
     """A line of the process's status, kilobytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(name)))
+
+
+def agreement(check: Callable[[], None]) -> str:
+    """Whether a check passes: "yes", or "NO" and by how much, as NumPy's AssertionError says."""
+    try:
+        check()
+    except AssertionError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        gist = [line for line in lines if line.startswith("Max ")] or lines or ["no reason given"]
+        return f"NO: {'; '.join(gist)}"
+    return "yes"

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks import core, foreign
-from benchmarks.harness import summarize
+from benchmarks.harness import agreement, summarize
 from maml_jax.batching import sum_gradient
 
 T, K, LR = core.NUM_TASKS, core.SHOTS, core.INNER_LR
@@ -29,9 +29,10 @@ INNER_STEPS = (1, 10)
 def peers_suite(rounds: int = 5) -> list[dict[str, Any]]:
     """Times every contender that is installed, in turn, and gives the ratios to ours.
 
+    A row says whether the contender's meta-gradient is ours.
+
     Raises:
         SystemExit: PyTorch is not installed.
-        AssertionError: a contender's meta-gradient is not ours.
     """
     if importlib.util.find_spec("torch") is None:
         raise SystemExit("the peers suite needs PyTorch; `make bench-peers` brings it.")
@@ -39,41 +40,43 @@ def peers_suite(rounds: int = 5) -> list[dict[str, Any]]:
 
 
 def _compare(steps: int, rounds: int) -> list[dict[str, Any]]:
-    contenders = agreeing_contenders(steps)
+    contenders = all_with_agreement(steps)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for step, _ in contenders.values():
+    for step, _, _ in contenders.values():
         _steps_for(step, 1.0)  # warm up, compile
     for _ in range(rounds):
-        for name, (step, per_call) in contenders.items():
+        for name, (step, per_call, _) in contenders.items():
             time.sleep(0.5)  # PyTorch's idle threads spin for a while before they sleep
             samples[name].append(_steps_for(step, 1.5) / per_call)
     ours = float(np.median(samples["maml_jax"]))
     rows = []
     for name, values in samples.items():
-        said = name if steps == 1 else f"{name}, {steps} inner steps"
-        timing = summarize(said, values, None, None)
-        rows.append({**timing._asdict(), "times_ours": timing.median_ms / (ours * 1e3)})
+        label = name if steps == 1 else f"{name}, {steps} inner steps"
+        timing = summarize(label, values, None, None)
+        ratio = timing.median_ms / (ours * 1e3)
+        rows.append({**timing._asdict(), "times_ours": ratio, "agree": contenders[name][2]})
     return rows
 
 
-def agreeing_contenders(steps: int) -> dict[str, tuple[Callable[[], Any], int]]:
-    """By name a call of each contender, and the meta-steps that it takes.
-
-    Raises:
-        AssertionError: a contender's meta-gradient is not ours.
-    """
+def all_with_agreement(steps: int) -> dict[str, tuple[Callable[[], Any], int, str]]:
+    """By name a call of each contender, its meta-steps, and whether its meta-gradient is ours."""
     tasks, params = core.tasks_and_params()
     loss, gradient = our_meta_gradient(params, tasks, steps)
-    contenders: dict[str, tuple[Callable[[], Any], int]] = {"maml_jax": our_steps(steps)}
-    for name, make in all_contenders():
-        check, step = make(params, tasks, steps)
+    scale = np.abs(gradient).max()
+
+    def compare(name: str, check: Callable[[], Any]) -> None:
         their_loss, their_gradient = check()
-        scale = np.abs(gradient).max()
         np.testing.assert_allclose(their_loss, loss, rtol=TOLERANCE, err_msg=name)
         np.testing.assert_allclose(
             their_gradient, gradient, rtol=TOLERANCE, atol=TOLERANCE * scale, err_msg=name
         )
-        contenders[name] = (step, 1)
+
+    contenders: dict[str, tuple[Callable[[], Any], int, str]] = {
+        "maml_jax": (our_steps(steps), 1000, "yes")
+    }
+    for name, make in all_contenders():
+        check, step = make(params, tasks, steps)
+        contenders[name] = (step, 1, agreement(functools.partial(compare, name, check)))
     return contenders
 
 
@@ -89,11 +92,11 @@ def _steps_for(step: Callable[[], Any], seconds: float) -> float:
 def our_meta_gradient(params: Any, tasks: Any, steps: int) -> tuple[float, np.ndarray]:
     """Mean loss and flat meta-gradient, in the order of `_flat`."""
     task_loss = core.sinusoid_loss("mixed", steps)
-    losses, _, grads = jax.jit(lambda p, t: sum_gradient(task_loss, p, t))(params, tasks)
+    losses, _, grads, _ = jax.jit(lambda p, t: sum_gradient(task_loss, p, t))(params, tasks)
     return float(losses.mean()), np.concatenate([g.ravel() / T for g in _flat(grads)])
 
 
-def our_steps(steps: int) -> tuple[Callable[[], Any], int]:
+def our_steps(steps: int) -> Callable[[], Any]:
     """1,000 meta-steps a call, tasks drawn inside."""
     train = core.trainer("mixed", 1000, inner_steps=steps)
     holder = [core.start()]
@@ -102,7 +105,7 @@ def our_steps(steps: int) -> tuple[Callable[[], Any], int]:
         holder[0], metrics = train(holder[0])
         jax.block_until_ready(metrics)
 
-    return step, 1000
+    return step
 
 
 def _flat(params: Any) -> list[np.ndarray]:

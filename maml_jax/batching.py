@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,22 +147,36 @@ def factorized_at_once(side: int, right_sides: int = 1) -> int:
     return max(1, int(199_999 / max(side**3 / 3, side**2 * right_sides)))
 
 
+class TaskGradients(NamedTuple):
+    """What T tasks contribute to a meta-step.
+
+    Attributes:
+        losses: [T].
+        metrics: with a leading axis of T.
+        gradient: of the sum of the losses, in the form of the parameters, at least float32.
+        nonfinite: bool [T]: whether the loss or the gradient of a task is not finite.
+    """
+
+    losses: Array
+    metrics: Metrics
+    gradient: Params
+    nonfinite: Array
+
+
 def sum_gradient(
     task_loss: TaskLoss, params: Params, tasks: Task, batching: Batching = None
-) -> tuple[Array, Metrics, Params]:
+) -> TaskGradients:
     """The gradient of the sum of a loss over tasks, in bounded memory.
 
     Chunks are differentiated one by one and their gradients added up, so that the memory needed is
-    that of one chunk, whatever the number of tasks.
+    that of one chunk, whatever the number of tasks. Gradients of half-precision parameters are
+    added up in float32.
 
     Args:
         task_loss: `task_loss(params, task) -> (scalar, metrics)` for one task.
         params: what to differentiate in.
         tasks: a task pytree with a leading axis of T on every leaf.
         batching: see the module's docstring.
-
-    Returns:
-        The losses [T]; the metrics with a leading axis of T; the gradient of the losses' sum.
     """
     num_tasks = axis_size(tasks)
     chunk = resolve_batching(batching, num_tasks)
@@ -170,17 +184,19 @@ def sum_gradient(
     def checked(p: Params, task: Task) -> tuple[Array, Metrics]:
         return types.check_loss_output(task_loss(p, task), "task_loss")
 
-    def chunk_gradient(chunk_tasks: Task) -> tuple[Array, Metrics, Params]:
-        def total(p):
-            if chunk == 1:  # an axis of one task costs copies between layouts on a CPU
-                alone = checked(p, jax.tree.map(lambda x: jnp.asarray(x)[0], chunk_tasks))
-                losses, metrics = jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
-            else:
-                losses, metrics = jax.vmap(checked, (None, 0))(p, chunk_tasks)
-            return jnp.sum(losses), (losses, metrics)
+    differentiate = jax.value_and_grad(checked, has_aux=True)
 
-        (_, (losses, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
-        return losses, metrics, grads
+    def chunk_gradient(chunk_tasks: Task) -> TaskGradients:
+        if chunk == 1:  # an axis of one task costs copies between layouts on a CPU
+            alone = jax.tree.map(lambda x: jnp.asarray(x)[0], chunk_tasks)
+            (loss, metrics), grads = differentiate(params, alone)
+            nonfinite = ~(jnp.isfinite(loss) & types.all_finite(grads))
+            one = jax.tree.map(lambda x: jnp.asarray(x)[None], (loss, metrics, nonfinite))
+            return TaskGradients(one[0], one[1], jax.tree.map(types.widen, grads), one[2])
+        (losses, metrics), grads = jax.vmap(differentiate, (None, 0))(params, chunk_tasks)
+        nonfinite = ~(jnp.isfinite(losses) & jax.vmap(types.all_finite)(grads))
+        total = jax.tree.map(lambda g: jnp.sum(types.widen(g), axis=0), grads)
+        return TaskGradients(losses, metrics, total, nonfinite)
 
     if chunk == num_tasks:
         return chunk_gradient(tasks)
@@ -189,19 +205,18 @@ def sum_gradient(
     head = jax.tree.map(lambda x: x[: whole * chunk].reshape(whole, chunk, *x.shape[1:]), tasks)
 
     def body(total, chunk_tasks):
-        losses, metrics, grads = chunk_gradient(chunk_tasks)
-        return jax.tree.map(jnp.add, total, grads), (losses, metrics)
+        part = chunk_gradient(chunk_tasks)
+        return jax.tree.map(jnp.add, total, part.gradient), part._replace(gradient=None)
 
-    zero = jax.tree.map(jnp.zeros_like, params)
-    grads, stacked = jax.lax.scan(body, zero, head)
-    losses, metrics = jax.tree.map(lambda x: x.reshape(whole * chunk, *x.shape[2:]), stacked)
+    zero = jax.tree.map(lambda p: jnp.zeros_like(types.widen(p)), params)
+    total, stacked = jax.lax.scan(body, zero, head)
+    stacked = jax.tree.map(lambda x: x.reshape(whole * chunk, *x.shape[2:]), stacked)
     if whole * chunk < num_tasks:
-        tail = jax.tree.map(lambda x: x[whole * chunk :], tasks)
-        tail_losses, tail_metrics, tail_grads = chunk_gradient(tail)
-        grads = jax.tree.map(jnp.add, grads, tail_grads)
-        losses = jnp.concatenate([losses, tail_losses])
-        metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, tail_metrics)
-    return losses, metrics, grads
+        last = chunk_gradient(jax.tree.map(lambda x: x[whole * chunk :], tasks))
+        total = jax.tree.map(jnp.add, total, last.gradient)
+        last = last._replace(gradient=None)
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, last)
+    return stacked._replace(gradient=total)
 
 
 def mean_over_tasks(values: PyTree, num_devices: int = 1) -> PyTree:
@@ -212,7 +227,8 @@ def mean_over_tasks(values: PyTree, num_devices: int = 1) -> PyTree:
         num_devices: with more than 1, called under `shard_map` over `TASK_AXIS`; every device has
             the same number of tasks, and one all-reduce carries all values.
     """
-    return mean_over_devices(jax.tree.map(lambda x: jnp.mean(x, axis=0), values), num_devices)
+    means = jax.tree.map(lambda x: jnp.mean(types.widen(x), axis=0), values)
+    return mean_over_devices(means, num_devices)
 
 
 def mean_over_devices(values: PyTree, num_devices: int = 1) -> PyTree:
@@ -408,9 +424,9 @@ def bring_home(tree: PyTree) -> PyTree:
 
 def check_tasks(tasks: PyTree) -> None:
     """Raises a ValueError or TypeError if `tasks` is no batch of tasks."""
-    if not isinstance(tasks, Task):
-        types.check_same_structure(tasks)
-    axis_size(tasks)
+    types.check_is_task(tasks)
+    if axis_size(tasks) < 1:
+        raise ValueError("tasks must hold 1 task or more; received a leading axis of 0.")
 
 
 def settle(values: PyTree, mesh: Mesh) -> PyTree:

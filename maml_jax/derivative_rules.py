@@ -63,6 +63,7 @@ def _is_custom_jvp_of_jax(name: str, file: str) -> bool:
     of_jax = (m for n, m in list(sys.modules.items()) if n == "jax" or n.startswith("jax."))
     defined = (getattr(m, name, None) for m in of_jax if getattr(m, "__file__", None) == file)
     return any(
-        isinstance(fn, jax.custom_jvp) or isinstance(getattr(fn, "__wrapped__", None), jax.custom_jvp)
+        isinstance(fn, jax.custom_jvp)
+        or isinstance(getattr(fn, "__wrapped__", None), jax.custom_jvp)
         for fn in defined
     )

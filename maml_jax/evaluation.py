@@ -43,6 +43,7 @@ def adaptation_curve(
     inner_optimizer: optax.GradientTransformation | None = None,
     mask: maml.Mask = None,
     last_only: bool = False,
+    batch_per_step: bool = False,
 ) -> Metrics:
     """The query metrics of one task before adaptation and after each of its S steps.
 
@@ -54,6 +55,8 @@ def adaptation_curve(
     """
     if outer_loss is None or outer_loss is loss_fn:
         types.check_same_structure(task)
+    types.check_is_task(task)
+    types.check_not_empty(task.query, "query")
     judge = loss_fn if outer_loss is None else outer_loss
 
     def query_metrics(adapted: Params) -> Metrics:
@@ -68,6 +71,7 @@ def adaptation_curve(
         num_steps,
         inner_optimizer=inner_optimizer,
         mask=mask,
+        batch_per_step=batch_per_step,
         monitor=None if last_only else query_metrics,
     )
     if last_only:
@@ -83,6 +87,7 @@ def make_evaluate_fn(
     inner_optimizer: optax.GradientTransformation | None = None,
     mask: maml.Mask = None,
     last_only: bool = False,
+    batch_per_step: bool = False,
     batching: tasks_lib.Batching = None,
     mesh: Mesh | None = None,
 ) -> EvaluateFn:
@@ -95,6 +100,7 @@ def make_evaluate_fn(
         inner_optimizer: as in `maml.adapt`.
         mask: as in `maml.adapt`.
         last_only: whether to judge after the last step alone: the axis of S + 1 is then one of 1.
+        batch_per_step: as in `maml.adapt`: whether the support holds a batch for each step.
         batching: how tasks are batched on each device, see `maml_jax.batching`.
         mesh: a mesh with the one axis "tasks"; default one that fits the tasks of each call.
 
@@ -114,6 +120,7 @@ def make_evaluate_fn(
             inner_optimizer=inner_optimizer,
             mask=mask,
             last_only=last_only,
+            batch_per_step=batch_per_step,
         )
 
     def curves(params: Params, tasks: Task, inner_lr: maml.InnerRate) -> Metrics:
@@ -143,7 +150,7 @@ def summarize(per_task: Metrics) -> Evaluation:
     """Mean and 95 % interval over the leading axis of T of every metric."""
     return Evaluation(
         per_task,
-        jax.tree.map(lambda x: jnp.mean(x, axis=0), per_task),
+        jax.tree.map(lambda x: jnp.mean(types.widen(x), axis=0), per_task),
         jax.tree.map(confidence_interval, per_task),
     )
 
@@ -157,4 +164,5 @@ def confidence_interval(values: Array, axis: int = 0) -> Array:
         values: one value a task along `axis`.
         axis: the axis of tasks.
     """
+    values = types.widen(values)
     return 1.96 * jnp.std(values, axis=axis) / jnp.sqrt(jnp.shape(values)[axis])

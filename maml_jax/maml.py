@@ -55,11 +55,15 @@ def inner_update(
 
     Args:
         loss_fn: `loss_fn(params, batch) -> (scalar loss, metrics)` for one task.
-        params: any pytree; its floating-point leaves are adapted, others pass through.
+        params: any pytree; its floating-point leaves are adapted, integers and keys pass through.
         batch: the task's support batch, any pytree.
         inner_lr: step size alpha: a number, or a pytree prefix of `params` whose leaves broadcast
             against the leaves below them (Meta-SGD). Differentiable.
-        inner_optimizer: any optax transformation, started afresh; default `optax.sgd(1.0)`.
+        inner_optimizer: any optax transformation, started afresh; default `optax.sgd(1.0)`. What it
+            returns is added, so it has to point downhill, as optax's optimizers do:
+            `optax.clip_by_global_norm(1.0)` alone ascends, and
+            `optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))` descends. It receives the
+            support loss as `value=` and the gradient as `grad=`, for those that need them.
         mask: a pytree prefix of `params` of bools, or a function from `params` to one: which
             parameters are adapted. The others stay, and still get their meta-gradient.
         mode: how the step is differentiated, one of `meta_gradient.MODES`.
@@ -70,14 +74,16 @@ def inner_update(
 
     Raises:
         ValueError: no float leaf, a loss that is not a scalar, an `inner_lr` or `mask` that does
-            not fit `params`, an unknown mode.
-        TypeError: `loss_fn` does not return a pair of a loss and a dict.
+            not fit `params`, an unknown mode, an array without elements in `batch`.
+        TypeError: `loss_fn` does not return a pair of a loss and a dict; a complex parameter is to
+            be adapted; `inner_optimizer` needs more than `value` and `grad`.
     """
     if _is_per_step(inner_lr):
         raise ValueError(
             "inner_update takes one step, so inner_lr must be a number or a pytree prefix of "
             f"params; received per-step rates {_shapes(inner_lr)}. Use adapt for several steps."
         )
+    types.check_not_empty(batch, "batch")
     loop = _InnerLoop(loss_fn, params, inner_optimizer, mask, mode)
     (adapted, _), metrics = loop.step(loop.start(), batch, inner_lr)
     return loop.merge(adapted), metrics
@@ -125,6 +131,8 @@ def adapt(
         TypeError: as `inner_update`; `num_steps` is not an int.
     """
     num_steps = types.check_num_steps(num_steps)
+    if num_steps:
+        types.check_not_empty(batch, "batch")
     loop = _InnerLoop(loss_fn, params, inner_optimizer, mask, mode)
     rates, constant = _split_rates(inner_lr, num_steps)
     batches = None
@@ -199,6 +207,8 @@ def meta_loss(
     if outer_loss is None or outer_loss is loss_fn:
         types.check_same_structure(task)
         outer_loss = loss_fn
+    types.check_is_task(task)
+    types.check_not_empty(task.query, "query")
     adapted_params, support_metrics = adapt(
         loss_fn,
         params,
@@ -249,22 +259,39 @@ class _InnerLoop:
         if self._mode == "mixed" and self._optimizer is not None:
             # Of an optimizer's step, too, only what goes in is kept for the backward pass.
             apply = jax.checkpoint(apply, prevent_cse=False)
-        return apply(adapted, grads, state, rates), {**metrics, "loss": loss}
+        return apply(adapted, grads, loss, state, rates), {**metrics, "loss": loss}
 
-    def _apply(self, adapted, grads, state, rates):
+    def _apply(self, adapted, grads, loss, state, rates):
         if self._optimizer is None:
             updates = jax.tree.map(jnp.negative, grads)
         else:
-            updates, state = self._optimizer.update(grads, state, adapted)
+            if self._mode == "first_order":  # the update is taken as independent of theta
+                loss = jax.lax.stop_gradient(loss)
+            updates, state = _update(self._optimizer, grads, loss, state, adapted)
         stepped = jax.tree.map(
             lambda p, u, rate: (p + rate * u).astype(p.dtype), adapted, updates, rates
         )
         return stepped, state
 
 
+def _update(optimizer, grads, loss, state, adapted):
+    """`optimizer.update`, with the loss and the gradient for those that ask for them by name."""
+    update = optax.with_extra_args_support(optimizer).update
+    try:
+        return update(grads, state, adapted, value=loss, grad=grads)
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        raise TypeError(
+            "inner_optimizer receives value= (the support loss) and grad= beside the gradient, its "
+            f"state and the parameters; it asks for more: {error}."
+        ) from error
+
+
 def _full_mask(mask: Mask, params: Params) -> PyTree:
     """The mask as a pytree of Python bools with the structure of `params`."""
     if mask is None:
+        types.check_not_complex(params)
         return jax.tree.map(types.is_float, params)
     # A module that is itself a pytree (Equinox) is a mask, although it can be called.
     prefix = mask(params) if callable(mask) and _is_bare(mask) else mask
@@ -278,6 +305,7 @@ def _full_mask(mask: Mask, params: Params) -> PyTree:
     for leaf in jax.tree.leaves(full):
         if not isinstance(leaf, bool):
             raise ValueError(f"mask must hold Python bools only; received {leaf!r}.")
+    types.check_not_complex(jax.tree.map(lambda keep, p: p if keep else None, full, params))
     full = jax.tree.map(lambda keep, p: keep and types.is_float(p), full, params)
     if not any(jax.tree.leaves(full)):
         raise ValueError("mask selects no floating-point leaf of params, so nothing would adapt.")

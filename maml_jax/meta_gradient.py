@@ -15,13 +15,16 @@ mode            how                                                             
 Remat recomputes an inner step and then differentiates its gradient in reverse, which holds the
 intermediates of a gradient's gradient while it does so; mixed mode pushes a tangent forward through
 the gradient instead and holds those of a plain gradient. The idea of mixed mode is that of
-MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793). It assumes that second derivatives commute. JAX's
-own functions satisfy that; a derivative rule that a user writes need not (`jax.custom_jvp`,
-`jax.custom_vjp`, `jax.lax.custom_root`, ...: straight-through, clipped or reversed gradients,
-quantisers with a learned step, implicit solvers that stop early). An inner loss with such a rule is
-therefore differentiated as in remat mode, which assumes nothing: the meta-gradient is the same as in
-every exact mode, and the memory is remat's. The meta-loss itself cannot be differentiated in forward
-mode (`jax.jvp`, `jax.jacfwd`) in mixed mode, where JAX raises a TypeError; any other mode can.
+MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793).
+
+Mixed mode assumes that second derivatives commute. JAX's own functions satisfy that. A derivative
+rule that a user writes need not (`jax.custom_jvp`, `jax.custom_vjp`, `jax.lax.custom_root`, ...:
+straight-through, clipped or reversed gradients, quantisers with a learned step, implicit solvers
+that stop early). An inner loss with such a rule is therefore differentiated as in remat mode, which
+assumes nothing: the meta-gradient is that of every exact mode, the memory is remat's.
+
+In mixed mode the meta-loss itself cannot be differentiated in forward mode (`jax.jvp`,
+`jax.jacfwd`): JAX raises a TypeError. Any other mode can.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def gradient(loss_fn: LossFn, mode: str = "reverse") -> GradientFn:
         ValueError: the mode is none of these.
     """
     types.check_choice(mode, MODES, "mode")
+
     def fn(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
         if mode == "first_order":  # the one place where second-order terms are dropped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
@@ -54,6 +56,7 @@ class TrainFn:
         data_specs: how `data` lies on it.
         state_specs: how `state` does.
         on_device: what each device of the mesh runs, `on_device(state, data)`.
+        draw: `draw(params, key, *data)`, by which tasks are drawn on each device, if by one.
     """
 
     compiled: Any
@@ -61,12 +64,16 @@ class TrainFn:
     data_specs: Any = PartitionSpec()  # noqa: RUF009
     state_specs: Any = PartitionSpec()  # noqa: RUF009
     on_device: Any = None
+    draw: Sampler | None = None
+    _checked: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
     def __call__(self, state: MetaState, *data: Any) -> tuple[MetaState, Metrics]:
         """Puts the arguments in place, runs the program, and returns what it returns."""
+        given = jax.tree.leaves(data)
         # One placement for every call, or the first call (a state fresh from `init`) and the
         # second (one that came out of the mesh) would each compile a program of their own.
         state, data = tasks_lib.place((state, data), self.mesh, self._specs)
+        self._check_data(given, state, data)
         return tasks_lib.settle(self.compiled(state, data), self.mesh)
 
     def lower(self, state: MetaState, *data: Any) -> jax.stages.Lowered:
@@ -81,6 +88,17 @@ class TrainFn:
         """
         return self.compiled.lower(*tasks_lib.shapes((state, data), self.mesh, self._specs))
 
+    def _check_data(self, given: list[Any], state: MetaState, data: tuple[Any, ...]) -> None:
+        """Lets the sampler see the values of new data, once: the program sees only shapes."""
+        known = len(given) == len(self._checked) and all(map(operator.is_, given, self._checked))
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((given, state)))
+        # A sampler of data that is spread may talk to other devices, which tracing alone cannot.
+        if self.draw is None or known or traced or self.data_specs != PartitionSpec():
+            return
+        draw = self.draw
+        jax.eval_shape(lambda params, key: draw(params, key, *data), state.params, state.key)
+        self._checked[:] = given
+
     @property
     def _specs(self) -> tuple[PartitionSpec, Any]:
         return self.state_specs, self.data_specs
@@ -91,6 +109,7 @@ def on_every_device(
     mesh: Mesh,
     data_specs: Any = PartitionSpec(),  # noqa: B008
     state_specs: Any = PartitionSpec(),  # noqa: B008
+    draw: Sampler | None = None,
 ) -> TrainFn:
     """The `TrainFn` of what each device of a mesh runs.
 
@@ -100,6 +119,7 @@ def on_every_device(
         data_specs: how `data` lies on it.
         state_specs: how `state`, before and after, and the metrics do. Where several processes make
             up the run, all of it is brought to every device at the end, to be read.
+        draw: the sampler, whose checks are to see the values of `data`.
     """
     # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
     # between devices.
@@ -115,7 +135,7 @@ def on_every_device(
         found = sharded(state, data)
         return found if state_specs == PartitionSpec() else tasks_lib.gather(found, mesh)
 
-    return TrainFn(jax.jit(train, donate_argnums=0), mesh, data_specs, state_specs, fn)
+    return TrainFn(jax.jit(train, donate_argnums=0), mesh, data_specs, state_specs, fn, draw)
 
 
 def over_seeds(train: TrainFn, one_by_one: bool = False) -> TrainFn:
@@ -212,8 +232,9 @@ def meta_step(
 
     Returns:
         The next state; and the metrics of `task_loss`, averaged over tasks, with `"loss"`,
-        `"nonfinite_tasks"` (how many tasks had a loss that is not finite) and
-        `"first_nonfinite_task"` (the first of these, or -1).
+        `"nonfinite_tasks"` (how many tasks had a loss or a gradient that is not finite),
+        `"first_nonfinite_task"` (the first of these, or -1) and `"nonfinite_params"` (1 if a
+        parameter is not finite after the step); `check_finite` reads them.
     """
     tasks_lib.check_tasks(tasks)
     return _step(state, tasks, task_loss, meta_optimizer, batching, 1)
@@ -264,13 +285,18 @@ def make_train_fn(
         those of `meta_step` with a leading axis of `num_steps`.
 
     Raises:
-        ValueError: a count below 1, or a mesh that does not fit.
+        ValueError: a count below 1, or a mesh that does not fit; (from the function) the state is
+            that of another meta-optimizer, or what `sample` raises for `data`: it is traced once
+            with the values of new data.
+        TypeError: a count that is no integer.
     """
     types.check_counts(num_tasks=num_tasks, num_steps=num_steps)
     mesh = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
     num_devices = tasks_lib.check_mesh(mesh, num_tasks)
     local_tasks = num_tasks // num_devices
-    block = 1 if steps_per_draw is None else min(max(1, int(steps_per_draw)), num_steps)
+    if steps_per_draw is not None:
+        types.check_counts(steps_per_draw=steps_per_draw)
+    block = min(steps_per_draw or 1, num_steps)
 
     def keys_of(step, key):
         first = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
@@ -307,7 +333,7 @@ def make_train_fn(
             metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, tail)
         return state, metrics
 
-    return on_every_device(train, mesh, data_specs)
+    return on_every_device(train, mesh, data_specs, draw=sample)
 
 
 def _size_mb(tree):
@@ -316,38 +342,59 @@ def _size_mb(tree):
 
 def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
     """One meta-step on this device's share of the tasks."""
+    types.check_optimizer_state(
+        state.optimizer_state, jax.eval_shape(meta_optimizer.init, state.params)
+    )
     local_tasks = tasks_lib.axis_size(tasks)
     num_tasks = local_tasks * num_devices
-    losses, metrics, grads = tasks_lib.sum_gradient(task_loss, state.params, tasks, batching)
-    means = jax.tree.map(lambda x: jnp.sum(x, axis=0) / num_tasks, _floats(metrics))
-    grads = jax.tree.map(lambda g: g / num_tasks, grads)
+    found = tasks_lib.sum_gradient(task_loss, state.params, tasks, batching)
+    losses, nonfinite = types.widen(found.losses), found.nonfinite.astype(jnp.float32)
+    means = jax.tree.map(lambda x: jnp.sum(_float(x), axis=0) / num_tasks, found.metrics)
+    grads = jax.tree.map(lambda g: g / num_tasks, found.gradient)
     if num_devices > 1:
         # Each device fills in its own tasks' losses; one all-reduce carries everything.
         start = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
-        everyone = jnp.zeros((num_tasks,), losses.dtype)
-        losses = jax.lax.dynamic_update_slice(everyone, losses, (start,))
-        flat, unravel = ravel_pytree((losses, means, grads))
-        losses, means, grads = unravel(jax.lax.psum(flat, tasks_lib.TASK_AXIS))
+        losses, nonfinite = (
+            jax.lax.dynamic_update_slice(jnp.zeros((num_tasks,), x.dtype), x, (start,))
+            for x in (losses, nonfinite)
+        )
+        flat, unravel = ravel_pytree((losses, nonfinite, means, grads))
+        losses, nonfinite, means, grads = unravel(jax.lax.psum(flat, tasks_lib.TASK_AXIS))
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, optimizer_state = meta_optimizer.update(grads, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    bad = ~jnp.isfinite(losses)
-    report = {
-        **means,
-        "loss": jnp.mean(losses),
-        "nonfinite_tasks": jnp.sum(bad),
-        "first_nonfinite_task": jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
-    }
+    report = {**means, "loss": jnp.mean(losses), **nonfinite_report(nonfinite > 0, params)}
     return MetaState(params, optimizer_state, state.step + 1, state.key), report
 
 
-def _floats(metrics: Metrics) -> Metrics:
-    return jax.tree.map(
-        lambda x: x if types.is_float(x) else jnp.asarray(x).astype(jnp.result_type(float)), metrics
-    )
+def _float(x: Any) -> Array:
+    return types.widen(x) if types.is_float(x) else jnp.asarray(x, jnp.result_type(float))
+
+
+def nonfinite_report(nonfinite: Array, params: Params) -> Metrics:
+    """The metrics that `check_finite` reads.
+
+    Args:
+        nonfinite: whether the loss or the gradient of each task is not finite, bool [T].
+        params: after the step.
+    """
+    return {
+        "nonfinite_tasks": jnp.sum(nonfinite),
+        "first_nonfinite_task": jnp.where(jnp.any(nonfinite), jnp.argmax(nonfinite), -1),
+        "nonfinite_params": 1 - types.all_finite(params).astype(jnp.int32),
+    }
+
+
+CAUSES = (
+    "Likely causes: an inner learning rate that makes the inner loop diverge, a meta learning rate "
+    "that is too large, inputs or targets that are not finite, or a square root, logarithm or "
+    "division at 0 in the loss or the inner optimizer (optax.adam needs eps_root > 0 to be "
+    "differentiated)."
+)
 
 
 def check_finite(metrics: Metrics, first_step: int = 0) -> None:
-    """Raises if a meta-step's losses were not all finite. Reads the metrics back to the host.
+    """Raises if a loss, a gradient or a parameter was not finite. Reads metrics back to the host.
 
     Args:
         metrics: from `meta_step` or a train function, with any leading axes (seeds, steps).
@@ -357,19 +404,28 @@ def check_finite(metrics: Metrics, first_step: int = 0) -> None:
         NonFiniteError: says at which meta-step, in how many tasks and in which first, and why that
             most often happens.
     """
-    counts = np.atleast_1d(np.asarray(metrics["nonfinite_tasks"]))
-    if not counts.any():
+
+    def by_run(name: str) -> np.ndarray:
+        values = np.atleast_1d(np.asarray(metrics[name]))
+        return values.reshape(-1, values.shape[-1])  # [runs, meta-steps]
+
+    tasks, params = by_run("nonfinite_tasks"), by_run("nonfinite_params")
+    bad = (tasks > 0) | (params > 0)
+    if not bad.any():
         return
-    by_run = counts.reshape(-1, counts.shape[-1])  # [runs, meta-steps]
-    index = int(np.argmax(by_run.any(axis=0)))
-    at_step = by_run[:, index]
-    run = int(np.argmax(at_step > 0))
-    task = int(np.asarray(metrics["first_nonfinite_task"]).reshape(by_run.shape)[run, index])
-    which_run = f" of run {run}" if at_step.size > 1 else ""
+    index = int(np.argmax(bad.any(axis=0)))
+    run = int(np.argmax(bad[:, index]))
+    where = f"at meta-step {first_step + index}" + (f" of run {run}" if len(bad) > 1 else "")
+    if not tasks[run, index]:
+        raise NonFiniteError(
+            f"the parameters are not finite after the meta-step {where}, although the losses and "
+            "gradients of all tasks are: the meta-optimizer's step, or the sum of the gradients, "
+            "is too large for their type."
+        )
+    of_loss = not np.isfinite(by_run("loss")[run, index])
+    first = by_run("first_nonfinite_task")[run, index]
     raise NonFiniteError(
-        f"the meta-loss is not finite at meta-step {first_step + index}{which_run}: "
-        f"{int(at_step[run])} task(s), the first of them task {task}. Likely causes: an inner "
-        "learning rate that makes the inner loop diverge, a meta learning rate that is too large, "
-        "inputs or targets that are not finite, or a square root, logarithm or division at 0 in "
-        "the loss or the inner optimizer (optax.adam needs eps_root > 0 to be differentiated)."
+        f"the meta-{'loss' if of_loss else 'gradient'} is not finite {where}"
+        + ("" if of_loss else ", although the losses are")
+        + f": {int(tasks[run, index])} task(s), the first of them task {int(first)}. {CAUSES}"
     )

@@ -19,6 +19,7 @@ Shapes in docstrings leave the task axis out: problems are written for one task.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -73,6 +74,18 @@ def is_float(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) if _has_dtype(leaf) else False
 
 
+def widen(x: Array) -> Array:
+    """A half-precision array as float32, in which sums over tasks are exact enough; else as is."""
+    half = is_float(x) and jnp.finfo(jnp.result_type(x)).bits < 32
+    return jnp.asarray(x, jnp.float32) if half else jnp.asarray(x)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every number of every floating-point leaf is finite, a bool scalar."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+    return functools.reduce(jnp.logical_and, checks, jnp.array(True))
+
+
 def _has_dtype(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex, np.generic))
 
@@ -84,21 +97,26 @@ def check_num_steps(num_steps: int) -> int:
         TypeError: it is not an integer (a traced value included: S is part of the program).
         ValueError: it is negative.
     """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)):
-        raise TypeError(
-            "num_steps must be a Python int, because it fixes the shape of the program; "
-            f"received {num_steps!r} of type {type(num_steps).__name__}."
-        )
+    _check_is_int("num_steps", num_steps)
     if num_steps < 0:
         raise ValueError(f"num_steps must be 0 or more inner steps; received {num_steps}.")
     return int(num_steps)
 
 
 def check_counts(**counts: int) -> None:
-    """Raises a ValueError that names the first count below 1."""
+    """Raises an error that names the first count that is not an integer of 1 or more."""
     for name, value in counts.items():
+        _check_is_int(name, value)
         if value < 1:
             raise ValueError(f"{name} must be 1 or more; received {value}.")
+
+
+def _check_is_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"{name} must be a Python int, because it fixes the shape of the program; "
+            f"received {value!r} of type {type(value).__name__}."
+        )
 
 
 def check_has_float_leaf(params: Params, what: str = "params") -> None:
@@ -112,17 +130,69 @@ def check_has_float_leaf(params: Params, what: str = "params") -> None:
         )
 
 
+def check_not_complex(params: Params, what: str = "params") -> None:
+    """Raises a TypeError that names the complex leaves of `params`."""
+    _refuse_leaves(
+        params,
+        lambda leaf: (
+            not (_has_dtype(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating))
+        ),
+        f"{what} must hold real arrays where they are adapted; complex: {{}}. Keep real and "
+        "imaginary parts as two leaves, or exclude them by mask=.",
+    )
+
+
+def _refuse_leaves(params: Params, fits: Callable[[Any], bool], message: str) -> None:
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    bad = [jax.tree_util.keystr(path) or "the only leaf" for path, x in paths if not fits(x)]
+    if bad:
+        raise TypeError(message.format(", ".join(bad[:5])))
+
+
 def check_all_float(params: Params, what: str = "params") -> None:
     """Raises a TypeError that names the leaves of `params` that cannot be differentiated."""
     check_has_float_leaf(params, what)
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    bad = [jax.tree_util.keystr(path) for path, leaf in paths if not is_float(leaf)]
-    if bad:
-        raise TypeError(
-            f"{what} must hold floating-point arrays only, because the meta-optimizer updates "
-            f"every leaf; not floating point: {', '.join(bad[:5])}. Keep such values out of "
-            "params, for example with flax.nnx.split or equinox.partition."
+    _refuse_leaves(
+        params,
+        is_float,
+        f"{what} must hold floating-point arrays only, because the meta-optimizer updates every "
+        "leaf; not floating point: {}. Keep such values out of params, for example with "
+        "flax.nnx.split or equinox.partition.",
+    )
+
+
+def check_not_empty(batch: Batch, what: str) -> None:
+    """Raises a ValueError if an array of a batch has no elements: its mean would be NaN."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if 0 in jnp.shape(leaf):
+            raise ValueError(
+                f"{what} must have examples in every array; received shape {jnp.shape(leaf)} at "
+                f"{what}{jax.tree_util.keystr(path)}."
+            )
+
+
+def check_optimizer_state(optimizer_state: Any, expected: Any) -> None:
+    """Raises a ValueError if a meta-optimizer's state is that of another one.
+
+    Args:
+        optimizer_state: that was handed over.
+        expected: what the optimizer's `init` makes of the parameters; shapes are enough.
+    """
+
+    def form(state: Any) -> Any:
+        return jax.tree.structure(state), [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
+
+    if form(optimizer_state) != form(expected):
+        raise ValueError(
+            "the state's optimizer_state must be that of this meta_optimizer for these params; "
+            f"expected {_short(expected)}, received {_short(optimizer_state)}. Make the state with "
+            "maml_jax.init(params, meta_optimizer, key), with the same meta_optimizer."
         )
+
+
+def _short(state: Any) -> str:
+    text = str(jax.tree.map(jnp.shape, state))
+    return text if len(text) < 300 else text[:300] + " ..."
 
 
 def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
@@ -147,16 +217,35 @@ def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
         )
     if not is_float(loss):
         raise TypeError(f"{what} must return a float loss; received {jnp.result_type(loss)}.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(metrics)):
+        if not _is_real(leaf):
+            raise TypeError(
+                f"{what} must return metrics that are real numbers; received {_describe(leaf)} at "
+                f"metrics{jax.tree_util.keystr(path)}."
+            )
     return loss, dict(metrics)
 
 
-def check_same_structure(task: Task) -> None:
-    """Raises a ValueError if one loss is to serve a support and a query of different form."""
+def _is_real(leaf: Any) -> bool:
+    return _has_dtype(leaf) and (
+        jnp.result_type(leaf) == jnp.bool_
+        or jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        or jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    )
+
+
+def check_is_task(task: Any) -> None:
+    """Raises a TypeError unless a task, or a batch of tasks, has a support and a query."""
     if not hasattr(task, "support") or not hasattr(task, "query"):
         raise TypeError(
             f"a task must have the attributes support and query (maml_jax.Task); "
             f"received {_describe(task)}."
         )
+
+
+def check_same_structure(task: Task) -> None:
+    """Raises a ValueError if one loss is to serve a support and a query of different form."""
+    check_is_task(task)
     support, query = jax.tree.structure(task.support), jax.tree.structure(task.query)
     if support != query:
         raise ValueError(

@@ -186,9 +186,10 @@ def test_contenders_give_our_meta_gradient(steps, monkeypatch):
     # Of ten steps torch.compile unrolls all, which takes a minute.
     uncompiled = lambda: (pair for pair in real() if steps == 1 or "compiled" not in pair[0])
     monkeypatch.setattr(peers, "torch_contenders", uncompiled)
-    found = peers.agreeing_contenders(steps)
+    found = peers.all_with_agreement(steps)
     assert len(found) >= 3
-    for step, _ in found.values():
+    for name, (step, _, agree) in found.items():
+        assert agree == "yes", name
         step()
 
 
@@ -205,6 +206,34 @@ def test_contenders_on_images_give_our_meta_gradient(data):
         if "compiled" not in name:  # takes minutes
             check, _ = make(case, exact.params, exact.tasks)
             image_peers.assert_agrees(name, check(), exact)
+
+
+def test_a_contender_that_disagrees_is_reported_and_the_others_go_on(monkeypatch):
+    """No PyTorch here: contenders that give our meta-gradient in float64, and one a bit more."""
+    from benchmarks import image_peers
+
+    case = image_peers.OMNIGLOT_20._replace(ways=2, tasks=1, steps=1)
+    given = []
+
+    def contender(factor):
+        def make(case, params, tasks):
+            given.append(params[0].dtype)
+            exact = image_peers.reference(case, str(params[0].dtype))
+            return lambda: (exact.loss, [factor * g for g in exact.gradient]), lambda: None
+
+        return make
+
+    pairs = [("off", contender(1.01)), ("off, compiled", contender(1.1)), ("right", contender(1))]
+    monkeypatch.setattr(image_peers, "torch_contenders", lambda: iter(pairs))
+    monkeypatch.setattr(image_peers, "_ours", lambda case, per_call: (lambda: None, per_call))
+    monkeypatch.setattr(image_peers.time, "sleep", lambda seconds: None)
+    rows = image_peers._compare(case, rounds=1)
+    agree = {row["name"].split(": ")[1]: row["agree"] for row in rows}
+    assert agree["right"] == agree["maml_jax"] == "yes"
+    assert re.match("NO: Max absolute difference", agree["off"])
+    assert agree["off, compiled"].startswith("NO")
+    assert given.count("float64") == given.count("float32") == 3
+    assert all(row["median_ms"] >= 0 for row in rows)
 
 
 def test_products_are_counted_through_loops():

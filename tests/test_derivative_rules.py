@@ -84,7 +84,9 @@ def meta_gradient(rule, mode):
     return jax.grad(outer)({"p": jnp.array([0.8, 0.6]), "s": jnp.array(0.7)})
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: getattr(rule, "__wrapped__", rule).__name__)
+@pytest.mark.parametrize(
+    "rule", RULES, ids=lambda rule: getattr(rule, "__wrapped__", rule).__name__
+)
 def test_a_rule_that_is_no_derivative_has_the_same_meta_gradient_in_every_mode(rule, x64):
     expected = meta_gradient(rule, "reverse")
     assert abs(expected["s"]) > 1e-6

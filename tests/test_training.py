@@ -83,7 +83,7 @@ def test_a_loss_sees_jax_arrays_however_few_tasks_there_are(batching):
 
     for count in (1, 2):
         tasks = {"x": np.arange(3.0 * count, dtype=np.float32).reshape(count, 3)}
-        losses, metrics, gradient = sum_gradient(loss, jnp.ones(3), tasks, batching)
+        losses, metrics, gradient, _ = sum_gradient(loss, jnp.ones(3), tasks, batching)
         np.testing.assert_allclose(losses, [4.0, 10.0][:count])
         np.testing.assert_allclose(metrics["seen"], [3.0, 12.0][:count])
         np.testing.assert_allclose(gradient, [[1.0, 1.0, 2.0], [2.0, 5.0, 7.0]][count - 1])

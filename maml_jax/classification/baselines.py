@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from maml_jax import types
-from maml_jax.classification.episodes import ROTATIONS, ImageSet, turn
-from maml_jax.classification.losses import LabelledImages, loss_and_accuracy, query_outputs
+from maml_jax.classification.episodes import ROTATIONS, ImageSet, scaled, turn
+from maml_jax.classification.losses import (
+    LabelledImages,
+    loss_and_accuracy,
+    one_hot,
+    query_outputs,
+)
 from maml_jax.networks.image import ImageApply
 from maml_jax.types import Array, Params, Task, TaskLoss
 
@@ -41,7 +46,7 @@ def class_batches(
             turns = jax.random.randint(turn_key, (num_images,), 0, 4)
             images = jax.vmap(turn)(images, turns)
             labels = 4 * classes + turns if rotations == "classes" else classes
-        return Task((), LabelledImages(images.astype(jnp.float32) / 255, labels))
+        return Task((), LabelledImages(scaled(images), labels))
 
     return sample
 
@@ -76,7 +81,7 @@ def matching_logits(
     keys = _unit(apply(params, support.images, features=True))
     queries = _unit(query_outputs(apply, protocol, params, support.images, images, features=True))
     attention = jax.nn.softmax(queries @ keys.T)
-    shares = attention @ jax.nn.one_hot(support.labels, num_ways)
+    shares = attention @ one_hot(support.labels, num_ways)
     return jnp.log(jnp.maximum(shares, 1e-12))
 
 

@@ -27,8 +27,9 @@ class ImageSet(NamedTuple):
     Attributes:
         images: uint8 [classes, examples, H, W, C]; classes with fewer examples are padded.
         counts: int32 [classes], examples that each class has. Every class must have as many as an
-            episode takes, K + Q: `datasets.check_episodes` checks that before training. A compiled
-            step cannot, and would draw padding.
+            episode takes, K + Q. The sampler checks that where it sees the numbers, as the first
+            call of a train function does; where they are traced, images of a class with too few
+            examples are NaN. `datasets.check_episodes` checks it before anything is compiled.
     """
 
     images: Array
@@ -68,8 +69,9 @@ def episode_sampler(
         [N * K], query [N * Q].
 
     Raises:
-        ValueError: a count below 1; (from the sampler) the set has too few classes, or its images
-            are not square and are to be turned.
+        ValueError: a count below 1; (from the sampler) the set has too few classes, a class has too
+            few examples, or the images are not square and are to be turned.
+        TypeError: a count is no integer; (from the sampler) the images are not uint8.
     """
     types.check_counts(num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
     types.check_choice(rotations, ROTATIONS, "rotations")
@@ -77,8 +79,7 @@ def episode_sampler(
 
     def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
         del params  # supervised tasks do not depend on the learner
-        if class_axis is None:
-            _check_set(image_set, num_ways, per_class, rotations)
+        _check_set(image_set, num_ways, per_class, rotations, spread=class_axis is not None)
         class_key, turn_key, example_key = jax.random.split(key, 3)
         num_classes = image_set.counts.shape[0]
         if rotations == "classes":
@@ -96,7 +97,8 @@ def episode_sampler(
             images = _fetch(image_set.images, classes, examples, class_axis)
         if rotations != "none":
             images = jax.vmap(turn)(images, turns)
-        images = images.astype(jnp.float32) / 255
+        enough = image_set.counts[classes] >= per_class
+        images = scaled(images) * jnp.where(enough, 1.0, jnp.nan)[:, None, None, None, None]
         return Task(_batch(images[:, :num_shots]), _batch(images[:, num_shots:]))
 
     return sample
@@ -169,14 +171,34 @@ def distinct(key: Array, population: Array | int, count: int) -> Array:
     return jax.random.permutation(order_key, chosen)
 
 
-def _check_set(image_set: ImageSet, num_ways: int, per_class: int, rotations: str) -> None:
-    shape = jnp.shape(image_set.images)
-    if len(shape) != 5 or jnp.shape(image_set.counts) != shape[:1]:
+def scaled(images: Array) -> Array:
+    """Bytes as float32 from 0 to 1.
+
+    Raises:
+        TypeError: the images are not uint8, so that their range is not known.
+    """
+    dtype = jnp.result_type(images)
+    if dtype != jnp.uint8:
+        raise TypeError(
+            f"images of an image set must be uint8, from 0 to 255; received {dtype}. Convert them "
+            "first, images from 0 to 1 by np.round(255 * images).astype(np.uint8)."
+        )
+    return images.astype(jnp.float32) / 255
+
+
+def _check_set(
+    image_set: ImageSet, num_ways: int, per_class: int, rotations: str, spread: bool
+) -> None:
+    """Raises unless episodes can be drawn; of a set that is `spread`, each device has a part."""
+    shape, counts = jnp.shape(image_set.images), image_set.counts
+    if len(shape) != 5 or jnp.ndim(counts) != 1 or (not spread and len(counts) != shape[0]):
         raise ValueError(
             "an image set must have images [classes, examples, H, W, C] and counts [classes]; "
-            f"received {shape} and {jnp.shape(image_set.counts)}."
+            f"received {shape} and {jnp.shape(counts)}."
         )
-    classes = shape[0] * (4 if rotations == "classes" else 1)
+    if not jnp.issubdtype(jnp.result_type(counts), jnp.integer):
+        raise TypeError(f"counts must be integers; received {jnp.result_type(counts)}.")
+    classes = len(counts) * (4 if rotations == "classes" else 1)
     if classes < num_ways:
         raise ValueError(f"{num_ways}-way episodes need as many classes; the set has {classes}.")
     if shape[1] < per_class:
@@ -184,12 +206,17 @@ def _check_set(image_set: ImageSet, num_ways: int, per_class: int, rotations: st
             f"episodes need {per_class} examples of a class (support and query); "
             f"the set has at most {shape[1]}."
         )
-    if not isinstance(image_set.counts, Tracer):
-        counts = np.asarray(image_set.counts)
-        if counts.min() < per_class:
+    if not isinstance(counts, Tracer):
+        values = np.asarray(counts)
+        if values.min() < per_class:
             raise ValueError(
                 f"episodes need {per_class} examples of a class (support and query); class "
-                f"{counts.argmin()} of the set has {counts.min()}."
+                f"{values.argmin()} of the set has {values.min()}."
+            )
+        if values.max() > shape[1]:
+            raise ValueError(
+                f"class {values.argmax()} of the set has {values.max()} examples by counts, and "
+                f"{shape[1]} by images."
             )
     if rotations != "none" and shape[2] != shape[3]:
         raise ValueError(f"only square images can be turned; received {shape[2]}x{shape[3]}.")

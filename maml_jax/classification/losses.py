@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from maml_jax import types
 from maml_jax.networks.image import ImageApply
@@ -63,16 +65,48 @@ def cross_entropy(apply: ImageApply) -> LossFn:
 
 
 def loss_and_accuracy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropy of logits [n, N] in nats, and the share of right answers."""
+    """Mean cross-entropy of logits [n, N] in nats, and the share of right answers.
+
+    Raises:
+        ValueError: logits and labels do not fit; a label is not from 0 to N - 1. A label that is
+            traced cannot raise: the loss, its gradient and the accuracy are then NaN.
+        TypeError: labels are not integers.
+    """
     if jnp.ndim(logits) != 2 or jnp.shape(labels) != jnp.shape(logits)[:1]:
         raise ValueError(
             "logits must be [n, N] with labels [n]; received "
             f"{jnp.shape(logits)} and {jnp.shape(labels)}."
         )
     # A product with the one-hot labels, not a gather: its derivatives of every order are products.
-    picked = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    picked = one_hot(labels, logits.shape[-1], logits.dtype)
     nats = -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * picked, axis=-1))
-    return nats, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == labels)}
+    right = jnp.argmax(logits, -1) == labels
+    return nats, {"accuracy": jnp.mean(jnp.where(jnp.isnan(picked[:, 0]), jnp.nan, right))}
+
+
+def one_hot(labels: Array, num_ways: int, dtype: Any = jnp.float32) -> Array:
+    """Labels [...] as rows [..., N] with a 1 at the label's place.
+
+    Raises:
+        ValueError: a label is not from 0 to N - 1. Where labels are traced and nothing can be
+            raised, the row of such a label is NaN.
+        TypeError: labels are not integers.
+    """
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise TypeError(
+            f"labels must be integers from 0 to {num_ways - 1}, one for each example; received "
+            f"{jnp.result_type(labels)}."
+        )
+    if not isinstance(labels, Tracer) and np.size(labels):
+        lowest, highest = np.min(np.asarray(labels)), np.max(np.asarray(labels))
+        if lowest < 0 or highest >= num_ways:
+            raise ValueError(
+                f"labels must be from 0 to {num_ways - 1} for {num_ways} ways; received labels "
+                f"from {lowest} to {highest}. Number the classes of an episode from 0."
+            )
+    valid = (labels >= 0) & (labels < num_ways)
+    rows = jax.nn.one_hot(labels, num_ways, dtype=dtype)
+    return jnp.where(valid[..., None], rows, jnp.nan)
 
 
 def judge(apply: ImageApply, protocol: str) -> LossFn:

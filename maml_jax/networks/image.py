@@ -260,6 +260,11 @@ def _network(
                 f"images must have shape [n, {', '.join(map(str, image_shape))}]; "
                 f"received {jnp.shape(images)}."
             )
+        if not types.is_float(images):
+            raise TypeError(
+                "images must be floating point, as the network was trained on them (from 0 to 1 "
+                f"by episode_sampler); received {jnp.result_type(images)}. Divide bytes by 255."
+            )
         return module(num_statistics, features).apply({"params": params}, images)  # pyright: ignore
 
     def mask(params: Params) -> PyTree:

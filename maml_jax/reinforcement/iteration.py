@@ -20,7 +20,7 @@ from maml_jax.reinforcement.meta_updates import MetaUpdate
 from maml_jax.reinforcement.objectives import inner_objective
 from maml_jax.reinforcement.problem import Estimation, ReinforcementProblem, to_samples
 from maml_jax.reinforcement.rollout import Trajectories, rollout
-from maml_jax.training import MetaState, TrainFn, on_every_device
+from maml_jax.training import MetaState, TrainFn, nonfinite_report, on_every_device
 from maml_jax.types import Array, Metrics, NonFiniteError, Params, PyTree, Task
 
 
@@ -49,7 +49,8 @@ def make_iterate_fn(
         `iterate(state) -> (state, metrics)`, metrics with a leading axis of `num_steps`: those of
         the update; "before" and "after", the means over tasks of `Samples.metrics` before the
         first inner step and after the last one; "loss", minus the return after adaptation; and
-        "nonfinite_tasks", "first_nonfinite_task" for `maml_jax.check_finite`. It donates `state`.
+        "nonfinite_tasks", "first_nonfinite_task", "nonfinite_params" for `maml_jax.check_finite`.
+        It donates `state`.
 
     Raises:
         ValueError: a count below 1, or a mesh that does not fit.
@@ -67,7 +68,7 @@ def make_iterate_fn(
         params, optimizer_state, metrics = meta_update.update(
             state.params, state.optimizer_state, tasks, num_devices
         )
-        report = _report(metrics, tasks, first, num_tasks, num_devices)
+        report = _report(metrics, tasks, params, first, num_tasks, num_devices)
         return MetaState(params, optimizer_state, state.step + 1, state.key), report
 
     def iterate(state: MetaState, data: tuple[()]) -> tuple[MetaState, Metrics]:
@@ -77,21 +78,21 @@ def make_iterate_fn(
 
 
 def _report(
-    metrics: Metrics, tasks: Task, first: Array, num_tasks: int, num_devices: int
+    metrics: Metrics, tasks: Task, params: Params, first: Array, num_tasks: int, num_devices: int
 ) -> Metrics:
     after = tasks.query.metrics
     before = jax.tree.map(lambda s, q: s[:, 0] if s.shape[1] else q, tasks.support.metrics, after)
     means = tasks_lib.mean_over_tasks({"before": before, "after": after}, num_devices)
-    losses = metrics.pop("losses")
-    everyone = jnp.zeros((num_tasks,), losses.dtype)
-    losses = jax.lax.dynamic_update_slice(everyone, losses, (first,))
-    bad = ~jnp.isfinite(jax.lax.psum(losses, tasks_lib.TASK_AXIS) if num_devices > 1 else losses)
+    nonfinite = metrics.pop("nonfinite").astype(jnp.float32)
+    everyone = jnp.zeros((num_tasks,)).at[first + jnp.arange(nonfinite.size)].set(nonfinite)
+    if num_devices > 1:
+        everyone = jax.lax.psum(everyone, tasks_lib.TASK_AXIS)
+    del metrics["losses"]
     return {
         **metrics,
         **means,
         "loss": -means["after"]["return"],
-        "nonfinite_tasks": jnp.sum(bad),
-        "first_nonfinite_task": jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
+        **nonfinite_report(everyone > 0, params),
     }
 
 

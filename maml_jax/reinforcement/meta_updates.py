@@ -31,7 +31,8 @@ class MetaUpdate(NamedTuple):
         init: `init(params) -> state`.
         update: `update(params, state, tasks, num_devices) -> (params, state, metrics)` for a
             device's share of the tasks, leading axis T; every device gets the same result.
-            Metrics are scalars but for "losses", each task's surrogate before the step [T].
+            Metrics are scalars but for "losses", each task's surrogate before the step [T], and
+            "nonfinite" [T], whether it or its gradient is not finite.
     """
 
     init: Callable[[Params], PyTree]
@@ -128,6 +129,8 @@ def trpo(
         found = line_search(score, flat, scale * direction, before, max_kl, shrink, tries)
         metrics = {
             "losses": losses,
+            # Which task's gradient is not finite is not known here: all tasks' are taken at once.
+            "nonfinite": ~jnp.isfinite(losses) | ~types.all_finite(gradient),
             "surrogate_before": before,
             "surrogate_after": found.loss,
             "kl_before": tasks_lib.mean_over_devices(jnp.mean(divergences), num_devices),
@@ -333,14 +336,16 @@ def gradient_steps(
 
         def epoch(carry: tuple[Params, PyTree], _: None) -> tuple[Any, Any]:
             params, state = carry
-            losses, metrics, grads = tasks_lib.sum_gradient(task_loss, params, tasks, batching)
-            grads = jax.tree.map(lambda g: g / num_tasks, grads)
+            found = tasks_lib.sum_gradient(task_loss, params, tasks, batching)
+            grads = jax.tree.map(lambda g: g / num_tasks, found.gradient)
             grads = tasks_lib.mean_over_devices(grads, num_devices)
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
             updates, state = optimizer.update(grads, state, params)
             norm = jnp.linalg.norm(ravel_pytree(grads)[0])
-            return (optax.apply_updates(params, updates), state), (losses, metrics["kl"], norm)
+            record = (found.losses, found.nonfinite, found.metrics["kl"], norm)
+            return (optax.apply_updates(params, updates), state), record
 
-        (new, state), (losses, divergences, norms) = jax.lax.scan(
+        (new, state), (losses, nonfinite, divergences, norms) = jax.lax.scan(
             epoch, (params, state), None, length=num_epochs
         )
 
@@ -352,6 +357,7 @@ def gradient_steps(
         loss_after, kl = tasks_lib.mean_over_tasks(ends, num_devices)
         metrics = {
             "losses": losses[0],
+            "nonfinite": jnp.any(nonfinite, axis=0),
             "surrogate_before": tasks_lib.mean_over_devices(jnp.mean(losses[0]), num_devices),
             "surrogate_after": loss_after,
             "kl_before": tasks_lib.mean_over_devices(jnp.mean(divergences[0]), num_devices),

@@ -1,0 +1,160 @@
+"""A loss, a gradient or a parameter that is not finite is named at its step and task."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_trees_close
+
+from maml_jax import (
+    NonFiniteError,
+    Task,
+    check_finite,
+    init,
+    make_train_fn,
+    meta_loss,
+    meta_step,
+    over_seeds,
+    task_mesh,
+)
+from maml_jax.batching import sum_gradient
+
+
+def root_loss(p, x):
+    """Its value at x = 0 is finite, its derivative there is not."""
+    return jnp.sqrt(x * jnp.sum(p**2)), {}
+
+
+def linear_loss(p, batch):
+    x, y = batch
+    return jnp.mean((x @ p - y) ** 2), {}
+
+
+# optax.adam divides by the square root of a second moment, which is 0 for a feature that is 0.
+ADAM_INSIDE = functools.partial(
+    meta_loss, linear_loss, inner_lr=1.0, num_steps=1, inner_optimizer=optax.adam(0.01)
+)
+
+
+def features(key, num_tasks, zero_in=()):
+    """Linear regression; tasks `zero_in` have a feature that is always 0."""
+    x = jax.random.normal(key, (num_tasks, 4, 2))
+    for task in zero_in:
+        x = x.at[task, :, 1].set(0.0)
+    batch = (x, 1.0 + jnp.sum(x, -1))
+    return Task(batch, batch)
+
+
+@pytest.mark.parametrize("batching", ["vmap", "scan", 2])
+def test_each_task_of_a_gradient_is_judged_by_itself(batching):
+    x = jnp.array([1.0, 0.0, 2.0, jnp.inf, 1.0])
+    found = sum_gradient(root_loss, jnp.ones(3), x, batching)
+    np.testing.assert_array_equal(found.nonfinite, [False, True, False, True, False])
+    np.testing.assert_array_equal(np.isfinite(found.losses), [True, True, True, False, True])
+
+
+def test_an_optimizer_inside_that_has_no_derivative_is_named_by_its_task():
+    tasks = features(jax.random.key(0), 5, zero_in=(2, 3))
+    state = init(jnp.ones(2), optax.adam(0.1), 0)
+    state, metrics = meta_step(state, tasks, ADAM_INSIDE, optax.adam(0.1))
+    assert np.isfinite(metrics["loss"])
+    assert metrics["nonfinite_tasks"] == 2
+    assert metrics["first_nonfinite_task"] == 2
+    assert metrics["nonfinite_params"] == 1
+    with pytest.raises(
+        NonFiniteError, match=r"meta-gradient is not finite at meta-step 7, although"
+    ):
+        check_finite(metrics, first_step=7)
+    with pytest.raises(NonFiniteError, match=r"2 task\(s\), the first of them task 2\..*eps_root"):
+        check_finite(metrics)
+
+
+def sample_root(params, key, bad_key):
+    """Task 6 of step 2 is bad: its key is the one that is handed over."""
+    same = jnp.all(jax.random.key_data(key) == bad_key)
+    x = jnp.where(same, 0.0, 1.0)
+    return Task(x, x)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("num_steps", [3, 4])
+def test_the_step_of_a_dispatch_and_its_task_are_named(num_devices, num_steps):
+    """In a dispatch's last step, too, and on whatever device the task is."""
+    optimizer = optax.sgd(0.01)
+    root = lambda params, task: root_loss(params, task.query)
+    train = make_train_fn(
+        sample_root,
+        root,
+        optimizer,
+        num_tasks=8,
+        num_steps=num_steps,
+        mesh=task_mesh(8, jax.devices()[:num_devices]),
+    )
+    key = jax.random.key(3)
+    bad = jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, 2), 6))
+    state, metrics = train(init(jnp.ones(2), optimizer, key), bad)
+    with pytest.raises(NonFiniteError, match=r"gradient .* meta-step 102, .* 1 task.* task 6\."):
+        check_finite(metrics, first_step=100)
+    check_finite(jax.tree.map(lambda x: x[:2], metrics))
+
+
+def test_a_run_among_several_is_named():
+    optimizer = optax.sgd(0.01)
+    root = lambda params, task: root_loss(params, task.query)
+    one = make_train_fn(sample_root, root, optimizer, num_tasks=8, num_steps=3)
+    keys = jax.random.split(jax.random.key(0), 2)
+    states = jax.vmap(lambda key: init(jnp.ones(2), optimizer, key))(keys)
+    never, bad = jnp.zeros(2, jnp.uint32), jax.random.fold_in(jax.random.fold_in(keys[1], 1), 4)
+    _, metrics = over_seeds(one)(states, jnp.stack([never, jax.random.key_data(bad)]))
+    with pytest.raises(NonFiniteError, match=r"at meta-step 1 of run 1, .* task 4\."):
+        check_finite(metrics)
+
+
+def test_parameters_that_a_step_alone_makes_infinite():
+    state = init(jnp.ones(2), optax.sgd(jnp.inf), 0)
+    tasks = Task(jnp.ones(3), jnp.ones(3))
+    root = lambda params, task: root_loss(params, task.query)
+    _, metrics = meta_step(state, tasks, root, optax.sgd(jnp.inf))
+    assert metrics["nonfinite_tasks"] == 0
+    with pytest.raises(NonFiniteError, match=r"parameters are not finite after .* meta-step 5,"):
+        check_finite(metrics, first_step=5)
+
+
+def test_an_optimizer_that_skips_what_is_not_finite_keeps_its_say():
+    optimizer = optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5)
+    tasks = features(jax.random.key(0), 3, zero_in=(1,))
+    state = init(jnp.ones(2), optimizer, 0)
+    after, metrics = meta_step(state, tasks, ADAM_INSIDE, optimizer)
+    assert_trees_close(after.params, jnp.ones(2), 0)
+    assert metrics["nonfinite_params"] == 0
+    assert metrics["first_nonfinite_task"] == 1
+
+
+@pytest.mark.parametrize("batching", ["vmap", "scan", 32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_gradients_are_added_up_in_float32(batching, dtype):
+    """2,048 tasks whose gradients are 1, and losses and metrics whose sum leaves float16."""
+    count = 2048
+    loss = lambda p, task: (p["w"] + task.query, {"large": 100 + task.query})
+    tasks = Task(jnp.zeros(count, dtype), jnp.zeros(count, dtype))
+    optimizer = optax.sgd(1.0)
+    state = init({"w": jnp.zeros((), dtype)}, optimizer, 0)
+    step = jax.jit(lambda s, t: meta_step(s, t, loss, optimizer, batching=batching))
+    state, metrics = step(state, tasks)
+    assert state.params["w"].dtype == dtype
+    assert state.params["w"] == -1.0
+    assert metrics["large"] == 100.0
+    assert metrics["loss"].dtype == jnp.float32
+
+
+def test_half_precision_on_several_devices():
+    loss = lambda p, task: (p * task.query, {})
+    draw = lambda params, key: Task(jnp.ones((), jnp.float16), jnp.ones((), jnp.float16))
+    optimizer = optax.sgd(1.0)
+    train = make_train_fn(draw, loss, optimizer, num_tasks=4096, num_steps=1, batching="scan")
+    assert train.mesh.size == 8
+    state, _ = train(init(jnp.zeros((), jnp.float16), optimizer, 0))
+    assert state.params == -1.0
