@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# docs/networks.md runs in test_recipes.py, which looks at what its code gives.
 PAGES = [
     "README.md",
     "docs/meta_gradient_modes.md",
     "docs/your_own_problem.md",
+    "docs/training.md",
     "docs/few_shot.md",
     "docs/reinforcement.md",
     "docs/scaling.md",
