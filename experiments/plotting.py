@@ -42,11 +42,13 @@ STYLE = {
     "legend.fontsize": 8,
     "legend.frameon": False,
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # names of a user's classes and files may hold dollar signs
 }
 
 
 def save(figure: Any, path: Path) -> None:
     """Writes a PNG, whole or not at all, and lets go of the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, dpi=160, format="png")
     plt.close(figure)

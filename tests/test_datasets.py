@@ -296,7 +296,7 @@ def test_wrong_counts_of_mini_imagenet_are_named(tiny_mini_imagenet, tmp_path, c
 
 def test_a_class_in_two_splits_is_refused(tiny_mini_imagenet, monkeypatch, tmp_path, cache):
     named = r"1 class\(es\) of split 'val' are in split 'train' too: n01"
-    twice = r"n0100000000.png \(split 'val', class n01\) are one file"  # lists name the files themselves
+    twice = r"n0100000000.png \(split 'val', class n01\) are one file"
     monkeypatch.setitem(globals(), "mini_classes", lambda: {**MINI, "val": ["n01"]})
     for write in (write_class_folders, write_image_lists, write_pickles):
         write(tmp_path / write.__name__)
@@ -330,8 +330,16 @@ def test_lists_that_do_not_fit_are_named(tiny_mini_imagenet, tmp_path, cache):
 @pytest.mark.parametrize(
     ("split", "line", "message"),
     [
-        ("train", "n0100000000.png,n02", r"'train', class n01\) and .*n0100000000.png .*class n02\) are one"),
-        ("val", "n0100000000.png,n03", r"'train', class n01\) and .* \(split 'val', class n03\) are one"),
+        (
+            "train",
+            "n0100000000.png,n02",
+            r"'train', class n01\) and .*n0100000000.png .*class n02\) are one",
+        ),
+        (
+            "val",
+            "n0100000000.png,n03",
+            r"'train', class n01\) and .* \(split 'val', class n03\) are one",
+        ),
     ],
 )
 def test_an_image_in_two_classes_is_named(
@@ -353,7 +361,10 @@ class Evil:
     ("changes", "message"),
     [
         ({"class_dict": Evil()}, "holds posix.system; only arrays and dictionaries are read"),
-        ({"image_data": np.zeros((3, 32, 32, 3), np.uint8)}, r"found an array, uint8 \(3, 32, 32, 3\)"),
+        (
+            {"image_data": np.zeros((3, 32, 32, 3), np.uint8)},
+            r"found an array, uint8 \(3, 32, 32, 3\)",
+        ),
         ({"image_data": np.zeros((3, 84, 84, 3))}, r"found an array, float64 \(3, 84, 84, 3\)"),
         ({"class_dict": []}, "a dictionary of lists of indices; found .* and a list"),
         ({"class_dict": {"n01": 0, "n02": 1}}, "a dictionary of lists of indices"),

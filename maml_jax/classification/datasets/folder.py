@@ -58,8 +58,6 @@ def load_folder(
 
 def find_classes(data_dir: Path) -> dict[str, list[Path]]:
     """The class folders of each split, or of the one split "unsplit"."""
-    if not data_dir.is_dir():
-        raise DataError(f"--data_dir={data_dir} is not a folder.")
     splits = split_folders(data_dir)
     for needed in ("train", "test"):
         if splits and needed not in splits:

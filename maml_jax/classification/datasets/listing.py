@@ -55,13 +55,15 @@ def look_into(folder: Path) -> Entries:
     Raises:
         DataError: no such folder, one that cannot be read, or links that lead nowhere.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder.")
     Image.init()
     found = Entries([], [], [])
     dangling = []
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder} cannot be read as a folder: {error.strerror}.") from None
+        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
     for path in paths:
         if path.name.startswith("."):
             found.others.append(path)
@@ -159,7 +161,7 @@ def list_below(folder: Path) -> list[Listed]:
         entries = look_into(where)
         note_skipped(where, entries.others)
         for path in entries.images:
-            images.append(Listed("", path.relative_to(folder).as_posix(), path))
+            images.append(Listed(folder.name, path.relative_to(folder).as_posix(), path))
         for path in entries.folders:
             walk(path)
 

@@ -6,19 +6,14 @@ import hashlib
 import warnings
 from collections.abc import Iterable
 
-MOST_CHARACTERS = 2_000  # of a message: a name in a file may be of any length
-
-
-def printable(text: str) -> str:
-    """The text with control characters, invisible ones and broken UTF-8 as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+from maml_jax.text import printable
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file or class, expected and received."""
 
     def __init__(self, message: str):
-        super().__init__(printable(message[:MOST_CHARACTERS]))
+        super().__init__(printable(message))
 
 
 class DataWarning(UserWarning):
@@ -27,7 +22,7 @@ class DataWarning(UserWarning):
 
 def note(message: str) -> None:
     """Warns (`DataWarning`) of what was skipped, converted, or looks wrong."""
-    warnings.warn(printable(message[:MOST_CHARACTERS]), DataWarning, stacklevel=2)
+    warnings.warn(printable(message), DataWarning, stacklevel=2)
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:
