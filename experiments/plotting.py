@@ -42,7 +42,6 @@ STYLE = {
     "legend.fontsize": 8,
     "legend.frameon": False,
     "font.family": "DejaVu Sans",
-    "text.parse_math": False,  # names of a user's classes and files may hold dollar signs
 }
 
 
@@ -142,7 +141,8 @@ def compare_runs(path: Path, groups: Sequence[Sequence[dict[str, Any]]]) -> None
                     continue
                 setting, metric = settings[i][j]
                 draw_curves(ax, pooled, setting, metric)
-                ax.set_title(f"{group[0]['experiment']} ({group[0]['preset']}), {setting}")
+                title = f"{group[0]['experiment']} ({group[0]['preset']}), {setting}"
+                ax.set_title(title, parse_math=False)
                 ax.set_ylabel(metric)
         axes[0][0].legend()
         save(figure, path)

@@ -69,7 +69,7 @@ def find_classes(data_dir: Path) -> dict[str, list[Path]]:
     if splits:
         entries = look_into(data_dir)
         beside = [path for path in entries.folders if path not in splits.values()]
-        note_skipped(data_dir, [*beside, *entries.images, *entries.others], "is/are no split(s)")
+        note_skipped(data_dir, [*beside, *entries.images, *entries.others], "not splits")
     classes = {split: class_folders(path) for split, path in splits.items()}
     classes = classes or {"unsplit": class_folders(data_dir)}
     for split, folders in classes.items():

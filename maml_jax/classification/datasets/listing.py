@@ -118,7 +118,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def class_folders(folder: Path) -> list[Path]:
     """The folders in a folder, one for each class; warns of what else lies there."""
     entries = look_into(folder)
-    note_skipped(folder, [*entries.images, *entries.others], "lie(s) in no class folder")
+    note_skipped(folder, [*entries.images, *entries.others], "in no class folder")
     return entries.folders
 
 
@@ -171,11 +171,10 @@ def list_below(folder: Path) -> list[Listed]:
     return images
 
 
-def note_skipped(folder: Path, paths: Sequence[Path], why: str = "is/are no image(s)") -> None:
+def note_skipped(folder: Path, paths: Sequence[Path], why: str = "not images") -> None:
     """Warns of what is not read."""
     if paths:
-        names = listed((path.name for path in paths), 4)
-        note(f"skipped in {folder}: {names}, which {why}.")
+        note(f"skipped in {folder} ({why}): {listed((path.name for path in paths), 4)}.")
 
 
 def contents(files: Iterable[Listed]) -> Iterator[builder.File]:

@@ -77,23 +77,23 @@ def find_source(data_dir: Path) -> builder.Source:
             chosen, *others = layouts
             if others:
                 note(f"{folder} has several layouts: read {chosen}, skipped {', '.join(others)}.")
-            return layouts[chosen](folder)
+            return layouts[chosen]()
     raise DataError(
         f"found no MiniImagenet in {data_dir} or {data_dir / 'mini_imagenet'}; expected {LAYOUTS}."
     )
 
 
-def _layouts(folder: Path) -> Iterator[tuple[str, Callable[[Path], builder.Source]]]:
-    if split_folders(folder).keys() == set(SPLITS):
-        yield "class folders", _class_folders
-    if (folder / "images").is_dir() and all((folder / f"{s}.csv").exists() for s in SPLITS):
-        yield "lists of images", _image_lists
-    if all((folder / name).exists() for name in PICKLES.values()):
-        yield "pickles", _pickles
-
-
-def _class_folders(folder: Path) -> builder.Source:
+def _layouts(folder: Path) -> Iterator[tuple[str, Callable[[], builder.Source]]]:
     splits = split_folders(folder)
+    if splits.keys() == set(SPLITS):
+        yield "class folders", lambda: _class_folders(folder, splits)
+    if (folder / "images").is_dir() and all((folder / f"{s}.csv").exists() for s in SPLITS):
+        yield "lists of images", lambda: _image_lists(folder)
+    if all((folder / name).exists() for name in PICKLES.values()):
+        yield "pickles", lambda: _pickles(folder)
+
+
+def _class_folders(folder: Path, splits: Mapping[str, Path]) -> builder.Source:
     files = {split: list_images(class_folders(splits[split])) for split in SPLITS}
     return _from_paths(folder, files)
 
@@ -107,7 +107,7 @@ def _image_lists(folder: Path) -> builder.Source:
         for path in (file.path, *file.path.parents)
     }
     unnamed = [path for each in look_into(folder / "images") for path in each if path not in named]
-    note_skipped(folder / "images", unnamed, "is/are in no list")
+    note_skipped(folder / "images", unnamed, "in no list")
     return _from_paths(folder, files)
 
 
@@ -234,7 +234,7 @@ def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, list[int]]]:
         )
     others = [key for key in content if key not in ("image_data", "class_dict")]
     if others:
-        note(f"skipped in {path}: {listed(others, 4)}.")
+        note(f"skipped in {path} (not images or classes): {listed(others, 4)}.")
     if sum(len(value) for value in by_class.values() if _sized(value)) > len(images):
         raise DataError(f"{path}: class_dict names more images than the {len(images)} there are.")
     indices: dict[str, list[int]] = {}

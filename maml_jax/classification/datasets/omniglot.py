@@ -143,6 +143,9 @@ def _source(data_dir: Path) -> builder.Source:
                 f"{dangling[0]} -> {dangling[0].readlink()} leads nowhere. Fetch what the link "
                 "stands for (`datalad get`, `git annex get`, `dvc pull`), or remove it."
             )
+        for part in CHARACTERS:
+            if (folder / part).is_dir():
+                note(f"{folder / part} is not read: Omniglot is read from archives, as downloaded.")
         present = [path for path in paths if path.exists()]
         if len(present) == 1:
             missing = next(path for path in paths if path not in present)
@@ -178,7 +181,7 @@ def _names(path: Path) -> list[tuple[str, int]]:
     with archives.opened(path) as archive:
         drawings, others = _drawings(archive)
         if others:
-            note(f"skipped in {path}: {listed(others, 4)}, which are no drawings.")
+            note(f"skipped in {path} (not drawings): {listed(others, 4)}.")
         return [(entry.filename, entry.CRC) for entry in drawings.values()]
 
 
