@@ -1,4 +1,4 @@
-"""Files of unknown origin, made by tests, and how a data set of them is read; a pytest plugin."""
+"""Files of unknown origin, made by tests, and how a data set of them is read."""
 
 import io
 import warnings

@@ -11,11 +11,12 @@ from PIL import Image
 
 pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 
+import made_files
 from made_files import RNG, encoded, notes, write
 
 from maml_jax.classification.datasets import DataError, load_omniglot, omniglot
 
-pytest_plugins = ("made_files",)
+cache = made_files.cache
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from PIL import Image
 
 pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 
+import made_files
 from made_files import encoded, noise, notes, read_folder, write
 
 from maml_jax.classification.datasets import (
@@ -17,7 +18,8 @@ from maml_jax.classification.datasets import (
     mini_imagenet,
 )
 
-pytest_plugins = ("made_files",)
+cache = made_files.cache
+splits = made_files.splits
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 
+import made_files
 from made_files import encoded, noise, read_folder, write
 
 from maml_jax.classification.datasets import (
@@ -19,7 +20,8 @@ from maml_jax.classification.datasets import (
 )
 from maml_jax.text import printable
 
-pytest_plugins = ("made_files",)
+cache = made_files.cache
+splits = made_files.splits
 
 
 GREY = np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1))

@@ -15,8 +15,6 @@ from made_files import notes, write
 
 from maml_jax.classification.datasets import DataError, mini_imagenet, pickles
 
-pytest_plugins = ("made_files",)
-
 
 def plain(**changes):
     content = {
