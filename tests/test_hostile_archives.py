@@ -60,8 +60,8 @@ def read_zips(where, cache):
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_that_the_standard_library_knows_are_read(tiny_omniglot, tmp_path, cache, method):
     write_zips(tmp_path, method=method)
-    found, text = read_zips(tmp_path, cache)
-    assert found["train"].images.shape == (1, 2, 5, 5, 1)
+    result, text = read_zips(tmp_path, cache)
+    assert result["train"].images.shape == (1, 2, 5, 5, 1)
     assert text == ""
 
 
@@ -112,8 +112,8 @@ def test_other_entries_are_skipped_and_named(tiny_omniglot, tmp_path, cache):
         tmp_path, [("__MACOSX/images_background/A/character01/._1.png", b"x"), ("READ", b"")]
     )
     for _ in range(2):  # from the cache, too
-        found, text = read_zips(tmp_path, cache)
-        assert found["train"].counts.tolist() == [2]
+        result, text = read_zips(tmp_path, cache)
+        assert result["train"].counts.tolist() == [2]
         assert "._1.png, READ" in text
 
 

@@ -119,10 +119,10 @@ def test_linked_files_and_folders_are_read(splits, cache, tmp_path):
     for i in range(3):
         write(tmp_path / "elsewhere" / f"{i}.png")
     (splits / "test" / "linked").symlink_to(tmp_path / "elsewhere")
-    found, text = read_folder(splits, cache)
+    result, text = read_folder(splits, cache)
     assert text == ""
-    assert found["train"].counts.tolist() == [3]
-    assert dict(zip(found["test"].names, found["test"].counts.tolist(), strict=True)) == {
+    assert result["train"].counts.tolist() == [3]
+    assert dict(zip(result["test"].names, result["test"].counts.tolist(), strict=True)) == {
         "linked": 3,
         "of_test": 2,
     }
@@ -150,8 +150,8 @@ def test_one_file_in_two_classes_is_refused(splits, cache, link):
 def test_other_names_of_splits_are_understood_and_named(tmp_path, cache, names):
     for name in names:
         write(tmp_path / name / f"of_{name}" / "0.png")
-    found, text = read_folder(tmp_path, cache)
-    assert {split: found[split].names for split in ("train", "val", "test")} == {
+    result, text = read_folder(tmp_path, cache)
+    assert {split: result[split].names for split in ("train", "val", "test")} == {
         split: (f"of_{name}",) for split, name in zip(("train", "val", "test"), names, strict=True)
     }
     for split, name in zip(("train", "val", "test"), names, strict=True):
@@ -184,8 +184,8 @@ def test_layouts_that_are_not_understood_are_refused(tmp_path, cache, files, mes
 def test_a_class_may_be_called_as_a_split(tmp_path, cache):
     for name in ("background", "dog", "cat"):
         write(tmp_path / name / "1.png")
-    found, _ = read_folder(tmp_path, cache, fractions=(0.34, 0.33, 0.33))
-    assert {n for s in found.values() for n in s.names} == {"background", "dog", "cat"}
+    result, _ = read_folder(tmp_path, cache, fractions=(0.34, 0.33, 0.33))
+    assert {n for s in result.values() for n in s.names} == {"background", "dog", "cat"}
 
 
 def test_what_is_skipped_is_named(splits, cache):
@@ -194,8 +194,8 @@ def test_what_is_skipped_is_named(splits, cache):
     (splits / "unlabelled").mkdir()
     os.mkfifo(splits / "test" / "of_test" / "pipe.png")
     for _ in range(2):  # from the cache, too
-        found, text = read_folder(splits, cache)
-        assert found["train"].counts.tolist() == [2]
+        result, text = read_folder(splits, cache)
+        assert result["train"].counts.tolist() == [2]
         assert "(not splits): unlabelled, notes.txt" in text
         assert "(in no class folder): lost.png" in text
         assert "(not images): .b.png, a.heic" in text
@@ -215,8 +215,8 @@ def test_what_was_read_is_described(splits, cache):
     gif = encoded(noise(), "gif", "P", save_all=True, append_images=[Image.new("P", (8, 8), 9)])
     write(splits / "train" / "more" / "2.gif", gif)
     for _ in range(2):  # from the cache, too
-        found, _ = read_folder(splits, cache, Reading(4, 1, invert=True))
-        lines = describe(found).splitlines()
+        result, _ = read_folder(splits, cache, Reading(4, 1, invert=True))
+        lines = describe(result).splitlines()
         assert "train: 2 classes of 2 to 3 images" in lines[1]
         for part in ("2 colour", "1 grey", "1 colour put on white", "1 palette, first frame of"):
             assert part in lines[1]

@@ -39,9 +39,9 @@ GREY = np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1))
     ],
 )
 def test_every_mode_becomes_the_same_grey(data, kind):
-    image, found = Reading(8, 1).decode_kind(data)
+    image, result = Reading(8, 1).decode_kind(data)
     np.testing.assert_allclose(image[..., 0], GREY, atol=1)
-    assert found == kind
+    assert result == kind
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_names_do_no_harm(splits, cache, name):
     write(splits / "train" / name / f"{name}.png")
     write(splits / "train" / name / f"{name}.txt")
     for _ in range(2):  # from the cache, too
-        found, text = read_folder(splits, cache)
-        assert name in found["train"].names
+        result, text = read_folder(splits, cache)
+        assert name in result["train"].names
         text.encode("utf-8")
         assert printable(name) in text
         assert "\x1b" not in text

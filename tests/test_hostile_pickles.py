@@ -40,8 +40,8 @@ def test_arrays_of_every_protocol_and_order(tmp_path, protocol, form):
         [("a", np.array([1])), (7, [np.int64(0)]), (np.str_("c"), ())]
     )
     content = plain(image_data=images, class_dict=by_class)
-    found, classes = read_pickle(tmp_path, content, protocol)
-    np.testing.assert_array_equal(found, images)
+    result, classes = read_pickle(tmp_path, content, protocol)
+    np.testing.assert_array_equal(result, images)
     assert classes == {"a": [1], "7": [0], "c": []}
 
 
@@ -52,8 +52,8 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
     kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + 2 * minus_one + b"K\x00tb"
     data = bytes(range(6))
     state = b"(K\x01K\x02K\x03\x86" + kind + b"\x89U\x06" + data + b"tb"
-    found = pickles.read(write(tmp_path / "old.pkl", b"\x80\x02" + array + state + b"."))
-    np.testing.assert_array_equal(found, np.arange(6, dtype=np.uint8).reshape(2, 3))
+    result = pickles.read(write(tmp_path / "old.pkl", b"\x80\x02" + array + state + b"."))
+    np.testing.assert_array_equal(result, np.arange(6, dtype=np.uint8).reshape(2, 3))
 
 
 class Call:

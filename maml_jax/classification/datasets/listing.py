@@ -58,7 +58,7 @@ def look_into(folder: Path) -> Entries:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder.")
     Image.init()
-    found = Entries([], [], [])
+    entries = Entries([], [], [])
     dangling = []
     try:
         paths = sorted(folder.iterdir())
@@ -66,21 +66,21 @@ def look_into(folder: Path) -> Entries:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
     for path in paths:
         if path.name.startswith("."):
-            found.others.append(path)
+            entries.others.append(path)
         elif path.is_symlink() and not path.exists():
             dangling.append(f"{path} -> {path.readlink()}")
         elif path.is_dir():
-            found.folders.append(path)
+            entries.folders.append(path)
         elif path.suffix.lower() in Image.EXTENSION and path.is_file():
-            found.images.append(path)
+            entries.images.append(path)
         else:
-            found.others.append(path)
+            entries.others.append(path)
     if dangling:
         raise DataError(
             f"{len(dangling)} link(s) in {folder} lead nowhere: {listed(dangling, 2)}. Fetch what "
             "they stand for (`datalad get`, `git annex get`, `dvc pull`), or remove them."
         )
-    return found
+    return entries
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -195,10 +195,10 @@ def check_once(files: Mapping[str, Iterable[Listed]]) -> None:
         for image in images:
             stat = image.path.stat()
             here = f"{image.path} (split {split!r}, class {image.class_name})"
-            there = places.setdefault((stat.st_dev, stat.st_ino), here)
-            if there is not here:
+            first = places.setdefault((stat.st_dev, stat.st_ino), here)
+            if first is not here:
                 raise DataError(
-                    f"{there} and {here} are one file. An image belongs to one class of one split."
+                    f"{first} and {here} are one file. An image belongs to one class of one split."
                 )
 
 
