@@ -31,6 +31,9 @@ from maml_jax.classification.datasets import (
 
 DATA = Path(os.environ.get("MAML_JAX_DATA", "~/.local/share/maml_jax")).expanduser()
 HTML = b"<!DOCTYPE html><html>sign in</html>"
+pytestmark = pytest.mark.filterwarnings(  # the pictures of this file are of one value
+    "ignore::maml_jax.classification.datasets.DataWarning"
+)
 
 
 def encoded(array, kind="png"):
