@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from experiments.config import ConfigError
+
 VARIABLES = {"data": "MAML_JAX_DATA", "cache": "MAML_JAX_CACHE"}
 _USUAL = {
     "linux": {"data": ("XDG_DATA_HOME", "~/.local/share"), "cache": ("XDG_CACHE_HOME", "~/.cache")},
@@ -30,9 +32,14 @@ def cache_dir() -> Path:
 
 
 def _place(kind: str) -> Path:
-    told = os.environ.get(VARIABLES[kind])
-    if told:
-        return Path(told).expanduser()
+    chosen = os.environ.get(VARIABLES[kind])
+    if chosen:
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"--{kind}_dir or {VARIABLES[kind]} is {chosen!r}: there is no such user."
+            ) from None
     variable, usual = _USUAL.get(sys.platform, _USUAL["linux"])[kind]
     root = os.environ.get(variable) if variable else None
     return Path(root or usual).expanduser() / "maml_jax"

@@ -47,6 +47,7 @@ STYLE = {
 
 def save(figure: Any, path: Path) -> None:
     """Writes a PNG, whole or not at all, and lets go of the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, dpi=160, format="png")
     plt.close(figure)
@@ -140,7 +141,8 @@ def compare_runs(path: Path, groups: Sequence[Sequence[dict[str, Any]]]) -> None
                     continue
                 setting, metric = settings[i][j]
                 draw_curves(ax, pooled, setting, metric)
-                ax.set_title(f"{group[0]['experiment']} ({group[0]['preset']}), {setting}")
+                title = f"{group[0]['experiment']} ({group[0]['preset']}), {setting}"
+                ax.set_title(title, parse_math=False)
                 ax.set_ylabel(metric)
         axes[0][0].legend()
         save(figure, path)

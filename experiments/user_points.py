@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ from maml_jax import adapt
 from maml_jax.networks import Network
 from maml_jax.regression import Examples, mean_squared_error
 from maml_jax.regression.sinusoid import INPUTS
+from maml_jax.text import printable
+
+# As people write numbers; `float` takes "1_0" and the digits of every script, too.
+NUMBER = re.compile(
+    r"[+-]?(nan|inf(inity)?|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)", re.ASCII | re.IGNORECASE
+)
 
 
 class PointsError(ConfigError):
     """A file of points that cannot be used; the message names file, line and column."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 def read_points(path: str | Path, columns: tuple[str, ...], at_least: int) -> np.ndarray:
@@ -34,8 +44,9 @@ def read_points(path: str | Path, columns: tuple[str, ...], at_least: int) -> np
         [rows, columns], float32.
 
     Raises:
-        PointsError: no such file, a missing column, too few rows, or a value that is not a finite
-            number; with file, line and column.
+        PointsError: no such file, a column that is missing or there twice, too few rows, a row with
+            more cells than the header, or a value that is not a finite number; with file, line and
+            column.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -43,16 +54,29 @@ def read_points(path: str | Path, columns: tuple[str, ...], at_least: int) -> np
             lines = [(reader.line_num, line) for line in reader if any(c.strip() for c in line)]
     except FileNotFoundError:
         raise PointsError(f"no such file: {path}") from None
+    except OSError as error:
+        raise PointsError(f"{path} cannot be read: {error.strerror}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise PointsError(f"{path} is not a CSV text file: {error}") from None
+        raise PointsError(f"{path} is not a CSV text file: {error}.") from None
     if not lines:
         raise PointsError(f"{path} is empty; expected a header line {','.join(columns)} and rows.")
     header_line, header = lines[0][0], [name.strip().lower() for name in lines[0][1]]
     for name in columns:
+        if header.count(name) > 1:
+            raise PointsError(
+                f"{path}, line {header_line}: the header must have one column {name!r}; "
+                f"received {','.join(header)!r}."
+            )
         if name not in header:
             raise PointsError(
                 f"{path}, line {header_line}: the header must have a column {name!r}; "
                 f"received {','.join(header)!r}."
+            )
+    for number, line in lines[1:]:
+        if len(line) > len(header):
+            raise PointsError(
+                f"{path}, line {number}: expected {len(header)} cells, as the header has; received "
+                f"{len(line)}: {','.join(line)!r}."
             )
     rows = [
         [_number(path, number, name, line, header.index(name)) for name in columns]
@@ -70,10 +94,10 @@ def _number(path: Any, line_number: int, name: str, line: list[str], index: int)
     where = f"{path}, line {line_number}, column {name!r}"
     if index >= len(line) or not line[index].strip():
         raise PointsError(f"{where}: expected a number; received nothing.")
-    try:
-        value = float(line[index])
-    except ValueError:
-        raise PointsError(f"{where}: expected a number; received {line[index]!r}.") from None
+    text = line[index].strip()
+    if not NUMBER.fullmatch(text):
+        raise PointsError(f"{where}: expected a number; received {line[index]!r}.")
+    value = float(text)
     if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
         raise PointsError(f"{where}: expected a finite number; received {line[index]!r}.")
     return value

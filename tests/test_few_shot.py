@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 
 import jax
@@ -204,6 +205,13 @@ def test_adapting_to_a_users_images_writes_answers_and_a_sheet(finished, users_f
         (lambda s, a: [p.unlink() for p in a.iterdir()], "asked has no images"),
         (lambda s, a: (a / "0.bmp").write_bytes(b"BM, but no more"), "asked/0.bmp is a broken"),
         (lambda s, a: shutil.rmtree(s), "support is not a folder"),
+        (lambda s, a: (s / "alpha" / "more").mkdir(), "support/alpha holds folders: more"),
+        (
+            lambda s, a: (s / "delta").symlink_to("gone"),
+            "support/delta -> gone.*lead nowhere|1 link",
+        ),
+        (lambda s, a: (a / "x.png").symlink_to("gone"), "asked/x.png -> gone"),
+        (lambda s, a: (s / "beta" / "9.png").hardlink_to(s / "alpha" / "0.png"), "are one file"),
     ],
 )
 def test_what_cannot_be_adapted_to_is_named(finished, users_folders, change, message):
@@ -213,13 +221,35 @@ def test_what_cannot_be_adapted_to_is_named(finished, users_folders, change, mes
         adapt.adapt_to_images(run, *map(str, users_folders), adapt_steps=2)
 
 
+def test_names_harm_neither_terminal_nor_table_nor_figure(finished, users_folders, capsys):
+    support, asked = users_folders
+    names = ["$x_{$", "a\x1b[31m,\nred", os.fsdecode(b"\xff.bmp")]
+    (support / "alpha").rename(support / names[0])
+    (support / "beta").rename(support / names[1])
+    (asked / "0.bmp").rename(asked / names[2])
+    (asked / "sub").mkdir()
+    (asked / "1.bmp").rename(asked / "sub" / "$$$.bmp")
+    (asked / "notes\x1b.txt").touch()
+    run = runner.load(omniglot.EXPERIMENT, finished[0])
+    adapt.adapt_to_images(run, str(support), str(asked), adapt_steps=1)
+    with (finished[0] / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows[1:]] == ["2.bmp", "3.bmp", r"\udcff.bmp", "sub/$$$.bmp"]
+    assert rows[0][2:] == ["p($x_{$)", r"p(a\x1b[31m,\nred)", "p(gamma)"]
+    printed = capsys.readouterr()
+    assert r"asked (not images): notes\x1b.txt" in printed.err
+    assert "6 images of" in printed.err  # each is of one value
+    assert "asked: 4 images read as 12x12 pixels, grey, inverted" in printed.out
+    assert "\x1b" not in printed.out + printed.err
+
+
 def test_adapting_asks_for_both_folders(finished):
     run = runner.load(omniglot.EXPERIMENT, finished[0])
     with pytest.raises(ConfigError, match="needs --support=FOLDER and --classify=FOLDER"):
         adapt.adapt_to_images(run, "", "", 1)
 
 
-def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
+def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     for split, classes in {"train": 4, "val": 3, "test": 3}.items():
         for c in range(classes):
@@ -227,6 +257,7 @@ def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
             for i in range(4):
                 array = rng.integers(0, 255, (15, 15, 3), dtype=np.uint8)
                 Image.fromarray(array).save(tmp_path / "mine" / split / f"{split}{c}" / f"{i}.jpg")
+    (tmp_path / "mine" / "notes.txt").touch()
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "mine"))
     monkeypatch.setenv("MAML_JAX_CACHE", str(tmp_path / "cache"))
     small = {
@@ -241,6 +272,14 @@ def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch):
     }
     found = runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(**small))
     assert {row["setting"] for row in found["rows"]} == {"3-way 1-shot, own images"}
+    printed = capsys.readouterr()
+    block = printed.out.index(
+        f"data: folder from {tmp_path / 'mine'}, read as 12x12 pixels, colour"
+    )
+    train = printed.out.index("\n  train: 4 classes of 4 images (files: colour, 15x15 pixels)\n")
+    assert block < train < printed.out.index("step")
+    assert "note: skipped in" in printed.err
+    assert "notes.txt" in printed.err
     assert "paper" not in report.group_table([found]).splitlines()[0]
     with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*0 \(4\).*--num_shots"):
         data.load(mini_imagenet.Config(**{**small, "num_shots": 4}))
@@ -349,6 +388,11 @@ def test_places(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "x"))
     monkeypatch.setattr(places.sys, "platform", "linux")
     assert places.data_dir() == tmp_path / "x" / "maml_jax"
+    monkeypatch.setenv("MAML_JAX_DATA", "~no_such_user_at_all/data")
+    with pytest.raises(
+        ConfigError, match=r"--data_dir or MAML_JAX_DATA is '~no_such.*no such user"
+    ):
+        places.data_dir()
 
 
 def test_contact_sheet_of_many_images(tmp_path):
@@ -356,7 +400,7 @@ def test_contact_sheet_of_many_images(tmp_path):
 
     images = np.zeros((3, 5, 5, 3), np.uint8)
     path = tmp_path / "sheet.png"
-    names = [f"a class with quite a long name {i}" for i in range(3)]
+    names = [f"a class with ${i}$ and quite a long name" for i in range(3)]
     contact_sheet(path, names, np.arange(3), images, ["x.png"] * 3, images, np.eye(3))
     with Image.open(io.BytesIO(path.read_bytes())) as sheet:
         assert sheet.format == "PNG"

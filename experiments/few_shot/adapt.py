@@ -17,6 +17,7 @@ from experiments.few_shot.sheet import contact_sheet
 from maml_jax import adapt
 from maml_jax.classification import LabelledImages, cross_entropy
 from maml_jax.classification.losses import query_outputs
+from maml_jax.text import printable
 
 FLAGS = (
     ("support", "", "With --mode=adapt: folder with a folder of labelled images for each class."),
@@ -43,12 +44,14 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
     if adapt_steps < 0:
         raise ConfigError(f"--adapt_steps must be 0 or more; received {adapt_steps}.")
     names, labels, shown = data.labelled_images(Path(support), config)
+    names = [printable(name) for name in names]
     if len(names) != config.num_ways:
         raise ConfigError(
             f"the model tells {config.num_ways} classes apart (--num_ways of its training); "
             f"{support} has {len(names)} class folders: {', '.join(names[:8])}."
         )
     files, images = data.plain_images(Path(classify), config)
+    files = [printable(name) for name in files]
     probabilities = classify_images(
         config,
         run.states[config.maml_name].best_params,

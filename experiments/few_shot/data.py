@@ -6,6 +6,8 @@ import contextlib
 import functools
 import importlib.util
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import numpy as np
 from experiments import places
 from experiments.config import ConfigError
 from maml_jax.classification import ImageSet
+from maml_jax.text import printable
 
 GLYPH_CLASSES = {"train": 200, "val": 60, "test": 100}  # synthetic
 GLYPH_EXAMPLES = 20
@@ -43,15 +46,26 @@ def load(config: Any) -> Images:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Turns errors of data sets into errors that the command line shows as a sentence."""
+    """Makes sentences for the command line of a data set's errors and warnings."""
     if importlib.util.find_spec("PIL") is None:
         raise ConfigError("images need the extra `data`: pip install 'maml-jax[data]'.")
-    from maml_jax.classification.datasets import DataError
+    from maml_jax.classification.datasets import DataError, DataWarning
 
+    caught: list[warnings.WarningMessage] = []
     try:
-        yield
-    except (DataError, ImportError) as error:
-        raise ConfigError(str(error)) from None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DataWarning)
+            yield
+    except (DataError, ImportError, MemoryError) as error:
+        raise ConfigError(str(error) or "the images do not fit into memory.") from None
+    finally:
+        for warning in caught:
+            if issubclass(warning.category, DataWarning):
+                print(f"note: {warning.message}", file=sys.stderr, flush=True)
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,6 +75,10 @@ def _load(config: Any) -> Images:
     places.cache_dir().mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(places.cache_dir() / ".lock"):  # one process prepares, the others wait
         splits = _read(config)
+    what = "synthetic glyphs"
+    if config.dataset != "synthetic":
+        what = f"{config.dataset} from {places.data_dir()}, read as {reading(config)}"
+    print(printable(f"data: {what}"), datasets.describe(splits), sep="\n", flush=True)
     for name in ("train", "test"):
         if name not in splits:
             raise datasets.DataError(f"the data has no split {name!r}; it has {', '.join(splits)}.")
@@ -141,20 +159,20 @@ def labelled_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray, n
     """Names of classes, labels [n] and images [n, H, W, C] of a folder of class folders.
 
     Raises:
-        ConfigError: no such folder, no images, or broken ones.
+        ConfigError: no such folder, no images, broken ones, or folders in a class folder.
     """
-    from maml_jax.classification.datasets import builder
-    from maml_jax.classification.datasets import folder as folders
+    from maml_jax.classification.datasets import listing
+    from maml_jax.classification.datasets.messages import DataError
 
     with _explained():
-        _check_folder(folder)
-        found = folders.list_images(folders.subfolders(folder))
-        if not found:
-            raise ConfigError(f"{folder} must hold a folder of images for each class; found none.")
-        examples = list(builder.decoded(folders.contents(found), reading(config)))
-    names = sorted({name for name, _, _ in examples})
-    labels = np.array([names.index(name) for name, _, _ in examples], np.int32)
-    return names, labels, np.stack([image for _, _, image in examples])
+        files = listing.list_images(listing.class_folders(folder))
+        if not files:
+            raise DataError(f"{folder} must hold a folder of images for each class; found none.")
+        listing.check_once({"support": files})
+        images = _decode(files, config, f"support {folder}")
+    names = sorted({file.class_name for file in files})
+    labels = np.array([names.index(file.class_name) for file in files], np.int32)
+    return names, labels, images
 
 
 def plain_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray]:
@@ -163,16 +181,27 @@ def plain_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray]:
     Raises:
         ConfigError: no such folder, no images, or broken ones.
     """
-    from maml_jax.classification.datasets import builder
-    from maml_jax.classification.datasets import folder as folders
+    from maml_jax.classification.datasets import listing
 
     with _explained():
-        _check_folder(folder)
-        found = folders.list_images([folder])
-        examples = list(builder.decoded(folders.contents(found), reading(config)))
-    return [file.name for file in found], np.stack([image for _, _, image in examples])
+        files = listing.list_below(folder)
+        images = _decode(files, config, f"images {folder}")
+    return [file.name for file in files], images
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder.")
+def _decode(files: list[Any], config: Any, where: str) -> np.ndarray:
+    """Images [n, H, W, C] of files; says what they were, and warns of those of nearly one value."""
+    from maml_jax.classification.datasets import builder, listing
+    from maml_jax.classification.datasets import images as image_sets
+
+    _, names, arrays, kinds = zip(
+        *builder.decoded(listing.contents(files), reading(config)), strict=True
+    )
+    images = np.stack(arrays)
+    flat = [names[i] for i in image_sets.nearly_one_value(images)]
+    image_sets.note_flat(flat, len(images), where)
+    described = image_sets.describe_files(Counter(kinds))
+    print(
+        printable(f"{where}: {len(images)} images read as {reading(config)} (files: {described})")
+    )
+    return images

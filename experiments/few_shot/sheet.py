@@ -103,7 +103,7 @@ def _draw_image(ax: Axes, image: np.ndarray, color: str, title: str) -> None:
         ax.imshow(image)
     frame = (-0.5, -0.5), width, height
     ax.add_patch(Rectangle(*frame, fill=False, ec=color, lw=3, clip_on=False))
-    ax.set_title(title, fontsize=8)
+    ax.set_title(title, fontsize=8, parse_math=False)  # names may hold dollar signs
     ax.set_axis_off()
 
 

@@ -23,13 +23,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from maml_jax.classification.datasets.images import (
-    DataError,
-    ImageClasses,
-    Reading,
-    short_digest,
-    stack,
-)
+from maml_jax.classification.datasets.images import Example, ImageClasses, stack
+from maml_jax.classification.datasets.messages import DataError, listed, note, short_digest
+from maml_jax.classification.datasets.reading import Reading
 
 with contextlib.suppress(ImportError):
     import tensorflow_datasets as tfds
@@ -37,6 +33,7 @@ with contextlib.suppress(ImportError):
 File = tuple[str, str, bytes]  # class, name of the example, content
 PACKAGES = ("tensorflow_datasets", "array_record")
 MOST_BROKEN = 5  # named in an error
+NAME, FORMAT = "image_classes", "1.1.0"  # of what is kept
 TIMEOUT_S = 30.0  # without an answer
 
 
@@ -58,15 +55,26 @@ class Source:
 def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageClasses]:
     """The splits of a source; prepared on first use, and read from the cache after that.
 
+    What the cache holds is made again where it cannot be read, with a warning.
+
     Raises:
         DataError: the source's content is not what it should be.
         ImportError: the packages of the extra `data` are missing.
     """
     _check_packages()
+    folder = cache_dir / NAME / _config_name(source, reading) / FORMAT
+    if folder.exists():
+        try:
+            return _read_all(source, reading, cache_dir)
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # a damaged file can raise nearly anything
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+            note(f"prepared data in {folder} is damaged ({reason}): it is removed and made again.")
+            shutil.rmtree(folder)
     with _quiet():
-        builder = _make_builder(source, reading, cache_dir)
-        builder.download_and_prepare()
-        return {split: stack(_read(builder, split)) for split in sorted(builder.info.splits)}
+        _make_builder(source, reading, cache_dir).download_and_prepare()
+    return _read_all(source, reading, cache_dir)
 
 
 def _check_packages() -> None:
@@ -77,13 +85,15 @@ def _check_packages() -> None:
         )
 
 
+def _config_name(source: Source, reading: Reading) -> str:
+    return f"{source.name}-{short_digest([source.fingerprint, repr(dataclasses.astuple(reading))])}"
+
+
 def _make_builder(source: Source, reading: Reading, cache_dir: Path) -> Any:
-    made_from = short_digest([source.fingerprint, repr(dataclasses.astuple(reading))])
-    config = tfds.core.BuilderConfig(name=f"{source.name}-{made_from}")
     return _builder_class()(
         source=source,
         reading=reading,
-        config=config,
+        config=tfds.core.BuilderConfig(name=_config_name(source, reading)),
         data_dir=str(cache_dir),
         file_format="array_record",
     )
@@ -93,8 +103,8 @@ def _builder_class() -> type:
     class ImageClassesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Image files of classes, at one size."""
 
-        VERSION = tfds.core.Version("1.0.0")
-        name = "image_classes"
+        VERSION = tfds.core.Version(FORMAT)
+        name = NAME
         url_infos: ClassVar[dict[str, Any]] = {}  # no checksums: the content is checked instead
 
         def __init__(self, *, source: Source, reading: Reading, **kwargs: Any):
@@ -107,6 +117,7 @@ def _builder_class() -> type:
                 "image": tfds.features.Image(shape=shape, encoding_format="png"),
                 "class_name": tfds.features.Text(),
                 "name": tfds.features.Text(),
+                "kind": tfds.features.Text(),
             }
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)
@@ -119,15 +130,13 @@ def _builder_class() -> type:
             return {split: self._generate_examples(files) for split, files in splits.items()}
 
         def _generate_examples(self, files):
-            for class_name, name, image in decoded(files, self._reading):
+            for class_name, name, image, kind in decoded(files, self._reading):
                 png = io.BytesIO()
                 flat = image[..., 0] if image.shape[-1] == 1 else image
                 Image.fromarray(flat).save(png, "png", compress_level=1)  # three times as fast
                 png.seek(0)
-                yield (
-                    f"{class_name}/{name}",
-                    {"image": png, "class_name": class_name, "name": name},
-                )
+                names = {"class_name": _encoded(class_name), "name": _encoded(name), "kind": kind}
+                yield b"\0".join([names["class_name"], names["name"]]), {"image": png, **names}
 
     return ImageClassesBuilder
 
@@ -149,8 +158,13 @@ def download(folder: Path, urls: Sequence[str]) -> list[Path]:
     return paths
 
 
-def decoded(files: Iterable[File], reading: Reading) -> Iterator[tuple[str, str, np.ndarray]]:
-    """The images of files.
+def _encoded(name: str) -> bytes:
+    """A name as bytes, even if it is not UTF-8."""
+    return name.encode("utf-8", "surrogatepass")
+
+
+def decoded(files: Iterable[File], reading: Reading) -> Iterator[Example]:
+    """The images of files, each with the kind of its file (`Reading.decode_kind`).
 
     Raises:
         DataError: (at the end) names the files that are not images.
@@ -158,28 +172,46 @@ def decoded(files: Iterable[File], reading: Reading) -> Iterator[tuple[str, str,
     broken: list[str] = []
     for class_name, name, data in files:
         try:
-            yield class_name, name, reading.decode(data)
+            image, kind = reading.decode_kind(data)
+            yield class_name, name, image, kind
         except DataError as error:
             broken.append(f"{class_name}/{name} is {error}")
     if broken:
-        more = f"; and {len(broken) - MOST_BROKEN} more" if len(broken) > MOST_BROKEN else ""
         raise DataError(
-            f"{len(broken)} file(s) cannot be read as images: {'; '.join(broken[:MOST_BROKEN])}"
-            f"{more}. Remove or replace them."
+            f"{len(broken)} file(s) cannot be read as images: {listed(broken, MOST_BROKEN)}. "
+            "Remove or replace them."
         )
 
 
-def _read(builder: Any, split: str) -> Iterator[tuple[str, str, np.ndarray]]:
-    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+def _read_all(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageClasses]:
+    with _quiet():
+        builder = _make_builder(source, reading, cache_dir)
+        if not builder.info.splits:
+            raise DataError("it names no splits")
+        return {
+            split: stack(_read(builder, split, reading), f"split {split!r} of {source.name}")
+            for split in sorted(builder.info.splits)
+        }
 
-    def one(example: Mapping[str, Any]) -> tuple[str, str, np.ndarray]:
+
+def _read(builder: Any, split: str, reading: Reading) -> Iterator[Example]:
+    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    expected = builder.info.splits[split].num_examples
+    if len(source) != expected:
+        raise DataError(f"split {split!r} must have {expected} images; it has {len(source)}")
+
+    def one(example: Mapping[str, Any]) -> Example:
         with Image.open(io.BytesIO(example["image"])) as image:
             array = np.asarray(image)
-        array = array[..., None] if array.ndim == 2 else array
-        return example["class_name"].decode(), example["name"].decode(), array
+        array = array.reshape(reading.size, reading.size, reading.channels)
+        class_name, name = (example[k].decode("utf-8", "surrogatepass") for k in _NAMES)
+        return class_name, name, array, example["kind"].decode()
 
     with ThreadPoolExecutor() as pool:
         yield from pool.map(one, source.__getitems__(list(range(len(source)))), chunksize=256)
+
+
+_NAMES = ("class_name", "name")
 
 
 @contextlib.contextmanager

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from maml_jax.classification.datasets import builder
-from maml_jax.classification.datasets.images import (
-    SPLITS,
-    DataError,
-    ImageClasses,
-    Reading,
-    check_disjoint,
-    short_digest,
+from maml_jax.classification.datasets.images import SPLITS, ImageClasses, check_disjoint
+from maml_jax.classification.datasets.listing import (
+    LAYOUTS,
+    class_folders,
+    list_images,
+    look_into,
+    note_skipped,
+    source_of_files,
+    split_folders,
 )
+from maml_jax.classification.datasets.messages import DataError
+from maml_jax.classification.datasets.reading import Reading
 
 
 def load_folder(
@@ -31,16 +33,18 @@ def load_folder(
     """Images in class folders, in any format that Pillow reads.
 
     Args:
-        data_dir: either with folders `train`, `test` and perhaps `val`, each with a folder for
-            every class; or with the class folders themselves, which are then split at random.
+        data_dir: either with folders `train`, `test` and perhaps `val` (or other names of splits,
+            see `listing.SPLIT_NAMES`), each with a folder for every class; or with the class
+            folders themselves, which are then split at random. Links are followed.
         cache_dir: where what was read is kept.
         reading: size, channels and so on that images are brought to.
         fractions: of classes for train, val and test, where the folder has no splits.
         split_seed: of that splitting.
 
     Raises:
-        DataError: no such folder, no class folders, a class in two splits, or files that are no
-            images: names them.
+        DataError: no such folder, no class folders, folders in a class, a class in two splits, a
+            file that is an image twice, links that lead nowhere, or files that are no images: names
+            them.
     """
     splits = find_classes(data_dir)
     files = {split: list_images(folders) for split, folders in splits.items()}
@@ -54,79 +58,27 @@ def load_folder(
 
 def find_classes(data_dir: Path) -> dict[str, list[Path]]:
     """The class folders of each split, or of the one split "unsplit"."""
-    if not data_dir.is_dir():
-        raise DataError(f"--data_dir={data_dir} is not a folder.")
-    if (data_dir / "train").is_dir():
-        found = {s: subfolders(data_dir / s) for s in SPLITS if (data_dir / s).is_dir()}
-        if "test" not in found:
-            raise DataError(f"{data_dir} has a folder train, but no folder test beside it.")
-    else:
-        found = {"unsplit": subfolders(data_dir)}
-    for split, folders in found.items():
+    splits = split_folders(data_dir)
+    for needed in ("train", "test"):
+        if splits and needed not in splits:
+            others = ", ".join(path.name for path in splits.values())
+            raise DataError(
+                f"{data_dir} has splits in {others}, but no folder {needed} beside them. "
+                f"Layouts: {LAYOUTS}."
+            )
+    if splits:
+        entries = look_into(data_dir)
+        beside = [path for path in entries.folders if path not in splits.values()]
+        note_skipped(data_dir, [*beside, *entries.images, *entries.others], "not splits")
+    classes = {split: class_folders(path) for split, path in splits.items()}
+    classes = classes or {"unsplit": class_folders(data_dir)}
+    for split, folders in classes.items():
         if not folders:
-            where = data_dir if split == "unsplit" else data_dir / split
-            raise DataError(f"{where} must hold a folder for each class; found none.")
-    return found
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, in order, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-class Listed(NamedTuple):
-    """An image file.
-
-    Attributes:
-        class_name: its class.
-        name: of the example, unique in its class.
-        path: of the file.
-    """
-
-    class_name: str
-    name: str
-    path: Path
-
-
-def list_images(folders: Iterable[Path]) -> list[Listed]:
-    """Every file in class folders, or below them, whose name ends like an image's.
-
-    Raises:
-        DataError: a class folder has no such file.
-    """
-    Image.init()
-    found = []
-    for folder in folders:
-        inside = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in Image.EXTENSION
-            and not path.name.startswith(".")
-            and path.is_file()
-        )
-        if not inside:
-            raise DataError(f"folder {folder} has no images in a format that Pillow knows.")
-        found += [Listed(folder.name, p.relative_to(folder).as_posix(), p) for p in inside]
-    return found
-
-
-def contents(files: Iterable[Listed]) -> Iterator[builder.File]:
-    """The files' bytes, read when they are asked for."""
-    for file in files:
-        yield file.class_name, file.name, file.path.read_bytes()
-
-
-def source_of_files(name: str, files: Mapping[str, Sequence[Listed]]) -> builder.Source:
-    """A source of image files by split; another content or labelling has another fingerprint."""
-    made_from = short_digest(
-        f"{split}:{file.class_name}:{file.name}:{stat.st_size}:{stat.st_mtime_ns}"
-        for split, listed in files.items()
-        for file in listed
-        for stat in [file.path.stat()]
-    )
-    return builder.Source(
-        name, made_from, lambda _: {split: contents(listed) for split, listed in files.items()}
-    )
+            where = splits.get(split, data_dir)
+            raise DataError(
+                f"{where} must hold a folder for each class; found none. Layouts: {LAYOUTS}."
+            )
+    return classes
 
 
 def split_classes(

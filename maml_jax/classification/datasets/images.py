@@ -1,38 +1,31 @@
-"""Images of classes on the host: one uint8 array, and how files become it."""
+"""Images of classes on the host: one uint8 array a split, its checks and its description."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import io
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from maml_jax.classification.datasets.messages import DataError, listed, note
 from maml_jax.classification.episodes import ImageSet
 
 SPLITS = ("train", "val", "test")
-RESAMPLINGS = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
+NEARLY_ONE_VALUE = 16  # of 255: what 12 bits in a 16-bit file come to
+MODES = {  # Pillow's, in words, with what becomes of them
+    "1": "black and white",
+    "L": "grey",
+    "P": "palette",
+    "RGB": "colour",
+    "I": "16-bit grey brought to 8 bits",
+    "LA": "grey put on white where transparent",
+    "RGBA": "colour put on white where transparent",
+    "CMYK": "CMYK",
 }
 
-
-_UNREADABLE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,  # a header that claims hundreds of megapixels
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-)
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names file or class, what was expected, and found."""
+Example = tuple[str, str, np.ndarray, str]  # class, name, uint8 [H, W, C], kind of its file
 
 
 class ImageClasses(NamedTuple):
@@ -42,11 +35,13 @@ class ImageClasses(NamedTuple):
         images: uint8 [classes, examples, H, W, C]; classes with fewer examples end in zeros.
         counts: int32 [classes], examples of each class.
         names: of the classes.
+        files: what the images were read from, in words.
     """
 
     images: np.ndarray
     counts: np.ndarray
     names: tuple[str, ...]
+    files: str = ""
 
     @property
     def image_set(self) -> ImageSet:
@@ -57,112 +52,113 @@ class ImageClasses(NamedTuple):
         """Some of the classes."""
         chosen = np.asarray(indices, np.int64)
         names = tuple(self.names[i] for i in chosen)
-        return ImageClasses(self.images[chosen], self.counts[chosen], names)
+        return self._replace(images=self.images[chosen], counts=self.counts[chosen], names=names)
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How an image file becomes an array.
+def stack(examples: Iterable[Example], where: str) -> ImageClasses:
+    """One array of images, in order of the names of classes and examples.
 
-    Attributes:
-        size: height and width in pixels; images are squeezed to a square.
-        channels: 1 for grey, 3 for colour.
-        invert: whether dark becomes 255: ink on paper, then, is 1 and paper 0.
-        resample: a name in `RESAMPLINGS`.
-    """
+    Warns of images that hold nearly one value.
 
-    size: int
-    channels: int = 3
-    invert: bool = False
-    resample: str = "lanczos"
-
-    def __post_init__(self):
-        if self.size < 1 or self.channels not in (1, 3) or self.resample not in RESAMPLINGS:
-            raise ValueError(
-                "a reading has a size of 1 pixel or more, 1 or 3 channels, and a resampling of "
-                f"{', '.join(RESAMPLINGS)}; received {self}."
-            )
-
-    def decode(self, data: bytes) -> np.ndarray:
-        """The image in a file's bytes as uint8 [size, size, channels].
-
-        Raises:
-            DataError: this is no image, or a broken one; says what it looks like.
-        """
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                upright = ImageOps.exif_transpose(image)
-                flat = _on_white(upright).convert("L" if self.channels == 1 else "RGB")
-        except DataError:
-            raise
-        except _UNREADABLE as error:
-            said = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-            raise DataError(describe_bytes(data) or f"a broken image{said}") from None
-        if flat.size != (self.size, self.size):
-            flat = flat.resize((self.size, self.size), RESAMPLINGS[self.resample])
-        array = np.asarray(flat, np.uint8).reshape(self.size, self.size, self.channels)
-        return 255 - array if self.invert else array
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Transparent parts become white; 16-bit grey becomes 8-bit."""
-    if image.mode == "F":
-        raise DataError("an image of floating-point pixels, whose range is not known: convert it")
-    if image.mode.startswith("I"):  # 16 bits, whether Pillow says so or not
-        values = np.asarray(image, np.float64) / 257
-        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        with_alpha = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, with_alpha)
-    return image
-
-
-def describe_bytes(data: bytes) -> str:
-    """What a file that should be an image or an archive is instead; "" if that cannot be told."""
-    start = data[:512].lstrip().lower()
-    if not data:
-        return "an empty file"
-    if start.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page: the download was of a web page, not of the file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer: fetch the file itself with `git lfs pull`"
-    return ""
-
-
-def stack(examples: Iterable[tuple[str, str, np.ndarray]]) -> ImageClasses:
-    """One array of images that come as (class, example, uint8 [H, W, C]), in order of names.
+    Args:
+        examples: in any order.
+        where: they come from, for messages.
 
     Raises:
         DataError: there is none.
+        MemoryError: memory does not hold them.
     """
     by_class: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for class_name, name, image in examples:
+    kinds: Counter[str] = Counter()
+    for class_name, name, image, kind in examples:
         by_class.setdefault(class_name, []).append((name, image))
+        kinds[kind] += 1
     if not by_class:
-        raise DataError("expected images of some classes; found none.")
+        raise DataError(f"expected images of some classes in {where}; received none.")
     names = tuple(sorted(by_class))
     counts = np.array([len(by_class[name]) for name in names], np.int32)
-    shape = next(iter(by_class.values()))[0][1].shape
-    images = np.zeros((len(names), int(counts.max()), *shape), np.uint8)
-    for i, name in enumerate(names):
-        for j, (_, image) in enumerate(sorted(by_class.pop(name), key=lambda pair: pair[0])):
+    shape = (len(names), int(counts.max()), *next(iter(by_class.values()))[0][1].shape)
+    try:
+        images = np.zeros(shape, np.uint8)
+    except MemoryError:
+        raise MemoryError(
+            f"the images of {where} need {np.prod(shape, dtype=float) / 1e9:,.1f} GB of memory: "
+            f"{shape[0]} classes, each with room for the {shape[1]} images of the largest."
+        ) from None
+    flat: list[str] = []
+    for i, class_name in enumerate(names):
+        members = sorted(by_class.pop(class_name), key=lambda pair: pair[0])
+        for j, (_, image) in enumerate(members):
             images[i, j] = image
-    return ImageClasses(images, counts, names)
+        flat += [f"{class_name}/{members[j][0]}" for j in nearly_one_value(images[i, : j + 1])]
+    note_flat(flat, int(counts.sum()), where)
+    return ImageClasses(images, counts, names, describe_files(kinds))
+
+
+def nearly_one_value(images: np.ndarray) -> np.ndarray:
+    """Indices of the images [n, H, W, C] whose pixels nearly all have one value."""
+    flat = images.reshape(len(images), -1)
+    return np.flatnonzero(np.ptp(flat, axis=1) <= NEARLY_ONE_VALUE)
+
+
+def note_flat(flat: Sequence[str], total: int, where: str) -> None:
+    """Warns of images that hold nearly one value."""
+    if flat:
+        note(
+            f"{len(flat)} of {total} images of {where} decode to nearly one value (brightest and "
+            f"darkest pixel differ by {NEARLY_ONE_VALUE} of 255 or less): {listed(flat, 3)}. Blank "
+            "pages; or values that do not fill their range (12 bits in a 16-bit file), or ink as "
+            "white as the paper behind a transparent image? Convert such files to 8-bit PNG."
+        )
+
+
+def describe_files(kinds: Mapping[str, int]) -> str:
+    """Kinds of files (`Reading.decode_kind`) in words, with what their reading converted."""
+    modes: Counter[str] = Counter()
+    for kind, count in kinds.items():
+        mode = kind.partition(" ")[0]
+        name, first = mode.removesuffix("+").partition(";")[0], mode.endswith("+")
+        modes[MODES.get(name, name) + ", first frame of several" * first] += count
+    sizes = {kind.partition(" ")[2] for kind in kinds}
+    both = np.array([[int(n) for n in size.split("x")] for size in sizes])
+    low, high = both.min(axis=0), both.max(axis=0)
+    size = "x".join(f"{a}" if a == b else f"{a}..{b}" for a, b in zip(low, high, strict=True))
+    if len(modes) == 1:
+        return f"{next(iter(modes))}, {size} pixels"
+    return "; ".join(f"{n} {mode}" for mode, n in modes.most_common()) + f"; {size} pixels"
+
+
+def describe(splits: Mapping[str, ImageClasses]) -> str:
+    """A line for each split: classes, images of a class, and the files that they were read from."""
+    lines = []
+    for split, classes in splits.items():
+        low, high = int(classes.counts.min()), int(classes.counts.max())
+        images = f"{low}" if low == high else f"{low} to {high}"
+        files = f" (files: {classes.files})" if classes.files else ""
+        lines.append(f"  {split}: {len(classes.names)} classes of {images} images{files}")
+    return "\n".join(lines)
 
 
 def check_disjoint(splits: Mapping[str, ImageClasses]) -> None:
-    """Raises a DataError if a class is in two splits: a test on it would flatter."""
-    seen: dict[str, str] = {}
+    """Raises a DataError if a class is in two splits: a test on it would flatter.
+
+    Names that differ only in how Unicode writes them are one name.
+    """
+    split_of: dict[str, str] = {}
     for split, classes in sorted(splits.items(), key=lambda item: SPLITS.index(item[0])):
-        twice = [name for name in classes.names if name in seen]
+        names = {unicodedata.normalize("NFC", name): name for name in classes.names}
+        if len(names) < len(classes.names):
+            alike = sorted(set(classes.names) - set(names.values()))
+            raise DataError(f"split {split!r} has names of classes that look alike: {alike}.")
+        twice = [name for form, name in names.items() if form in split_of]
         if twice:
+            other = split_of[unicodedata.normalize("NFC", twice[0])]
             raise DataError(
-                f"{len(twice)} class(es) of split {split!r} are in split {seen[twice[0]]!r} too: "
-                f"{_listed(twice)}. Each class belongs to one split; if they are not the same, "
+                f"{len(twice)} class(es) of split {split!r} are in split {other!r} too: "
+                f"{listed(twice)}. Each class belongs to one split; if they are not the same, "
                 "give them different names."
             )
-        seen |= dict.fromkeys(classes.names, split)
+        split_of |= dict.fromkeys(names, split)
 
 
 def check_episodes(
@@ -179,7 +175,7 @@ def check_episodes(
         classes = splits[split]
         if len(classes.names) < num_ways:
             raise DataError(
-                f"split {split!r} has {len(classes.names)} classes ({_listed(classes.names)}); "
+                f"split {split!r} has {len(classes.names)} classes ({listed(classes.names)}); "
                 f"{num_ways}-way episodes need {num_ways} or more."
             )
         few = [
@@ -190,18 +186,5 @@ def check_episodes(
         if few:
             raise DataError(
                 f"an episode takes {per_class} examples of a class (shots and queries); split "
-                f"{split!r} has classes with fewer: {_listed(few)}."
+                f"{split!r} has classes with fewer: {listed(few)}."
             )
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def short_digest(parts: Iterable[str]) -> str:
-    """A short name for what a data set was made from."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part.encode() + b"\0")
-    return sha.hexdigest()[:16]

@@ -8,34 +8,37 @@ from __future__ import annotations
 
 import csv
 import io
-import pickle
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from maml_jax.classification.datasets import builder
-from maml_jax.classification.datasets.folder import (
+from maml_jax.classification.datasets import builder, pickles
+from maml_jax.classification.datasets.images import SPLITS, ImageClasses, check_disjoint
+from maml_jax.classification.datasets.listing import (
     Listed,
+    class_folders,
     list_images,
+    look_into,
+    note_skipped,
     source_of_files,
-    subfolders,
+    split_folders,
 )
-from maml_jax.classification.datasets.images import (
-    SPLITS,
+from maml_jax.classification.datasets.messages import (
     DataError,
-    ImageClasses,
-    Reading,
-    check_disjoint,
     describe_bytes,
+    listed,
+    note,
     short_digest,
 )
+from maml_jax.classification.datasets.reading import Reading
 
 CLASSES = {"train": 64, "val": 16, "test": 20}
 IMAGES = 600
+COLUMNS = ("filename", "label")
 PICKLES = {split: f"mini-imagenet-cache-{split}.pkl" for split in SPLITS}
 LAYOUTS = (
     "class folders {train,val,test}/CLASS/*, a folder images/ beside train.csv, val.csv and "
@@ -67,59 +70,89 @@ def load_mini_imagenet(
 
 
 def find_source(data_dir: Path) -> builder.Source:
-    """The layout that is there."""
+    """The layout that is there; warns of others beside it."""
     for folder in (data_dir, data_dir / "mini_imagenet"):
-        if all((folder / split).is_dir() for split in SPLITS):
-            return _class_folders(folder)
-        if (folder / "images").is_dir() and all((folder / f"{s}.csv").exists() for s in SPLITS):
-            return _image_lists(folder)
-        if all((folder / name).exists() for name in PICKLES.values()):
-            return _pickles(folder)
+        layouts = dict(_layouts(folder)) if folder.is_dir() else {}
+        if layouts:
+            chosen, *others = layouts
+            if others:
+                note(f"{folder} has several layouts: read {chosen}, skipped {', '.join(others)}.")
+            return layouts[chosen]()
     raise DataError(
         f"found no MiniImagenet in {data_dir} or {data_dir / 'mini_imagenet'}; expected {LAYOUTS}."
     )
 
 
-def _class_folders(folder: Path) -> builder.Source:
-    files = {split: list_images(subfolders(folder / split)) for split in SPLITS}
+def _layouts(folder: Path) -> Iterator[tuple[str, Callable[[], builder.Source]]]:
+    splits = split_folders(folder)
+    if splits.keys() == set(SPLITS):
+        yield "class folders", lambda: _class_folders(folder, splits)
+    if (folder / "images").is_dir() and all((folder / f"{s}.csv").exists() for s in SPLITS):
+        yield "lists of images", lambda: _image_lists(folder)
+    if all((folder / name).exists() for name in PICKLES.values()):
+        yield "pickles", lambda: _pickles(folder)
+
+
+def _class_folders(folder: Path, splits: Mapping[str, Path]) -> builder.Source:
+    files = {split: list_images(class_folders(splits[split])) for split in SPLITS}
     return _from_paths(folder, files)
 
 
 def _image_lists(folder: Path) -> builder.Source:
-    files, listed_in = {}, {}
-    for split in SPLITS:
-        path = folder / f"{split}.csv"
-        text = path.read_bytes()
-        if describe_bytes(text):
-            raise DataError(f"{path} is {describe_bytes(text)}.")
-        lines = csv.DictReader(io.StringIO(text.decode("utf-8-sig", errors="replace")))
-        if not {"filename", "label"} <= set(lines.fieldnames or ()):
-            raise DataError(
-                f"{path} must have the columns filename and label; found {lines.fieldnames}."
-            )
-        files[split] = [
-            Listed(line["label"], line["filename"], folder / "images" / line["filename"])
-            for line in lines
-        ]
-        absent = [str(file.path) for file in files[split] if not file.path.exists()]
-        if absent:
-            raise DataError(
-                f"{path} names {len(absent)} images that are not there, the first: {absent[0]}."
-            )
-        for file in files[split]:
-            here = f"{path.name} as {file.class_name}"
-            if file.name in listed_in:
-                raise DataError(
-                    f"{file.name} is listed twice in {folder}: in {listed_in[file.name]}, and in "
-                    f"{here}. An image belongs to one class of one split."
-                )
-            listed_in[file.name] = here
+    files = {split: list(_read_list(folder, folder / f"{split}.csv")) for split in SPLITS}
+    named = {
+        path
+        for images in files.values()
+        for file in images
+        for path in (file.path, *file.path.parents)
+    }
+    unnamed = [path for each in look_into(folder / "images") for path in each if path not in named]
+    note_skipped(folder / "images", unnamed, "in no list")
     return _from_paths(folder, files)
 
 
+def _read_list(folder: Path, path: Path) -> Iterator[Listed]:
+    """The images that a CSV file lists, each a path below `images`."""
+    data = path.read_bytes()
+    if describe_bytes(data):
+        raise DataError(f"{path} is {describe_bytes(data)}.")
+    try:
+        header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise DataError(f"{path} is no CSV text file in UTF-8: {error}.") from None
+    if sorted(set(header) & set(COLUMNS)) != sorted(c for c in header if c in COLUMNS):
+        raise DataError(f"{path} has a column twice: {header}.")
+    if not set(COLUMNS) <= set(header):
+        raise DataError(f"{path} must have the columns filename and label; found {header}.")
+    absent = []
+    for number, row in enumerate(rows, 2):
+        if not row:
+            continue
+        where = f"{path}, row {number}"
+        if len(row) != len(header) or not all(cell and cell == cell.strip() for cell in row):
+            raise DataError(
+                f"{where} must have {len(header)} cells, none empty and none with space at its "
+                f"ends; received {row}."
+            )
+        name, label = (row[header.index(column)] for column in COLUMNS)
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in parts[0]:
+            raise DataError(f"{where}: {name!r} must be a path below {folder / 'images'}.")
+        file = Listed(label, "/".join(parts), folder / "images" / Path(*parts))
+        if file.path.is_file():
+            yield file
+        else:
+            absent.append(str(file.path))
+    if absent:
+        raise DataError(
+            f"{path} names {len(absent)} images that are not there, or links that lead nowhere, "
+            f"the first: {absent[0]}."
+        )
+
+
 def _from_paths(folder: Path, files: dict[str, list[Listed]]) -> builder.Source:
-    for split, listed in files.items():
-        check_counts(folder, split, Counter(file.class_name for file in listed))
+    for split, images in files.items():
+        check_counts(folder, split, Counter(file.class_name for file in images))
     return source_of_files("mini_imagenet", files)
 
 
@@ -153,95 +186,90 @@ def _pickles(folder: Path) -> builder.Source:
 def _unpickled(path: Path, split: str) -> Iterator[builder.File]:
     """The images of a `mini-imagenet-cache` file, class by class."""
     images, by_class = read_pickle(path)
-    check_counts(path, split, Counter({name: len(found) for name, found in by_class.items()}))
+    check_counts(path, split, Counter({name: len(each) for name, each in by_class.items()}))
     _check_indices(path, by_class, len(images))
     for name, indices in by_class.items():
         for index in indices:
             png = io.BytesIO()
             Image.fromarray(images[index]).save(png, "png")
-            yield str(name), f"{index:06d}", png.getvalue()
+            yield name, f"{index:06d}", png.getvalue()
 
 
-def _check_indices(path: Path, by_class: dict[str, Any], count: int) -> None:
+def _check_indices(path: Path, by_class: Mapping[str, Iterable[int]], count: int) -> None:
     """Raises a DataError unless each image is named once, and is there."""
-    owner: dict[int, str] = {}
+    class_of: dict[int, str] = {}
     for name, indices in by_class.items():
-        for index in map(int, indices):
+        for index in indices:
             if not 0 <= index < count:
                 raise DataError(
                     f"{path}: class {name} names image {index}; there are {count} images."
                 )
-            if index in owner:
-                raise DataError(f"{path}: image {index} is in classes {owner[index]} and {name}.")
-            owner[index] = name
+            if index in class_of:
+                raise DataError(
+                    f"{path}: image {index} is in classes {class_of[index]} and {name}."
+                )
+            class_of[index] = name
+    if len(class_of) < count:
+        raise DataError(f"{path}: {count - len(class_of)} of {count} images have no class.")
 
 
-def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, list[int]]]:
     """Images [n, 84, 84, 3] and, by class, which of them; from `image_data` and `class_dict`.
 
     Raises:
         DataError: the file holds anything but arrays, dictionaries, lists and numbers, or has
             another form.
     """
-    with path.open("rb") as file:
-        start = file.read(512)
-        if describe_bytes(start):
-            raise DataError(f"{path} is {describe_bytes(start)}.")
-        file.seek(0)
-        try:
-            content = _PlainUnpickler(file, encoding="latin1").load()
-        except DataError as error:
-            raise DataError(f"{path} {error}") from None
-        except Exception as error:  # a broken pickle can raise nearly anything
-            raise DataError(f"{path} is no pickle, or a broken one ({error}).") from None
-    try:
-        images, by_class = content["image_data"], content["class_dict"]
-    except (TypeError, KeyError):
+    content = pickles.read(path)
+    if not isinstance(content, dict) or not {"image_data", "class_dict"} <= content.keys():
         raise DataError(
             f"{path} must hold a dictionary with image_data and class_dict; found {_form(content)}."
-        ) from None
-    expected = (84, 84, 3)
-    fits = isinstance(images, np.ndarray) and images.shape[1:] == expected
-    lists = isinstance(by_class, dict) and all(
-        isinstance(found, (list, tuple, np.ndarray)) for found in by_class.values()
-    )
-    if not fits or images.dtype != np.uint8 or not lists:
+        )
+    images, by_class = content["image_data"], content["class_dict"]
+    fits = isinstance(images, np.ndarray) and images.shape[1:] == (84, 84, 3)
+    if not fits or images.dtype != np.uint8 or not isinstance(by_class, dict):
         raise DataError(
             f"{path}: image_data must be uint8 [n, 84, 84, 3] and class_dict a dictionary of lists "
             f"of indices; found {_form(images)} and {_form(by_class)}."
         )
-    return images, by_class
+    others = [key for key in content if key not in ("image_data", "class_dict")]
+    if others:
+        note(f"skipped in {path} (not images or classes): {listed(others, 4)}.")
+    if sum(len(value) for value in by_class.values() if _sized(value)) > len(images):
+        raise DataError(f"{path}: class_dict names more images than the {len(images)} there are.")
+    indices: dict[str, list[int]] = {}
+    for key, value in by_class.items():
+        if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
+            raise DataError(f"{path}: a class must be called by text or a number; found {key!r}.")
+        if str(key) in indices:
+            raise DataError(f"{path}: class_dict has the class {key} twice, as text and number.")
+        indices[str(key)] = _indices(f"{path}: class {key}", value)
+    return images, indices
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads arrays, dictionaries and what they are made of, and nothing that could run code."""
+def _indices(where: str, value: Any) -> list[int]:
+    """A list of integers, from one or from an array [n]."""
+    if not _sized(value):
+        raise DataError(
+            f"{where} must be a list of indices in class_dict, a dictionary of lists of indices; "
+            f"found {_form(value)}."
+        )
+    indices = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    for index in indices:
+        if type(index) is not int:
+            raise DataError(f"{where} must be a list of integers; found {_form(index)} in it.")
+    return indices
 
-    ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            *(
-                (f"numpy.{core}.multiarray", name)
-                for core in ("core", "_core")
-                for name in ("_reconstruct", "scalar")
-            ),
-            ("_codecs", "encode"),
-            ("collections", "OrderedDict"),
-        }
-    )
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise DataError(
-                f"holds {module}.{name}; only arrays and dictionaries are read, because a pickle "
-                "can run any code."
-            )
-        return super().find_class(module, name)
+def _sized(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def _form(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}"
+        return f"an array, {value.dtype} {value.shape}"
     if isinstance(value, dict):
-        return f"a dictionary with keys {sorted(map(str, value))[:5]}"
+        return f"a dictionary with keys {listed(sorted(map(str, value)), 5)}"
+    if isinstance(value, (int, float, str)):
+        return f"{str(value)[:40]!r}, a {type(value).__name__}"
     return f"a {type(value).__name__}"

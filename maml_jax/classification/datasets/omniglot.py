@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,20 +13,26 @@ import numpy as np
 from PIL import Image
 
 from maml_jax import types
-from maml_jax.classification.datasets import builder
-from maml_jax.classification.datasets.images import (
-    SPLITS,
+from maml_jax.classification.datasets import archives, builder
+from maml_jax.classification.datasets.images import SPLITS, ImageClasses
+from maml_jax.classification.datasets.messages import (
     DataError,
-    ImageClasses,
-    Reading,
     describe_bytes,
+    listed,
+    note,
     short_digest,
 )
+from maml_jax.classification.datasets.reading import Reading
 
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
+SHA256 = {  # of the official archives, for what is downloaded; a user's own are judged by content
+    "images_background.zip": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+    "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+}
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS, SIDE = 20, 105
+MOST_BYTES = 2**20  # of a drawing
 SPLITTINGS = ("code", "paper", "background", "vinyals")
 LISTS = {split: f"{split}.txt" for split in SPLITS}
 
@@ -75,6 +79,7 @@ def load_omniglot(
         np.concatenate([background.images, evaluation.images]),
         np.concatenate([background.counts, evaluation.counts]),
         background.names + evaluation.names,
+        background.files,
     )
     if splitting == "vinyals":
         lists = read_lists(data_dir, set(every.names))
@@ -103,8 +108,16 @@ def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
     lists: dict[str, list[str]] = {}
     seen: dict[str, str] = {}
     for split, name in LISTS.items():
-        lines = (folder / name).read_text().split()
+        data = (folder / name).read_bytes()
+        if describe_bytes(data):
+            raise DataError(f"{folder / name} is {describe_bytes(data)}.")
+        try:
+            lines = data.decode("utf-8-sig").split()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{folder / name} is no text in UTF-8: {error}.") from None
         characters = sorted({"/".join(line.split("/")[:2]) for line in lines})
+        if not characters:
+            raise DataError(f"{folder / name} names no characters.")
         for character in characters:
             if character not in known:
                 raise DataError(f"{folder / name} names {character!r}, which Omniglot has not.")
@@ -124,61 +137,91 @@ def has_archives(data_dir: Path) -> bool:
 def _source(data_dir: Path) -> builder.Source:
     for folder in (data_dir, data_dir / "omniglot"):
         paths = [folder / name for name in ARCHIVES]
-        there = [path for path in paths if path.exists()]
-        if len(there) == 1:
-            missing = next(path for path in paths if path not in there)
-            raise DataError(f"found {there[0]}, but not {missing}: Omniglot needs both.")
-        if there:
-            found = short_digest(f"{i.filename}:{i.CRC}" for p in paths for i in _entries(p))
+        dangling = [path for path in paths if path.is_symlink() and not path.exists()]
+        if dangling:
+            raise DataError(
+                f"{dangling[0]} -> {dangling[0].readlink()} leads nowhere. Fetch what the link "
+                "stands for (`datalad get`, `git annex get`, `dvc pull`), or remove it."
+            )
+        for part in CHARACTERS:
+            if (folder / part).is_dir():
+                note(f"{folder / part} is not read: Omniglot is read from archives, as downloaded.")
+        present = [path for path in paths if path.exists()]
+        if len(present) == 1:
+            missing = next(path for path in paths if path not in present)
+            raise DataError(f"found {present[0]}, but not {missing}: Omniglot needs both.")
+        if present:
+            content = short_digest(f"{name}:{crc}" for path in paths for name, crc in _names(path))
             read = functools.partial(_files_of, paths)
-            return builder.Source("omniglot", found, read)
+            return builder.Source("omniglot", content, read)
 
     def fetched(download: Callable[[list[str]], list[Path]]) -> Mapping[str, Iterable]:
+        urls = [URL + name for name in ARCHIVES]
         try:
-            return _files(download([URL + name for name in ARCHIVES]))
+            paths = download(urls)
         except OSError as error:
             raise DataError(
                 f"Omniglot's archives {' and '.join(ARCHIVES)} are not in {data_dir}, and "
                 f"downloading them from {URL} failed ({error}). Put them there by hand."
             ) from error
+        for path, name, url in zip(paths, ARCHIVES, urls, strict=True):
+            archives.check_sha256(path, SHA256[name], url)
+        return _files(paths)
 
     return builder.Source("omniglot", "official", fetched)
 
 
-def _files_of(paths: list[Path], download: Any) -> dict[str, list[builder.File]]:
+def _files_of(paths: list[Path], download: Any) -> dict[str, Iterator[builder.File]]:
     del download  # the archives are there
     return _files(paths)
 
 
-def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [entry for entry in archive.infolist() if entry.filename.endswith(".png")]
-    except zipfile.BadZipFile:
-        with path.open("rb") as file:
-            what = describe_bytes(file.read(512)) or "not a zip archive, or a broken one"
-        raise DataError(f"{path} is {what}.") from None
+def _names(path: Path) -> list[tuple[str, int]]:
+    """Names and checksums of an archive's drawings, checked; warns of what else is in it."""
+    with archives.opened(path) as archive:
+        drawings, others = _drawings(archive)
+        if others:
+            note(f"skipped in {path} (not drawings): {listed(others, 4)}.")
+        return [(entry.filename, entry.CRC) for entry in drawings.values()]
 
 
-def _files(paths: Iterable[Path]) -> dict[str, list[builder.File]]:
-    """The drawings of both archives, checked."""
-    parts = {}
-    for path, part in zip(paths, CHARACTERS, strict=True):
-        entries, files = _entries(path), []
-        with zipfile.ZipFile(path) as archive:
-            for entry in entries:
-                folders = PurePosixPath(entry.filename).parts
-                if len(folders) < 3 or "__MACOSX" in folders:
-                    continue
-                try:
-                    data = archive.read(entry)
-                except (zipfile.BadZipFile, zlib.error, EOFError):
-                    raise DataError(f"{path}: {entry.filename} is damaged.") from None
-                _check_size(data, f"{path}: {entry.filename}")
-                files.append(("/".join(folders[-3:-1]), folders[-1], data))
-        _check_counts(path, part, Counter(character for character, _, _ in files))
-        parts[part] = files
-    return parts
+def _files(paths: Iterable[Path]) -> dict[str, Iterator[builder.File]]:
+    """The drawings of both archives: names and counts are checked now, content when it is read."""
+    parts = dict(zip(CHARACTERS, paths, strict=True))
+    for part, path in parts.items():
+        with archives.opened(path) as archive:
+            drawings, _ = _drawings(archive)
+        _check_counts(path, part, Counter(character for character, _ in drawings))
+    return {part: _read(path) for part, path in parts.items()}
+
+
+def _read(path: Path) -> Iterator[builder.File]:
+    with archives.opened(path) as archive:
+        for (character, name), entry in _drawings(archive)[0].items():
+            data = archives.read(archive, entry)
+            _check_size(data, f"{path}: {entry.filename}")
+            yield character, name, data
+
+
+def _drawings(
+    archive: archives.ZipFile,
+) -> tuple[dict[tuple[str, str], archives.ZipInfo], list[str]]:
+    """Entries by character and name of the drawing, and the names of all others."""
+    drawings: dict[tuple[str, str], archives.ZipInfo] = {}
+    others = []
+    for entry in archives.entries(archive, MOST_BYTES):
+        folders = PurePosixPath(entry.filename).parts
+        if not entry.filename.endswith(".png") or len(folders) < 3 or "__MACOSX" in folders:
+            others.append(entry.filename)
+            continue
+        key = "/".join(folders[-3:-1]), folders[-1]
+        if key in drawings:
+            raise DataError(
+                f"{archive.filename}: {drawings[key].filename} and {entry.filename} are one "
+                f"drawing of {key[0]}."
+            )
+        drawings[key] = entry
+    return drawings, others
 
 
 def _check_counts(path: Path, part: str, drawings: Counter[str]) -> None:
@@ -195,9 +238,9 @@ def _check_counts(path: Path, part: str, drawings: Counter[str]) -> None:
 
 def _check_size(data: bytes, where: str) -> None:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             size = image.size
-    except OSError:
+    except Exception:  # a broken image can raise nearly anything
         raise DataError(f"{where} is not an image.") from None
     if size != (SIDE, SIDE):
         raise DataError(f"{where} must be {SIDE}x{SIDE} pixels; found {size[0]}x{size[1]}.")

@@ -1,0 +1,94 @@
+"""Zip archives that anybody may have made: read entry by entry, each checked and bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from zipfile import ZipFile, ZipInfo
+
+from maml_jax.classification.datasets.messages import DataError, describe_bytes
+
+ENCRYPTED = 0x1  # of an entry's flag bits
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[ZipFile]:
+    """A zip archive; whatever goes wrong with it becomes a DataError that names it."""
+    with _named(f"{path}", "is not a zip archive, or a damaged one"):
+        with path.open("rb") as file:
+            what = describe_bytes(file.read(512))
+        if what:
+            raise DataError(f"{path} is {what}.")
+        archive = ZipFile(path)
+    with archive:
+        yield archive
+
+
+def entries(archive: ZipFile, most: int) -> list[ZipInfo]:
+    """The files of an archive.
+
+    Args:
+        archive: that is read.
+        most: bytes of a file, unpacked.
+
+    Raises:
+        DataError: a name twice, outside the archive or with a backslash; an encrypted file, or one
+            of more bytes.
+    """
+    names: set[str] = set()
+    files = [entry for entry in archive.infolist() if not entry.is_dir()]
+    for entry in files:
+        where = f"{archive.filename}: {entry.filename}"
+        parts = PurePosixPath(entry.filename).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in entry.filename:
+            raise DataError(f"{where} is a path that leaves the archive, or not one of a zip.")
+        if "/".join(parts) in names:
+            raise DataError(f"{where} is in the archive twice. Make it again, with each file once.")
+        if entry.flag_bits & ENCRYPTED:
+            raise DataError(f"{where} is encrypted. Unpack it, and zip it without a password.")
+        if entry.file_size > most:
+            raise DataError(
+                f"{where} unpacks to {entry.file_size:,} bytes; expected {most:,} or fewer."
+            )
+        names.add("/".join(parts))
+    return files
+
+
+def read(archive: ZipFile, entry: ZipInfo) -> bytes:
+    """The content of an entry that `entries` returned; no more bytes than it declares."""
+    where = f"{archive.filename}: {entry.filename}"
+    with _named(where, "is damaged"), archive.open(entry) as file:
+        return file.read(entry.file_size)
+
+
+def check_sha256(path: Path, expected: str, url: str) -> None:
+    """Raises a DataError, and removes the file, unless a download is the one that we know."""
+    with path.open("rb") as file:
+        what = describe_bytes(file.read(512)) or f"{path.stat().st_size:,} bytes of something else"
+        file.seek(0)
+        received = hashlib.file_digest(file, "sha256").hexdigest()
+    if received != expected:
+        path.unlink()
+        raise DataError(
+            f"the download of {url} is {what}: its SHA-256 is {received}, expected {expected}. "
+            "Nothing of it was read. Fetch the archive by another way, and put it into the data "
+            "folder."
+        )
+
+
+@contextlib.contextmanager
+def _named(what: str, fault: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except NotImplementedError as error:  # a method or version that zipfile does not know
+        raise DataError(
+            f"{what} cannot be unpacked ({error}). Unpack it with the program that made it, and "
+            "zip it with the method deflate."
+        ) from None
+    except Exception as error:  # a broken archive can raise nearly anything
+        reason = error or type(error).__name__
+        raise DataError(f"{what} {fault} ({reason}). Fetch it again.") from None

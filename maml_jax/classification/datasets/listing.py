@@ -1,0 +1,220 @@
+"""Which files of a folder are images of which class, and what is none of them.
+
+Nothing is dropped in silence: links that lead nowhere, folders in a class, and a file that is there
+twice are errors; other things that lie about are skipped with a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from maml_jax.classification.datasets import builder
+from maml_jax.classification.datasets.messages import DataError, listed, note, short_digest
+
+MOST_BYTES = 2**29  # of an image file
+SPLIT_NAMES = {
+    "train": ("train", "training", "base", "background"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "novel", "evaluation"),
+}
+LAYOUTS = (
+    "DIR/{train,val,test}/CLASS/IMAGE, or DIR/CLASS/IMAGE; a split may also be called "
+    f"{', '.join(name for names in SPLIT_NAMES.values() for name in names[1:])}"
+)
+
+
+class Entries(NamedTuple):
+    """What lies in a folder, in order of names: image files, folders, and other things."""
+
+    images: list[Path]
+    folders: list[Path]
+    others: list[Path]
+
+
+class Listed(NamedTuple):
+    """An image file.
+
+    Attributes:
+        class_name: its class.
+        name: of the example, unique in its class.
+        path: of the file.
+    """
+
+    class_name: str
+    name: str
+    path: Path
+
+
+def look_into(folder: Path) -> Entries:
+    """What lies in a folder. Links count as what they lead to; hidden things as others.
+
+    Raises:
+        DataError: no such folder, one that cannot be read, or links that lead nowhere.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder.")
+    Image.init()
+    entries = Entries([], [], [])
+    dangling = []
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+    for path in paths:
+        if path.name.startswith("."):
+            entries.others.append(path)
+        elif path.is_symlink() and not path.exists():
+            dangling.append(f"{path} -> {path.readlink()}")
+        elif path.is_dir():
+            entries.folders.append(path)
+        elif path.suffix.lower() in Image.EXTENSION and path.is_file():
+            entries.images.append(path)
+        else:
+            entries.others.append(path)
+    if dangling:
+        raise DataError(
+            f"{len(dangling)} link(s) in {folder} lead nowhere: {listed(dangling, 2)}. Fetch what "
+            "they stand for (`datalad get`, `git annex get`, `dvc pull`), or remove them."
+        )
+    return entries
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of splits in a folder, under any of their names; empty if there are none.
+
+    A folder that is called as a split counts as one if it holds folders: a class may be called so.
+
+    Raises:
+        DataError: two folders for one split, or splits that hold images without class folders.
+    """
+    split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    named: dict[str, list[Path]] = {}
+    for path in look_into(folder).folders:
+        if path.name.lower() in split_of:
+            named.setdefault(split_of[path.name.lower()], []).append(path)
+    inside = {path: look_into(path).folders for paths in named.values() for path in paths}
+    if not any(inside.values()):
+        if {"train", "test"} <= named.keys():
+            raise DataError(
+                f"{named['train'][0]} and {named['test'][0]} must hold a folder for each class; "
+                f"found none. Layouts: {LAYOUTS}."
+            )
+        return {}
+    for split, paths in named.items():
+        if len(paths) > 1:
+            raise DataError(
+                f"{listed(paths)} are all names of split {split!r}; keep one. They are not merged."
+            )
+    for split, (path,) in named.items():
+        if path.name != split:
+            note(f"{path} is read as split {split!r}.")
+    return {split: path for split, (path,) in named.items()}
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, one for each class; warns of what else lies there."""
+    entries = look_into(folder)
+    note_skipped(folder, [*entries.images, *entries.others], "in no class folder")
+    return entries.folders
+
+
+def list_images(folders: Iterable[Path]) -> list[Listed]:
+    """Every file in class folders whose name ends like an image's.
+
+    Raises:
+        DataError: a class folder has no such file, or has folders.
+    """
+    images = []
+    for folder in folders:
+        entries = look_into(folder)
+        if entries.folders:
+            raise DataError(
+                f"class folder {folder} holds folders: {listed(f.name for f in entries.folders)}. "
+                "Is each of them a class, or part of one? They are not merged: move the images. "
+                f"Layouts: {LAYOUTS}."
+            )
+        note_skipped(folder, entries.others)
+        if not entries.images:
+            raise DataError(f"folder {folder} has no images in a format that Pillow knows.")
+        images += [Listed(folder.name, path.name, path) for path in entries.images]
+    return images
+
+
+def list_below(folder: Path) -> list[Listed]:
+    """Every image file in a folder or below it, of no class.
+
+    Raises:
+        DataError: there is none.
+    """
+    images: list[Listed] = []
+    visited: set[Path] = set()
+
+    def walk(where: Path) -> None:
+        if where.resolve() in visited:
+            note(f"skipped {where}, which leads to a folder that was read.")
+            return
+        visited.add(where.resolve())
+        entries = look_into(where)
+        note_skipped(where, entries.others)
+        for path in entries.images:
+            images.append(Listed(folder.name, path.relative_to(folder).as_posix(), path))
+        for path in entries.folders:
+            walk(path)
+
+    walk(folder)
+    if not images:
+        raise DataError(f"folder {folder} has no images in a format that Pillow knows.")
+    return images
+
+
+def note_skipped(folder: Path, paths: Sequence[Path], why: str = "not images") -> None:
+    """Warns of what is not read."""
+    if paths:
+        note(f"skipped in {folder} ({why}): {listed((path.name for path in paths), 4)}.")
+
+
+def contents(files: Iterable[Listed]) -> Iterator[builder.File]:
+    """The files' bytes, read when they are asked for."""
+    for file in files:
+        size = file.path.stat().st_size
+        if size > MOST_BYTES:
+            raise DataError(
+                f"{file.path} has {size:,} bytes; expected an image of {MOST_BYTES:,} or fewer."
+            )
+        yield file.class_name, file.name, file.path.read_bytes()
+
+
+def check_once(files: Mapping[str, Iterable[Listed]]) -> None:
+    """Raises a DataError if one file is an image twice, by links or another spelling."""
+    places: dict[tuple[int, int], str] = {}
+    for split, images in files.items():
+        for image in images:
+            stat = image.path.stat()
+            here = f"{image.path} (split {split!r}, class {image.class_name})"
+            first = places.setdefault((stat.st_dev, stat.st_ino), here)
+            if first is not here:
+                raise DataError(
+                    f"{first} and {here} are one file. An image belongs to one class of one split."
+                )
+
+
+def source_of_files(name: str, files: Mapping[str, Sequence[Listed]]) -> builder.Source:
+    """A source of image files by split; another content or labelling has another fingerprint.
+
+    Raises:
+        DataError: one file is an image twice.
+    """
+    check_once(files)
+    made_from = short_digest(
+        f"{split}:{file.class_name}:{file.name}:{stat.st_size}:{stat.st_mtime_ns}"
+        for split, images in files.items()
+        for file in images
+        for stat in [file.path.stat()]
+    )
+    return builder.Source(
+        name, made_from, lambda _: {split: contents(images) for split, images in files.items()}
+    )
