@@ -81,7 +81,7 @@ def read(path: str) -> dict[str, Any]:
     Raises:
         SystemExit: there is none, or it is another kind of file.
     """
-    advice = "Name a file of `python -m benchmarks.run --json=FILE`."
+    advice = "It is no file of `python -m benchmarks.run --json=FILE`."
     try:
         found = read_json(Path(path), {"suites": dict, "environment": dict}, advice=advice)
         for suite, rows in found["suites"].items():
@@ -118,9 +118,13 @@ def main(argv: list[str]) -> None:
         for r in ratios
     ]  # fmt: skip
     print("\n" + format_table(["name", "before, ms", "after, ms", "ratio", "spread", ""], cells))
+    try:
+        streams.check_output()
+    except OSError as error:
+        raise SystemExit(f"error: the output cannot be written: {error.strerror}.") from None
     sys.exit(any(r.verdict == "slower" for r in ratios))
 
 
 if __name__ == "__main__":
-    streams.protect("the rest of the comparison is lost.")
+    streams.protect("")
     app.run(main)

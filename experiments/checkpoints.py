@@ -129,6 +129,9 @@ class Checkpoints:
         if not read_only:
             self._clear_half_written()
         steps = self._steps_of_first()
+        for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
+            if not path.parent.name.isdigit() or path.parent.name != str(int(path.parent.name)):
+                warn(f"{path.parent} is not named as a step and is passed over.")
         shapes, kinds = _describe(make_like) if steps else (None, {})
         for step in reversed(steps):
             restored, refusal, reason = None, None, "another process cannot read it"

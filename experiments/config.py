@@ -44,6 +44,9 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+INT32_MAX = 2**31 - 1
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message says what was expected."""
 
@@ -97,6 +100,8 @@ def _violated(value: Any, limits: Mapping[str, Any]) -> str | None:
         return None if value in choices else "one of " + ", ".join(choices)
     if isinstance(value, bool) or not isinstance(value, NUMBER):
         return None
+    if isinstance(value, int) and abs(value) > INT32_MAX:
+        return f"at most {INT32_MAX}, the largest int32; no device has enough memory for so many"
     used = _as_used(value)
     if not math.isfinite(used):
         return " ".join(["a finite number", describe_range(limits)]).strip()

@@ -98,7 +98,7 @@ def read_json_lines(path: Path, keys: Mapping[str, Any], *, advice: str) -> list
             value = _parse(line, finite=False)
             check_object(value, keys, None)
         except (ValueError, RecursionError) as error:
-            if line is rest:
+            if number > len(lines):
                 break
             raise FileError(f"{path}, line {number}, {_reason(error)}. {advice}") from None
         found.append(value)

@@ -123,18 +123,24 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("name one or more directories of runs.")
     try:
         _report([Path(arg) for arg in argv[1:]], flags.FLAGS.figure)
+        streams.check_output()
     except (FileNotFoundError, FileError, ConfigError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
-        sys.exit(f"error: {error.strerror or error}: {error.filename}")
-    if streams.output_lost():
+        print(f"error: {error.strerror or error}: {error.filename or 'output'}", file=sys.stderr)
         sys.exit(2)
 
 
 def _report(paths: Sequence[Path], figure: str | None) -> None:
     out = None if figure is None else places.expanded(figure, "--figure")
-    if out is not None and out.suffix.lower() != ".png":
-        raise ConfigError(f"--figure must be the name of a PNG, FILE.png; received {figure!r}.")
+    if out is not None:
+        if out.suffix.lower() != ".png" or out.is_dir():
+            raise ConfigError(f"--figure must be a file, NAME.png; received {figure!r}.")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"--figure={figure}: {out.parent} is not a folder.") from None
     runs = find_runs(paths)
     groups = group_runs(runs)
     covered = len(runs) - sum(map(len, groups))
@@ -153,7 +159,6 @@ def _report(paths: Sequence[Path], figure: str | None) -> None:
     if out is not None:
         from experiments import plotting
 
-        out.parent.mkdir(parents=True, exist_ok=True)
         plotting.compare_runs(out, groups)
         print(f"figure: {out}")
 
@@ -168,5 +173,5 @@ if __name__ == "__main__":
     from absl import app, flags
 
     flags.DEFINE_string("figure", None, "Where to draw the metric against gradient steps, a PNG.")
-    streams.protect("the rest of the report is lost.")
+    streams.protect("")
     app.run(main)

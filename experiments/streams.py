@@ -21,7 +21,8 @@ def protect(consequence: str) -> None:
     process opens would get its number, and with it what is meant for the terminal.
 
     Args:
-        consequence: what is said on standard error, once, if standard output is lost.
+        consequence: what is said on standard error, once, if standard output is lost; "" for
+            nothing.
     """
     null = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     while null <= 2:
@@ -37,10 +38,16 @@ def protect(consequence: str) -> None:
         setattr(sys, name, _over(number, stream, said))
 
 
-def output_lost() -> bool:
-    """Whether something that was to be shown could not be, but for a reader that has gone."""
+def check_output() -> None:
+    """Raises the error that lost standard output, unless its reader has gone.
+
+    Raises:
+        OSError: what a command was to show is not whole.
+    """
     sys.stdout.flush()
-    return any(not isinstance(error, BrokenPipeError) for error in _lost)
+    for error in _lost:
+        if not isinstance(error, BrokenPipeError):
+            raise error
 
 
 def _over(number: int, stream: Any, consequence: str) -> io.TextIOWrapper:
@@ -71,8 +78,9 @@ class _Unfailing(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
-            if self._consequence:
+            if self.fileno() == 1:
                 _lost.append(error)
+            if self._consequence:
                 print(
                     f"note: standard output cannot be written ({error.strerror}); "
                     f"{self._consequence}",
