@@ -9,13 +9,14 @@ percentiles do not overlap; the command's exit status is 1 if any is slower.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app
 
+from experiments import streams
+from experiments.files import NUMBER, FileError, check_object, read_json
 from experiments.results import format_table
 
 
@@ -61,6 +62,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Ratio]:
 
 
 # What tells rows of one name apart, in the suites that have such.
+TIMES = ("median_ms", "low_ms", "high_ms")
 APART = ("cache", "scaling", "tasks", "devices", "mode", "inner_steps", "width")
 
 
@@ -69,7 +71,7 @@ def _timings(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         (", ".join([f"{suite}: {row['name']}", *(f"{k} {row[k]}" for k in APART if k in row)]), row)
         for suite, rows in found["suites"].items()
         for row in rows
-        if row.get("median_ms") and row.get("low_ms") and row.get("high_ms")
+        if all(row.get(name) for name in TIMES)
     ]
 
 
@@ -79,13 +81,20 @@ def read(path: str) -> dict[str, Any]:
     Raises:
         SystemExit: there is none, or it is another kind of file.
     """
+    advice = "It is no file of `python -m benchmarks.run --json=FILE`."
     try:
-        found = json.loads(Path(path).read_text())
-        found["suites"], found["environment"]  # what makes it one
-    except OSError as error:
-        raise SystemExit(f"{path}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
-        raise SystemExit(f"{path} is no file of `python -m benchmarks.run --json=FILE`.") from None
+        found = read_json(Path(path), {"suites": dict, "environment": dict}, advice=advice)
+        for suite, rows in found["suites"].items():
+            check_object(found["suites"], {suite: list}, None, "'suites'")
+            for number, row in enumerate(rows, 1):
+                where = f"suite {suite!r}, row {number}"
+                timed = isinstance(row, dict) and "median_ms" in row
+                times = dict.fromkeys(TIMES, (*NUMBER, type(None))) if timed else {}
+                check_object(row, {"name": str, **times}, None, where)
+    except FileError as error:
+        raise SystemExit(f"error: {error}") from None
+    except ValueError as error:
+        raise SystemExit(f"error: {path} {error}. {advice}") from None
     return found
 
 
@@ -109,8 +118,13 @@ def main(argv: list[str]) -> None:
         for r in ratios
     ]  # fmt: skip
     print("\n" + format_table(["name", "before, ms", "after, ms", "ratio", "spread", ""], cells))
+    try:
+        streams.check_output()
+    except OSError as error:
+        raise SystemExit(f"error: the output cannot be written: {error.strerror}.") from None
     sys.exit(any(r.verdict == "slower" for r in ratios))
 
 
 if __name__ == "__main__":
+    streams.protect("")
     app.run(main)

@@ -2,7 +2,7 @@
 
 Orbax writes a checkpoint under a temporary name and renames it when it is complete, so that a
 process that is killed leaves no half checkpoint under a good name. The digest catches what happens
-to files afterwards.
+to files afterwards. A checkpoint that is whole but belongs elsewhere is refused, not passed over.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from maml_jax.types import Array
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the message says why and what is still good."""
+    """A checkpoint cannot be written, or does not fit; the message says why and what to do."""
 
 
 class Restored(NamedTuple):
@@ -105,7 +105,11 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def restore(
-        self, make_like: Callable[[], Any], warn: Callable[[str], None], read_only: bool = False
+        self,
+        make_like: Callable[[], Any],
+        warn: Callable[[str], None],
+        read_only: bool = False,
+        check: Callable[[Mapping[str, Any]], str | None] = lambda info: None,
     ) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none.
 
@@ -116,22 +120,38 @@ class Checkpoints:
                 again.
             read_only: whether to leave such a checkpoint where it is, and those that a killed
                 process left half written, too: another process may be writing them.
+            check: `check(info)` says what a checkpoint is of, if not of this run; None if it is.
+
+        Raises:
+            CheckpointError: a checkpoint is of another run, another step, or another kind of
+                state. It stays where it is.
         """
         if not read_only:
             self._clear_half_written()
         steps = self._steps_of_first()
+        for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
+            if not path.parent.name.isdigit() or path.parent.name != str(int(path.parent.name)):
+                warn(f"{path.parent} is not named as a step and is passed over.")
         shapes, kinds = _describe(make_like) if steps else (None, {})
         for step in reversed(steps):
-            found, reason = None, "another process cannot read it"
+            restored, refusal, reason = None, None, "another process cannot read it"
             try:
-                found = self._restore(step, shapes, kinds)
+                info = self._read(step, info=ocp.args.JsonRestore())["info"]
+                refusal = _other_step(step, info) or check(info)
+                if refusal is None:
+                    restored, refusal = self._restore(step, info, shapes, kinds)
             except Exception as error:  # whatever a damaged file makes its reader raise
                 if distributed.is_lost(error):
                     raise
                 reason = _first_line(error)
-            (damaged,) = distributed.any_of(found is None)
+            refused, damaged = distributed.any_of(
+                refusal is not None, refusal is None and restored is None
+            )
+            if refused:
+                refusal = refusal or "another run; another process says which."
+                raise CheckpointError(f"{self._directory / str(step)} is of {refusal}")
             if not damaged:
-                return found
+                return restored
             warn(
                 f"checkpoint of step {step} in {self._directory} is damaged and is passed over: "
                 f"{reason}"
@@ -147,19 +167,24 @@ class Checkpoints:
         newest[: len(steps)] = steps
         return [int(step) for step in distributed.of_first(newest) if step >= 0]
 
-    def _restore(self, step: int, shapes: Any, kinds: dict[str, Any]) -> Restored:
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_blank(shapes)), info=ocp.args.JsonRestore()
-        )
-        if jax.process_count() == 1:
-            restored = self._manager.restore(step, args=args)
-        else:
-            with _lone_reader() as reader:
-                restored = reader.restore(self._directory / str(step), args=args)
-        leaves, info = restored["state"], restored["info"]
+    def _restore(
+        self, step: int, info: dict[str, Any], shapes: Any, kinds: dict[str, Any]
+    ) -> tuple[Restored | None, str | None]:
+        """A checkpoint, or what it is of if it does not fit the shapes."""
+        leaves = self._read(step, state=ocp.args.StandardRestore())["state"]
         if digest(leaves) != info["sha256"]:
             raise ValueError("its content does not match its digest")
-        return Restored(step, _from_host(leaves, shapes, kinds), info)
+        refusal = _other_leaves(leaves, shapes)
+        if refusal is not None:
+            return None, refusal
+        return Restored(step, _from_host(leaves, shapes, kinds), info), None
+
+    def _read(self, step: int, **items: Any) -> Any:
+        args = ocp.args.Composite(**items)
+        if jax.process_count() == 1:
+            return self._manager.restore(step, args=args)
+        with _lone_reader() as reader:
+            return reader.restore(self._directory / str(step), args=args)
 
     def _clear_half_written(self) -> None:
         """Removes what a kill or a full disk left under a temporary name, and takes up room."""
@@ -207,12 +232,36 @@ def _describe(make_like: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     return shapes, kinds
 
 
-def _blank(shapes: Any) -> dict[str, np.ndarray]:
-    """As `to_host`, to read into."""
-    return {
-        jax.tree_util.keystr(path): np.zeros(x.shape, x.dtype)
+def _other_step(step: int, info: Mapping[str, Any]) -> str | None:
+    """What a checkpoint under the name of a step is of, if not of that step."""
+    if info["step"] == step:
+        return None
+    return (
+        f"step {info['step']}, not {step}: its folder was renamed. Nothing was changed. "
+        f"Name it {info['step']} again, or move it away."
+    )
+
+
+def _other_leaves(leaves: Mapping[str, np.ndarray], shapes: Any) -> str | None:
+    """What a saved state is, if it has not the names, shapes and types of this one."""
+    expected = {
+        jax.tree_util.keystr(path): f"{np.dtype(x.dtype)}{list(x.shape)}"
         for path, x in jax.tree_util.tree_leaves_with_path(shapes)
     }
+    there = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+    changed = [
+        f"{name}: there {there.get(name, 'nothing')}, asked for {expected.get(name, 'nothing')}"
+        for name in dict.fromkeys([*expected, *there])
+        if there.get(name) != expected.get(name)
+    ]
+    if not changed:
+        return None
+    more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return (
+        f"another kind of state ({'; '.join(changed[:3])}{more}). Nothing was changed. Go on with "
+        "the settings, the version and the environment variables of JAX that it was made with, or "
+        "use another directory."
+    )
 
 
 def _from_host(leaves: dict[str, np.ndarray], shapes: Any, kinds: dict[str, Any]) -> Any:

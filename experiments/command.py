@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,17 +16,27 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from experiments import config as config_lib
-from experiments import distributed, places, runner
+from experiments import distributed, places, runner, streams
 from experiments.checkpoints import CheckpointError
 from experiments.config import ConfigError
 from experiments.distributed import FirstProcessError
-from experiments.process import devices_told, keep_compiled, lay_out_cpu, num_cores
-from experiments.runner import Experiment, RunError, StoppedError
+from experiments.files import FileError
+from experiments.identity import MAX_SEED, RunError
+from experiments.process import (
+    check_devices,
+    devices_told,
+    keep_compiled,
+    lay_out_cpu,
+    limit_memory,
+    num_cores,
+)
+from experiments.runner import Experiment, StoppedError
 from maml_jax import NonFiniteError
 
 
 def main(experiment: Experiment, run: Callable[..., Any] = runner.run) -> None:
     """The command line of an experiment; `run` trains it, called as `runner.run` is."""
+    streams.protect("the run goes on, and its directory has all results.")
     _define_flags(experiment)
     app.run(lambda argv: sys.exit(_command(experiment, argv, run)))
 
@@ -42,7 +51,7 @@ def _define_flags(experiment: Experiment) -> None:
     text("workdir", None, "Directory of the run; made if missing, resumed if begun. Required.")
     text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
     flags.DEFINE_integer(
-        "seed", 0, "Seed of the run, from 0 to 999999.", 0, 999_999, module_name=module
+        "seed", 0, "Seed of the run, from 0 to 999999.", 0, MAX_SEED, module_name=module
     )
     text("mode", "train", f"What to do: {modes}.")
     flags.DEFINE_float(
@@ -60,6 +69,7 @@ def _define_flags(experiment: Experiment) -> None:
         "JAX devices that a CPU is split into; default what suits the experiment. Resume a run "
         "with as many for the same bits.",
         1,
+        1_024,
         module_name=module,
     )
     text("profile", None, "Directory for a trace of three dispatches of each stage.")
@@ -95,12 +105,13 @@ def _define_process_flags(module: str) -> None:
         ("num_processes", "Processes of the run, where no cluster tells it."),
         ("process_id", "Number of this process, from 0, where no cluster tells it."),
     ):
-        flags.DEFINE_integer(name, None, text, 0, module_name=module)
+        flags.DEFINE_integer(name, None, text, 0, 1_000_000, module_name=module)
     flags.DEFINE_integer(
         "heartbeat_timeout_s",
         60,
         "Seconds without a sign of life after which a process of the run counts as lost.",
         1,
+        1_000_000,
         module_name=module,
     )
 
@@ -114,11 +125,6 @@ def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -
         raise app.UsageError(
             f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says {told}."
         )
-    if values.compilation_cache or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        keep_compiled(values.compilation_cache)
-    for kind, name in places.VARIABLES.items():
-        if values[f"{kind}_dir"].value:
-            os.environ[name] = values[f"{kind}_dir"].value
     try:
         code = _ending(functools.partial(_carry_out, experiment, argv, values, run))
     except BaseException:
@@ -141,7 +147,10 @@ def _ending(action: Callable[[], None]) -> int:
     except StoppedError as stop:
         print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
         return 128 + stop.signal_number
-    except (ConfigError, RunError, CheckpointError, NonFiniteError, FirstProcessError) as error:
+    except (
+        *(ConfigError, RunError, FileError, CheckpointError, NonFiniteError),
+        FirstProcessError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -155,6 +164,9 @@ def _ending(action: Callable[[], None]) -> int:
             raise
         print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
         return 3
+    except (MemoryError, OverflowError) as error:  # of the host, or of int32
+        print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
+        return 3
     except OSError as error:
         where = error.filename or flags.FLAGS.workdir
         print(f"error: {error.strerror or error}: {where}", file=sys.stderr)
@@ -165,8 +177,8 @@ def _ending(action: Callable[[], None]) -> int:
 MEMORY = (
     "the device has not enough memory. What was saved is kept. Less is needed, as far as the "
     "experiment has these flags, with --meta_gradient=mixed, --task_batching=scan (or a few tasks "
-    "at a time), fewer --num_tasks or --num_episodes, in another --workdir; or on more devices: "
-    "docs/scaling.md."
+    "at a time), fewer --num_tasks or --num_episodes, a smaller network, in another --workdir; or "
+    "on more devices: docs/scaling.md."
 )
 
 
@@ -186,14 +198,29 @@ def _carry_out(
         raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
     if not values.workdir:
         raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
+    config_lib.check_finite_flags(values)
+    workdir, profile, compiled = (
+        values[name].value and places.expanded(values[name].value, f"--{name}")
+        for name in ("workdir", "profile", "compilation_cache")
+    )
+    if compiled or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        keep_compiled(compiled and str(compiled))
+    for kind, name in places.VARIABLES.items():
+        if values[f"{kind}_dir"].value:
+            flag = f"{kind}_dir"
+            os.environ[name] = str(places.expanded(values[flag].value, f"--{flag}"))
     overrides = config_lib.overrides_from_flags(experiment.config, values)
     settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
     devices = values.cpu_devices
     if devices is None and experiment.cpu_devices is not None:
         devices = experiment.cpu_devices(settings, experiment.num_runs(settings), num_cores())
     lay_out_cpu(experiment.cpu_threads, devices, experiment.small_kernels)
-    workdir = Path(values.workdir)
+    last_seed = values.seed + experiment.num_runs(settings) - 1
+    if last_seed > MAX_SEED:
+        raise ConfigError(f"seeds must be from 0 to {MAX_SEED}; the last would be {last_seed}.")
     if values.mode in experiment.modes:
+        check_devices()
+        limit_memory()
         arguments = {name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]}
         experiment.modes[values.mode](runner.load(experiment, workdir), **arguments)
         return
@@ -208,6 +235,8 @@ def _carry_out(
             values.process_id,
             values.heartbeat_timeout_s,
         )
+    check_devices()
+    limit_memory()
     with contextlib.ExitStack() as quiet:
         if not distributed.is_first():
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -218,5 +247,5 @@ def _carry_out(
             preset=values.preset,
             seed=values.seed,
             checkpoint_every_s=values.checkpoint_every_s,
-            profile=Path(values.profile) if values.profile else None,
+            profile=profile,
         )

@@ -7,12 +7,16 @@ all come from there.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import flags
+
+from experiments.files import NUMBER, check_object, is_of
 
 
 def option(
@@ -23,9 +27,14 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    repeats: bool = False,
 ) -> Any:
-    """A field of a configuration: its default, what it means with its unit, and its range."""
+    """A field of a configuration: its default, what it means with its unit, and its range.
+
+    Of a list, `repeats` says whether a value may stand in it twice.
+    """
     metadata = {
+        "repeats": repeats,
         "help": help,
         "above": above,
         "minimum": minimum,
@@ -33,6 +42,9 @@ def option(
         "choices": choices,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+INT32_MAX = 2**31 - 1
 
 
 class ConfigError(ValueError):
@@ -72,8 +84,13 @@ def check_fields(config: Any) -> None:
             expected = _violated(part, field.metadata)
             if expected:
                 raise ConfigError(f"--{field.name} must be {expected}; received {part!r}.")
-        if isinstance(value, tuple) and not value:
+        if not isinstance(value, tuple):
+            continue
+        if not value:
             raise ConfigError(f"--{field.name} must name at least one value; received none.")
+        if not field.metadata.get("repeats") and len({*map(_as_used, value)}) < len(value):
+            shown = ",".join(map(str, value))
+            raise ConfigError(f"--{field.name} must name each value once; received {shown}.")
 
 
 def _violated(value: Any, limits: Mapping[str, Any]) -> str | None:
@@ -81,15 +98,27 @@ def _violated(value: Any, limits: Mapping[str, Any]) -> str | None:
     minimum, maximum = limits.get("minimum"), limits.get("maximum")
     if choices is not None:
         return None if value in choices else "one of " + ", ".join(choices)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, NUMBER):
         return None
+    if isinstance(value, int) and abs(value) > INT32_MAX:
+        return f"at most {INT32_MAX}, the largest int32; no device has enough memory for so many"
+    used = _as_used(value)
+    if not math.isfinite(used):
+        return " ".join(["a finite number", describe_range(limits)]).strip()
     inside = (
-        (above is None or value > above)
+        (above is None or (value > above and used > above))
         and (minimum is None or value >= minimum)
         and (maximum is None or value <= maximum)
-        and value == value
     )
     return None if inside else describe_range(limits)
+
+
+def _as_used(value: Any) -> Any:
+    """A value as programs have it: two floats may be one in float32, or one may be 0 there."""
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        return np.float32(value)
 
 
 def describe_range(limits: Mapping[str, Any]) -> str:
@@ -170,6 +199,18 @@ def overrides_from_flags(config_class: type, values: flags.FlagValues) -> dict[s
     return given
 
 
+def check_finite_flags(values: flags.FlagValues) -> None:
+    """Checks the flags that are no fields of a configuration.
+
+    Raises:
+        ConfigError: names one that is not finite.
+    """
+    for name in values:
+        value = values[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name} must be a finite number; received {value!r}.")
+
+
 def build(
     config_class: type,
     presets: Mapping[str, Mapping[str, Any]],
@@ -188,6 +229,33 @@ def build(
     if unknown:
         raise ConfigError(f"no such field: {', '.join(unknown)}; fields: {', '.join(names)}.")
     return config_class(**{**presets[preset], **overrides})
+
+
+def from_json(config_class: type, values: Mapping[str, Any]) -> Any:
+    """The configuration that `config.json` holds.
+
+    Raises:
+        ValueError: a field is missing, unknown, of another type or out of range.
+    """
+    hints = typing.get_type_hints(config_class)
+    kinds = {}
+    for field in dataclasses.fields(config_class):
+        kind = _flag_kind(hints[field.name])
+        kinds[field.name] = {tuple: list, float: NUMBER}.get(kind, kind)
+    try:
+        check_object(dict(values), kinds, {})
+    except ValueError as error:
+        raise ValueError(f"it {error}.") from None
+    fields = {}
+    for name, value in values.items():
+        fields[name] = tuple(value) if isinstance(value, list) else value
+        if not isinstance(value, list):
+            continue
+        item = typing.get_args(hints[name])[0]
+        for part in value:
+            if not is_of(part, NUMBER if item is float else item):
+                raise ValueError(f"it has {part!r} in {name!r}; expected {item.__name__}.")
+    return config_class(**fields)
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -96,10 +96,10 @@ def _numbers(text: str) -> list[int]:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 0 or len(found) > len(COLORS):
+    if not found or min(found) < 0 or len(found) > len(COLORS) or len({*found}) < len(found):
         raise ConfigError(
             f"--film_updates must be 1 to {len(COLORS)} numbers of updates, 0 or more, separated "
-            f"by commas; received {text!r}."
+            f"by commas, each once; received {text!r}."
         )
     return found
 

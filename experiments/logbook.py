@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from experiments import results
-from experiments.files import write_text
+from experiments.files import read_json_lines, write_text
 
 QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
 
@@ -32,7 +32,7 @@ class Logbook:
         self._path = workdir / "metrics.jsonl"
         kept = [e for e in read_metrics(workdir) if e["step"] <= resume_at.get(e["stage"], 0)]
         write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self._file = self._path.open("a", buffering=1)
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
         self._workdir, self._resume_at = workdir, resume_at
         self._events: dict[str, SummaryWriter] = {}
 
@@ -133,13 +133,10 @@ def _flatten(metrics: Mapping[str, Any], prefix: str = ""):
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The entries of a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
-    path = workdir / "metrics.jsonl"
-    entries = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return entries
+    """The entries of a run's `metrics.jsonl`; a last line cut off by a kill is left out.
+
+    Raises:
+        FileError: the file cannot be read, or another line is no entry.
+    """
+    advice = "Remove that line, or the file: training goes on the same, and its curves lack it."
+    return read_json_lines(workdir / "metrics.jsonl", {"stage": str, "step": int}, advice=advice)

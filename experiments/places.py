@@ -31,15 +31,29 @@ def cache_dir() -> Path:
     return _place("cache")
 
 
+def expanded(path: str, name: str) -> Path:
+    """A path whose `~` or `~USER` is replaced by that home folder.
+
+    Args:
+        path: that a user gave.
+        name: of the flag or variable that holds it.
+
+    Raises:
+        ConfigError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{name}={path}: no home folder is known for {Path(path).parts[0]!r}. Write the path "
+            f"in full, or ./{path} for a folder of this name."
+        ) from None
+
+
 def _place(kind: str) -> Path:
     chosen = os.environ.get(VARIABLES[kind])
     if chosen:
-        try:
-            return Path(chosen).expanduser()
-        except RuntimeError:
-            raise ConfigError(
-                f"--{kind}_dir or {VARIABLES[kind]} is {chosen!r}: there is no such user."
-            ) from None
+        return expanded(chosen, VARIABLES[kind])
     variable, usual = _USUAL.get(sys.platform, _USUAL["linux"])[kind]
     root = os.environ.get(variable) if variable else None
-    return Path(root or usual).expanduser() / "maml_jax"
+    return expanded(root or usual, VARIABLES[kind] if not root else variable) / "maml_jax"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 
 import jax
 import jaxlib.version
+
+from experiments.config import ConfigError
 
 # From which version of jaxlib, and before which, XLA has --xla_cpu_experimental_ynn_fusion_type: it
 # is in the binaries of 0.10.0 to 0.11.2.
@@ -67,6 +70,23 @@ def devices_told() -> int | None:
     return int(told) if told.isdigit() else None
 
 
+def check_devices() -> None:
+    """Starts JAX's devices.
+
+    Raises:
+        ConfigError: there are none of the kind that the environment asks for.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second: a plugin that is not installed
+        told = os.environ.get("JAX_PLATFORMS", "")
+        reason = (str(error).strip().splitlines() or ["there are none"])[0][:300].rstrip(".")
+        raise ConfigError(
+            f"JAX cannot start its devices (JAX_PLATFORMS={told!r}): {reason}. Leave JAX_PLATFORMS "
+            "unset for the devices that there are, or install JAX for this kind: docs/install.md."
+        ) from None
+
+
 def keep_compiled(directory: str | None) -> None:
     """Has JAX keep compiled programs in a directory, and take them from there at the next start.
 
@@ -116,6 +136,54 @@ def host_memory(root: Path = Path("/")) -> int | None:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
             left += _group_memory(root / "sys/fs/cgroup/memory", path, *names)
     return max(0, min(left)) if left else None
+
+
+def check_room(what: str, shapes: Any) -> None:
+    """Checks that arrays fit into memory, before they are made; where that can be known.
+
+    Args:
+        what: they are, for the message.
+        shapes: a tree of `jax.ShapeDtypeStruct`.
+
+    Raises:
+        MemoryError: they do not.
+    """
+    needed = sum(
+        math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(shapes)
+    )
+    available = available_memory()
+    if available is not None and needed > available + free_swap():
+        raise MemoryError(
+            f"{what} needs {needed / 1e6:,.0f} MB, and {available / 1e6:,.0f} MB are left"
+        )
+
+
+def limit_memory() -> None:
+    """Has the system refuse this process more memory than there is, on a CPU under Linux.
+
+    Else it would grant it, and end the process without a word when the memory is used. Threads'
+    stacks count in full, though hardly used, so that some room is added for each core.
+    """
+    available = host_memory()
+    if available is None or jax.devices()[0].platform != "cpu":
+        return
+    import resource
+
+    lines = Path("/proc/self/status").read_text().splitlines()
+    used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+    limit = used + available + free_swap() + num_cores() * (128 << 20)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def free_swap() -> int:
+    """Bytes of the machine's swap that are free; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapFree:"))
 
 
 def _group_memory(base: Path, path: str, limit: str, used: str) -> list[int]:

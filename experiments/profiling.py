@@ -15,7 +15,9 @@ class Profile:
     DISPATCHES = 3
 
     def __init__(self, directory: Path | None):
-        """Writes to `directory/STAGE`; None traces nothing."""
+        """Writes to `directory/STAGE`, which is made; None traces nothing."""
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._tracing = self._traced = False
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import results
+from experiments import places, results, streams
+from experiments.config import ConfigError
+from experiments.files import FileError
+from experiments.identity import NUMBERS
 from experiments.results import format_table
 
 
@@ -87,7 +90,7 @@ def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     groups, covered = defaultdict(list), defaultdict(set)
     for run in sorted(runs, key=lambda run: -run["config"].get("num_seeds", 1)):
         settings = {k: v for k, v in run["config"].items() if k != "num_seeds"}
-        key = json.dumps([run["experiment"], settings], sort_keys=True)
+        key = json.dumps([run["experiment"], settings, _unusual(run)], sort_keys=True)
         seeds = set(range(run["seed"], run["seed"] + run["config"].get("num_seeds", 1)))
         if seeds & covered[key]:
             continue  # a seed counts once, however often it was run
@@ -116,34 +119,59 @@ def main(argv: Sequence[str]) -> None:
     """The command line."""
     from absl import app, flags
 
-    out = flags.FLAGS.figure
     if len(argv) < 2:
         raise app.UsageError("name one or more directories of runs.")
     try:
-        runs = find_runs([Path(arg) for arg in argv[1:]])
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        _report([Path(arg) for arg in argv[1:]], flags.FLAGS.figure)
+        streams.check_output()
+    except (FileNotFoundError, FileError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'output'}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _report(paths: Sequence[Path], figure: str | None) -> None:
+    out = None if figure is None else places.expanded(figure, "--figure")
+    if out is not None:
+        if out.suffix.lower() != ".png" or out.is_dir():
+            raise ConfigError(f"--figure must be a file, NAME.png; received {figure!r}.")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"--figure={figure}: {out.parent} is not a folder.") from None
+    runs = find_runs(paths)
     groups = group_runs(runs)
+    covered = len(runs) - sum(map(len, groups))
+    if covered:
+        print(f"note: {covered} run(s) left out, whose seeds others have, too.", file=sys.stderr)
     for group in groups:
         first = group[0]
         seeds = ", ".join(str(run["seed"]) for run in group)
-        settings = "  ".join(f"{k}={v}" for k, v in first["config"].items())
+        settings = "  ".join(f"{k}={v}" for k, v in {**first["config"], **_unusual(first)}.items())
         devices = "; ".join(sorted({run["environment"]["device"] for run in group}))
         commits = ", ".join(sorted({run["environment"]["commit"] for run in group}))
         seconds = ", ".join(f"{sum(run['wall_clock_s'].values()):.0f} s" for run in group)
         print(f"{first['experiment']} ({first['preset']}), seed {seeds}: {settings}")
         print(f"on {devices}; commit {commits}; {seconds} in all\n")
         print(group_table(group) + "\n")
-    if out:
+    if out is not None:
         from experiments import plotting
 
-        plotting.compare_runs(Path(out), groups)
+        plotting.compare_runs(out, groups)
         print(f"figure: {out}")
+
+
+def _unusual(run: dict[str, Any]) -> dict[str, Any]:
+    """JAX's settings of numbers that are not the defaults, by the names of their variables."""
+    numbers = run.get("numbers", {})
+    return {k.upper(): v for k, v in numbers.items() if v != NUMBERS.get(k)}
 
 
 if __name__ == "__main__":
     from absl import app, flags
 
     flags.DEFINE_string("figure", None, "Where to draw the metric against gradient steps, a PNG.")
+    streams.protect("")
     app.run(main)

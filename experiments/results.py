@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.files import read_json, write_json
+from experiments.files import NUMBER, FileError, check_object, is_of, read_json, write_json
 
 METHOD_TITLES = {
     "maml": "MAML",
@@ -27,7 +27,28 @@ METHOD_TITLES = {
     "averaged_l2": "averaged networks, L2",
     "averaged_to_mean": "averaged networks, to the mean",
 }
-ROW_KEYS = ("method", "setting", "gradient_steps", "metric", "mean", "ci95", "num_tasks")
+_MAYBE = (*NUMBER, type(None))
+ROW_KEYS = {
+    "method": str,
+    "setting": str,
+    "gradient_steps": (int, type(None)),
+    "metric": str,
+    "mean": _MAYBE,
+    "ci95": _MAYBE,
+    "num_tasks": int,
+}
+_KEYS = {
+    "experiment": str,
+    "preset": str,
+    "seed": int,
+    "config": dict,
+    "environment": dict,
+    "wall_clock_s": dict,
+    "meta_steps": int,
+    "meta_steps_per_s": NUMBER,
+    "rows": list,
+}
+_OPTIONAL = {"numbers": dict, "sweep": dict}
 
 
 def make_row(
@@ -84,20 +105,55 @@ def read_results(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none (the run is not done, or the path is wrong).
+        FileError: the file is not as a run writes it.
     """
     file = path / "results.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(
             f"no results at {file}: the run is not done, or this is not a run's directory."
         )
-    return read_json(file)
+    advice = "Remove it, and the command of the run writes it again from the checkpoints."
+    found = read_json(file, _KEYS, _OPTIONAL, advice=advice)
+    try:
+        _check_results(found)
+    except ValueError as error:
+        raise FileError(f"{file} {error}. {advice}") from None
+    return found
+
+
+def _check_results(found: dict[str, Any]) -> None:
+    """Checks what stands in the objects and lists of `results.json`."""
+    check_object(found["environment"], {"device": str, "commit": str}, None, "'environment'")
+    clocks = dict.fromkeys(("compile", "train", "evaluate"), NUMBER)
+    check_object(found["wall_clock_s"], clocks, None, "'wall_clock_s'")
+    check_object(found["config"], {}, None, "'config'")
+    num_seeds = found["config"].get("num_seeds", 1)
+    if not is_of(num_seeds, int) or not 1 <= num_seeds <= 1_000_000:
+        raise ValueError(f"has 'num_seeds': {num_seeds!r} in 'config'; expected 1 to 1000000")
+    if not found["rows"]:
+        raise ValueError("has no rows")
+    keys, known = {**ROW_KEYS, **({"member": str} if found["experiment"] == "sweep" else {})}, set()
+    for number, row in enumerate(found["rows"], 1):
+        where = f"row {number}"
+        check_object(row, keys, None, where)
+        means = row.get("per_seed", [None])
+        if not is_of(means, list) or not means or not all(is_of(m, _MAYBE) for m in means):
+            raise ValueError(f"has 'per_seed': {means!r} in {where}; expected a list of numbers")
+        key = _key(row)
+        if key in known:
+            raise ValueError(f"has a second row of {', '.join(map(str, key))} ({where})")
+        known.add(key)
 
 
 def published() -> dict[tuple[str, str, str, int | None, str], dict[str, Any]]:
     """The paper's numbers by (experiment, method, setting, gradient_steps, metric)."""
-    rows = read_json(Path(__file__).parent / "paper_results.json")["rows"]
-    keys = ("experiment", "method", "setting", "gradient_steps", "metric")
-    return {tuple(row[key] for key in keys): row for row in rows}  # pyright: ignore
+    path = Path(__file__).parent / "paper_results.json"
+    rows = read_json(path, {"rows": list}, advice="Install the package again.")["rows"]
+    return {(row["experiment"], *_key(row)): row for row in rows}
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, int | None, str]:
+    return row["method"], row["setting"], row["gradient_steps"], row["metric"]
 
 
 def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str], dict[str, Any]]:
@@ -110,8 +166,7 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str
     cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         for row in run["rows"]:
-            key = (row["method"], row["setting"], row["gradient_steps"], row["metric"])
-            cells[key].append(row)
+            cells[_key(row)].append(row)
     pooled = {}
     for key, rows in cells.items():
         per_seed = [m for row in rows for m in row.get("per_seed", [row["mean"]])]

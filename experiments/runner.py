@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -25,9 +26,18 @@ from experiments import STARTED, distributed, report, results
 from experiments import config as config_lib
 from experiments.checkpoints import Checkpoints
 from experiments.environment import environment
-from experiments.files import read_json, write_json
+from experiments.files import FileError
+from experiments.identity import (
+    RunError,
+    check_info,
+    check_same,
+    claim,
+    has_begun,
+    identity_of,
+    read_config,
+)
 from experiments.logbook import Logbook, Progress, read_metrics, say, summarize_metrics
-from experiments.process import CompileTimer, StopRequest
+from experiments.process import CompileTimer, StopRequest, check_room
 from experiments.profiling import Profile
 from maml_jax import MetaState, NonFiniteError, check_finite
 from maml_jax.batching import bring_home
@@ -127,10 +137,6 @@ class Experiment:
     small_kernels: bool = False
 
 
-class RunError(RuntimeError):
-    """A run that cannot begin or go on; the message is for the user."""
-
-
 class StoppedError(Exception):
     """A run that was asked to stop and has saved its state."""
 
@@ -182,17 +188,13 @@ def run(
 
     Raises:
         RunError: another process has the directory, or it holds a run with another configuration.
-        CheckpointError: a checkpoint cannot be written.
+        FileError: a file of the run is not as a run writes it.
+        CheckpointError: a checkpoint cannot be written, or is of another run or step.
         FirstProcessError: process 0 of a run of several cannot begin.
         NonFiniteError: a loss is not finite; the last good checkpoint stays.
         StoppedError: SIGTERM or Ctrl-C, after saving.
     """
-    identity = {
-        "experiment": experiment.name,
-        "preset": preset,
-        "seed": seed,
-        "config": config_lib.to_json(settings),
-    }
+    identity = identity_of(experiment.name, preset, seed, settings)
     with contextlib.ExitStack() as held:
         distributed.check_same_settings(identity)
         done = distributed.first_decides(lambda: _begin(held, workdir, identity))
@@ -205,14 +207,24 @@ def run(
 
 
 def _begin(held: contextlib.ExitStack, workdir: Path, identity: dict[str, Any]) -> bool:
-    """Takes the directory for this run until `held` is closed; whether the run is done already."""
+    """Takes the directory for this run until `held` is closed; whether the run is done already.
+
+    One that is done needs nothing written, and may lie where nothing can be.
+    """
     _make_directory(workdir)
+    done, writable = (workdir / "results.json").exists(), True
     try:
         held.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))
     except filelock.Timeout:
         raise RunError(f"another process is running in {workdir}; wait, or stop it.") from None
-    _claim(workdir, identity)
-    return (workdir / "results.json").exists()
+    except (OSError, NotImplementedError) as error:
+        if not done:
+            raise RunError(
+                f"{workdir} cannot be written: {error}. Use another --workdir."
+            ) from None
+        writable = False
+    claim(workdir, identity, writable)
+    return done
 
 
 def _make_directory(workdir: Path) -> None:
@@ -220,36 +232,6 @@ def _make_directory(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise RunError(f"--workdir={workdir} is not a directory.") from None
-
-
-def _claim(workdir: Path, identity: dict[str, Any]) -> None:
-    """Writes `config.json`, or checks that the one that is there says the same.
-
-    A run that stopped before anything was saved, for want of data say, claims nothing.
-    """
-    path = workdir / "config.json"
-    begun = (workdir / "results.json").exists() or any((workdir / "checkpoints").glob("*/*"))
-    if not path.exists() or not begun:
-        write_json(path, identity)
-        return
-    there = read_json(path)
-    changed = [
-        f"{name}: there {theirs!r}, asked for {ours!r}"
-        for name, theirs, ours in [
-            ("experiment", there["experiment"], identity["experiment"]),
-            ("seed", there["seed"], identity["seed"]),
-            *(
-                (key, there["config"].get(key), identity["config"].get(key))
-                for key in sorted({*there["config"], *identity["config"]})
-            ),
-        ]
-        if theirs != ours
-    ]
-    if changed:
-        raise RunError(
-            f"{workdir} holds a run with another configuration ({'; '.join(changed)}). "
-            "Use another --workdir, or the same flags to resume it."
-        )
 
 
 def _run(experiment, workdir, settings, identity, how):
@@ -267,7 +249,8 @@ def _run(experiment, workdir, settings, identity, how):
     try:
         states, at, clocks = {}, {}, {}
         for stage in stages:
-            found = stores[stage.name].restore(stage.init, warn=_warn)
+            fits = check_info(identity, stage.name)
+            found = stores[stage.name].restore(stage.init, warn=_warn, check=fits)
             states[stage.name], at[stage.name], clocks[stage.name] = None, 0, _Clock()
             if found is not None:
                 states[stage.name], at[stage.name] = found.state, found.step
@@ -340,6 +323,7 @@ def _train_stage(
         raise StoppedError(stop.signal or signal.SIGTERM, at, stage.name)
     if state is None:  # not before: compiling all stages' starts would keep the first one waiting
         compiled = compiles.seconds
+        check_room(f"the state of stage {stage.name}", jax.eval_shape(stage.init))
         state = stage.init()
         clock.compile += compiles.seconds - compiled
     progress: Any = distributed.Nowhere()
@@ -374,8 +358,8 @@ def _train_stage(
             due = distributed.is_first() and time.monotonic() - saved_at >= how.checkpoint_every_s
             due, stopping = distributed.any_of(due, bool(stop.signal))
             if due or at == stage.num_steps or stopping:
-                info = {"train_s": clock.train, "compile_s": clock.compile, "run": identity}
-                store.save(at, state, info)
+                clocks = {"train_s": clock.train, "compile_s": clock.compile}
+                store.save(at, state, {**clocks, "run": identity, "stage": stage.name})
                 saved_at = time.monotonic()
             if stopping and at < stage.num_steps:
                 raise StoppedError(stop.signal or signal.SIGTERM, at, stage.name)
@@ -410,20 +394,33 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     """The trained states of a run, for the modes that use them.
 
     Raises:
-        RunError: there is no run of this experiment, or a stage of it is not done.
+        RunError: there is no run of this experiment, a stage of it is not done, or this process
+            has other settings of JAX.
+        FileError: a file of the run is not as a run writes it.
+        CheckpointError: a checkpoint is of another run or step.
     """
     path = workdir / "config.json"
     if not path.exists():
+        if has_begun(workdir):
+            raise RunError(f"{path} is missing; the command that trained the run makes it anew.")
         raise RunError(f"no run at {workdir}; train one first: --workdir={workdir} --mode=train.")
-    identity = read_json(path)
+    identity = read_config(workdir)
     if identity["experiment"] != experiment.name:
         raise RunError(f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}.")
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in identity["config"].items()}
-    settings = experiment.config(**fields)
+    try:
+        settings = config_lib.from_json(experiment.config, identity["config"])
+    except ValueError as error:
+        raise FileError(
+            f"{path} has a configuration that this version does not take: {error} Use the version "
+            "that trained the run (results.json names its commit), or train again."
+        ) from None
+    asked = identity_of(experiment.name, identity["preset"], identity["seed"], settings)
+    check_same(workdir, asked)
     states = {}
     for stage in experiment.stages(settings, identity["seed"]):
         store = Checkpoints(workdir / "checkpoints" / stage.name)
-        found = store.restore(stage.init, warn=_warn, read_only=True)
+        fits = check_info(asked, stage.name)
+        found = store.restore(stage.init, warn=_warn, read_only=True, check=fits)
         store.close()
         if found is None or found.step < stage.num_steps:
             raise RunError(
@@ -432,7 +429,17 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
                 "(remove results.json if that says that the run is done)."
             )
         states[stage.name] = found.state
-    return FinishedRun(workdir, settings, identity["seed"], states)
+    return FinishedRun(_output_directory(workdir), settings, identity["seed"], states)
+
+
+def _output_directory(workdir: Path) -> Path:
+    """Where a mode writes: the run's directory, or one of its name here if that is read-only."""
+    if os.access(workdir, os.W_OK):
+        return workdir
+    here = Path(f"{workdir.resolve().name}_output").absolute()
+    here.mkdir(exist_ok=True)
+    _warn(f"{workdir} cannot be written; files are written to {here}.")
+    return here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -440,7 +447,7 @@ class FinishedRun:
     """A run whose training is done.
 
     Attributes:
-        workdir: its directory.
+        workdir: where a mode writes; the run's directory, if that can be written.
         settings: its configuration.
         seed: its seed.
         states: the final state of each stage, by name.

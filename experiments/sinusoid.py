@@ -78,7 +78,9 @@ class Config:
     inner_steps: int = option(1, "Inner gradient steps in meta-training.", minimum=0)
     inner_lr: float = option(0.001, "Inner step size alpha.", above=0)
     meta_lr: float = option(1e-3, "Step size of the meta-optimizer, Adam.", above=0)
-    hidden_sizes: tuple[int, ...] = option((40, 40), "Units of each hidden layer.", minimum=1)
+    hidden_sizes: tuple[int, ...] = option(
+        (40, 40), "Units of each hidden layer.", minimum=1, repeats=True
+    )
     initializer: str = option(
         "he_normal",
         "Of the weights: He, or the original code's truncated normal of deviation 0.01.",

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,8 +15,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
-from experiments import checkpoints, config, logbook, report, results, runner, sinusoid, user_points
+from experiments import (
+    checkpoints,
+    config,
+    logbook,
+    navigation,
+    report,
+    results,
+    runner,
+    sinusoid,
+    user_points,
+)
 from experiments import command as command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,11 +122,11 @@ class TestRun:
         settings = sinusoid.Config(**{**SMALL, "methods": ("maml", "pretrained")})
         with pytest.raises(runner.StoppedError, match="at step 0 of stage pretrained"):
             runner.run(experiment, tmp_path / "run", settings)
-        assert seen == ["maml starts", "maml", "maml", "maml"]
+        assert seen == [*2 * ["maml starts"], *3 * ["maml"]]  # traced for its size, and made
         stop.enter_result.signal = 0
         seen.clear()
         runner.run(experiment, tmp_path / "run", settings)
-        assert seen == ["maml starts", "pretrained starts", *3 * ["pretrained"]]  # one to be read
+        assert seen == ["maml starts", *2 * ["pretrained starts"], *3 * ["pretrained"]]
         ours = runner.load(experiment, tmp_path / "run").states
         theirs = runner.load(sinusoid.EXPERIMENT, finished[0]).states
         for name, state in ours.items():
@@ -173,12 +185,27 @@ class TestRun:
         said = capsys.readouterr().out
         assert re.search(r"first 20 meta-steps [\d.]+ s after the start, [\d.]+ s", said)
 
-    def test_memory_that_runs_out_is_a_sentence(self, capsys):
+    @pytest.mark.parametrize(
+        "error",
+        [
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            MemoryError("Unable to allocate 9 GiB"),
+            OverflowError("Python int too large to convert to C long"),
+        ],
+    )
+    def test_memory_that_runs_out_is_a_sentence(self, capsys, error):
         def action():
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+            raise error
 
         assert command_line._ending(action) == 3
-        assert "has not enough memory" in capsys.readouterr().err
+        text = capsys.readouterr().err
+        assert "has not enough memory. What was saved is kept" in text
+        assert f"({error})" in text
+
+    def test_a_state_that_no_memory_holds_is_not_begun(self, tmp_path):
+        settings = sinusoid.Config(**{**SMALL, "hidden_sizes": (10**9, 10**9)})
+        with pytest.raises(MemoryError, match="the state of stage maml needs 12,000,000,"):
+            runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
 
     def test_workdir_that_is_a_file(self, tmp_path):
         (tmp_path / "file").touch()
@@ -194,12 +221,37 @@ class TestReport:
         assert "oracle" in text
 
     def test_command(self, finished, tmp_path):
+        """On a terminal without ±, into folders that are not there, with a run named twice."""
         workdir, _ = finished
-        figure = tmp_path / "curves.png"
-        command = [sys.executable, "-m", "experiments.report", str(workdir), f"--figure={figure}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        assert "K=5  MAML" in done.stdout
+        figure = tmp_path / "new" / "folder" / "curves.png"
+        command = [
+            *(sys.executable, "-m", "experiments.report"),
+            *(str(workdir), str(workdir), f"--figure={figure}"),
+        ]
+        plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True, env=plain
+        )
+        assert re.search(r"K=5  MAML .* [\d.]+ \+/-[\d.]+", done.stdout)
+        assert "1 run(s) left out, whose seeds others have" in done.stderr
         assert figure.stat().st_size > 0
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("figure.pdf", "must be a file, NAME.png"),
+            ("folder.png", "must be a file, NAME.png"),
+            ("file/figure.png", "file is not a folder"),
+            ("file/deeper/figure.png", "is not a folder"),
+            ("~no_such_user/figure.png", "no home folder is known for '~no_such_user'"),
+        ],
+    )
+    def test_figures_that_cannot_be_drawn(self, finished, tmp_path, monkeypatch, name, message):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file").touch()
+        (tmp_path / "folder.png").mkdir()
+        with pytest.raises(config.ConfigError, match=message):
+            report._report([finished[0]], name)
 
     def test_runs_of_different_settings_are_not_pooled(self, finished):
         _, found = finished
@@ -220,7 +272,14 @@ class TestConfig:
         ("field", "value", "message"),
         [
             ("inner_lr", 0.0, "--inner_lr must be above 0; received 0.0"),
-            ("inner_lr", float("nan"), "--inner_lr must be above 0; received nan"),
+            ("inner_lr", float("nan"), "--inner_lr must be a finite number above 0; received nan"),
+            ("inner_lr", 1e39, "--inner_lr must be a finite number above 0"),  # not in float32
+            ("inner_lr", 1e-60, "--inner_lr must be above 0; received 1e-60"),  # 0 in float32
+            ("l2_coefficient", float("inf"), "must be a finite number 0 or more; received inf"),
+            ("num_shots", (5, 5), "--num_shots must name each value once; received 5,5"),
+            ("methods", ("maml", "maml"), "--methods must name each value once"),
+            ("num_tasks", 10**10, "--num_tasks must be at most 2147483647.*enough memory"),
+            ("hidden_sizes", (10**20,), "--hidden_sizes must be at most 2147483647"),
             ("num_tasks", 0, "--num_tasks must be 1 or more; received 0"),
             ("num_shots", (5, 0), "--num_shots must be 1 or more; received 0"),
             ("num_shots", (), "--num_shots must name at least one"),
@@ -231,6 +290,23 @@ class TestConfig:
     def test_impossible_values(self, field, value, message):
         with pytest.raises(config.ConfigError, match=message):
             sinusoid.Config(**{field: value})
+
+    def test_layers_may_be_of_one_size(self):
+        assert sinusoid.Config(hidden_sizes=(8, 8)).hidden_sizes == (8, 8)
+
+    @pytest.mark.parametrize("rates", [(0.1, 0.10), (0.1, 0.1 + 1e-12), (0.1, float("nan"))])
+    def test_lists_of_rates(self, rates):
+        with pytest.raises(config.ConfigError, match="--tuning_rates must"):
+            navigation.Config(tuning_rates=rates)
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+    def test_flags_that_are_no_settings_are_finite_too(self, value):
+        values = flags.FlagValues()
+        flags.DEFINE_float("seconds", 1.0, "", flag_values=values)
+        flags.DEFINE_string("other", None, "", flag_values=values)
+        values(["command", f"--seconds={value}"])
+        with pytest.raises(config.ConfigError, match="--seconds must be a finite number"):
+            config.check_finite_flags(values)
 
     def test_presets(self):
         build = lambda preset, **kw: config.build(sinusoid.Config, sinusoid.PRESETS, preset, kw)
@@ -272,12 +348,30 @@ class TestCommandLine:
             (["--workdir=x", "--mode=fly"], "--mode must be one of train, adapt"),
             (["--workdir=x", "--num_shots=5,a"], "--num_shots must be a list of int"),
             (["--workdir=x", "extra"], "unexpected argument 'extra'"),
+            (["--workdir=x", "--checkpoint_every_s=nan"], "--checkpoint_every_s must be a finite"),
+            (["--workdir=~no_such_user/x"], "--workdir=~no_such_user/x: no home folder is known"),
+            (["--workdir=x", "--data_dir=~no_such_user"], "--data_dir=~no_such_user: no home"),
+            (["--workdir=x", "--seed=999999", "--num_seeds=2"], "the last would be 1000000"),
         ],
     )
     def test_refusals(self, arguments, message):
         done = command(*arguments)
         assert done.returncode != 0
         assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_devices_that_are_not_there(self, tmp_path):
+        code = "import sys; from experiments import sinusoid as s; s.main(s.EXPERIMENT)"
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"--workdir={tmp_path / 'run'}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "JAX_PLATFORMS": "no_such_kind"},
+        )
+        assert done.returncode == 2
+        assert "error: JAX cannot start its devices (JAX_PLATFORMS='no_such_kind')" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -1,13 +1,17 @@
 """The process of a run: what compiling takes, and how its CPU is laid out."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jaxlib.version
 import pytest
 
 from experiments import process
+from experiments.config import ConfigError
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -81,3 +85,55 @@ def test_no_flag_that_xla_may_not_have(monkeypatch, version, has):
     monkeypatch.setenv("XLA_FLAGS", "")
     process.lay_out_cpu(None, None, True)
     assert ("ynn" in os.environ["XLA_FLAGS"]) == has
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_system_refuses_memory_that_there_is_not():
+    """Rather than end the process when it is used."""
+    code = (
+        "import numpy as np\n"
+        "from experiments import process\n"
+        "process.host_memory = lambda: 1 << 30\n"
+        "process.free_swap = lambda: 0\n"
+        "process.limit_memory()\n"
+        "kept = np.ones(1 << 26)\n"  # 0.5 of 1 GiB
+        "try:\n"
+        "    np.empty((process.num_cores() + 8) << 27)\n"
+        "except MemoryError:\n"
+        "    print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "refused\n", done.stderr
+
+
+def test_arrays_are_measured_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(process, "available_memory", lambda: 1000)
+    monkeypatch.setattr(process, "free_swap", lambda: 0)
+    shapes = {"w": jax.ShapeDtypeStruct((5, 5), "float64"), "b": jax.ShapeDtypeStruct((50,), "f4")}
+    process.check_room("the state", {"w": shapes["w"]})
+    process.check_room("the state", shapes)
+    with pytest.raises(MemoryError, match=r"the state needs 0 MB, and 0 MB are left"):
+        process.check_room("the state", [shapes, shapes["w"], jax.ShapeDtypeStruct((600,), bool)])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("No visible GPU.\nmore"), "No visible GPU"),
+        (AssertionError(), "there are none"),
+    ],
+)
+def test_devices_that_do_not_start(monkeypatch, error, reason):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(ConfigError, match=rf"\(JAX_PLATFORMS='cuda'\): {reason}\. Leave JAX_PLAT"):
+        process.check_devices()

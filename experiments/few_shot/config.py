@@ -67,12 +67,12 @@ class Config:
     )
     network: str = option("conv", "Convolutional, or fully connected.", choices=("conv", "mlp"))
     num_filters: int = option(64, "Filters of each convolution.", minimum=1)
-    num_layers: int = option(4, "Convolutional layers.", minimum=1)
+    num_layers: int = option(4, "Convolutional layers.", minimum=1, maximum=1_000)
     pooling: str = option(
         "stride", "Convolutions of stride 2 and a mean, or 2x2 max-pooling.", choices=POOLINGS
     )
     hidden_sizes: tuple[int, ...] = option(
-        (256, 128, 64, 64), "Layers of the fully connected network.", minimum=1
+        (256, 128, 64, 64), "Layers of the fully connected network.", minimum=1, repeats=True
     )
     norm: str = option(
         "batch", "Normalisation; batch has an offset and no scale, as the original.", choices=NORMS
@@ -109,6 +109,7 @@ class Config:
         "Shares of classes for train, val and test, of --dataset=folder without such folders.",
         minimum=0,
         maximum=1,
+        repeats=True,
     )
     rotations: str = option(
         "augment",

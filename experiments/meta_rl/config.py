@@ -69,7 +69,9 @@ class Config:
     policy: str = option(
         "mlp", "The policy: fully connected, or with a memory.", choices=("mlp", "recurrent")
     )
-    hidden_sizes: tuple[int, ...] = option((100, 100), "Layers of the mlp.", minimum=1)
+    hidden_sizes: tuple[int, ...] = option(
+        (100, 100), "Layers of the mlp.", minimum=1, repeats=True
+    )
     num_units: int = option(64, "Size of the recurrent policy's memory.", minimum=1)
     feedback: bool = option(False, "Append the last action and reward to observations.")
     task_batching: str = option("auto", f"Of the outer step. {BATCHING_HELP}")

@@ -75,11 +75,6 @@ def sweep_config(name: str) -> type:
 def _check(config: Any) -> None:
     """Checks the settings, and takes from the experiment what it works out."""
     check_fields(config)
-    for name in ("seeds", *RATES):
-        values = getattr(config, name)
-        if len(set(values)) < len(values):
-            shown = ",".join(map(str, values))
-            raise ConfigError(f"--{name} must name each value once; received {shown}.")
     if len(config.methods) > 1 or config.methods[0] not in METHODS:
         raise ConfigError(
             f"--methods of a sweep must be one of {', '.join(METHODS)}; "

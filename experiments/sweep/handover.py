@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import config as config_lib
 from experiments import results, runner
 from experiments.checkpoints import Checkpoints
-from experiments.files import write_json
+from experiments.identity import claim, identity_of
 from experiments.logbook import Logbook, read_metrics
 from experiments.runner import Experiment
 from experiments.sweep.config import Member
@@ -53,17 +52,14 @@ def hand_over(
     for i, member in enumerate(members):
         print(f"  {i + 1} of {len(members)}: {member.label}", flush=True)
         directory, state = workdir / member.label, slice_member(stacked, i)
-        identity = {
-            "experiment": base.name,
-            "preset": preset,
-            "seed": member.seed,
-            "config": config_lib.to_json(member.settings),
-        }
+        identity = identity_of(base.name, preset, member.seed, member.settings)
         # Members share the program's time evenly: they took part in every step of it.
         info = {name: seconds / len(members) for name, seconds in clock.items()}
         step = int(getattr(state, "train", state).step)
         entries = _entries(metrics, member.label, step, len(members))
-        _write_trained(directory, stage, step, state, entries, {**info, "run": identity})
+        _write_trained(
+            directory, stage, step, state, entries, {**info, "run": identity, "stage": stage}
+        )
         if step < member.settings.meta_steps:
             rows.append(_diverged_row(stage, member.label, step))
             continue
@@ -98,13 +94,17 @@ def _write_trained(
     entries: Sequence[tuple[int, dict[str, Any]]],
     info: dict[str, Any],
 ) -> None:
-    """Writes what a run leaves that trained up to a step; the checkpoint comes last."""
+    """Writes what a run leaves that trained up to a step; the checkpoint comes last.
+
+    Raises:
+        RunError: the directory holds another run.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    claim(directory, info["run"])
     store = Checkpoints(directory / "checkpoints" / stage)
     try:
         if store.steps():
             return
-        write_json(directory / "config.json", info["run"])
         logbook = Logbook(directory, {})
         for at, values in entries:
             logbook.write(stage, at, values)
