@@ -279,10 +279,10 @@ def test_every_iteration_draws_its_own_tasks_and_noise():
 def test_dispatches_of_other_sizes_draw_the_same_and_compile_once(iterations):
     traced = []
     problem = small_problem()
-    counted = problem._replace(sample=lambda p, k: traced.append(k) or problem.sample(p, k))
     update = trpo(problem, conjugate_steps=4)
+    counted = update._replace(update=lambda *args: traced.append(1) or update.update(*args))
     mesh = task_mesh(8, jax.devices()[:1])
-    iterate = make_iterate_fn(counted, update, num_tasks=8, mesh=mesh)
+    iterate = make_iterate_fn(problem, counted, num_tasks=8, mesh=mesh)
     state = init(problem.init(KEY), update, 3)
     for _ in range(2):
         state, _ = iterate(state)

@@ -153,6 +153,7 @@ def test_what_is_not_finite_ends_the_episode_and_is_counted():
     t = play(counter(blow_up=2), jnp.asarray(5))
     np.testing.assert_array_equal(t.alive[:, 0], [True, True, False, False, False, False])
     np.testing.assert_array_equal(t.rewards[:, 0], [1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(t.returns, 0)
     assert t.nonfinite.all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(t))
     samples = to_samples(t)
@@ -259,12 +260,10 @@ def test_generalized_advantages_by_hand():
     np.testing.assert_allclose(whole[:2], (returns - values)[:2], rtol=1e-6)
 
 
-def test_time_limit_counts_only_when_it_cut_the_episode_off():
-    cut, ended = play(counter(), jnp.asarray(100)), play(counter(), jnp.asarray(6))
-    plain = Estimation(normalize=False, gae_lambda=0.5)
-    for t, differs in ((cut, True), (ended, False)):
-        without, with_value = to_samples(t, plain), to_samples(t, plain._replace(bootstrap=True))
-        assert (not np.allclose(without.advantages, with_value.advantages)) == differs
+def test_a_time_limit_cannot_be_bootstrapped():
+    """The baseline is fitted to returns that end there: its value of what follows is none."""
+    with pytest.raises(TypeError, match="bootstrap"):
+        Estimation(bootstrap=True)
 
 
 def test_normalized_over_the_steps_that_were_taken():

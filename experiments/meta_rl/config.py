@@ -52,9 +52,6 @@ class Config:
     gae_lambda: float = option(
         1.0, "Of generalised advantage estimation; 1: whole returns.", minimum=0, maximum=1
     )
-    bootstrap: bool = option(
-        False, "Credit episodes that the time limit cut off with the baseline's value."
-    )
     meta_update: str = option(
         "trpo", "Outer step: TRPO, policy gradient by Adam, clipped.", choices=META_UPDATES
     )
@@ -104,7 +101,7 @@ class Config:
     @property
     def estimation(self) -> Estimation:
         """How advantages are estimated."""
-        return Estimation(self.discount, self.gae_lambda, bootstrap=self.bootstrap)
+        return Estimation(self.discount, self.gae_lambda)
 
     @property
     def outer_loss(self) -> SurrogateFn | None:
@@ -157,11 +154,12 @@ def make_meta_update(config: Config, problem: ReinforcementProblem) -> MetaUpdat
             batching=config.batching,
         )
     clipped = config.meta_update == "ppo"
+    loss = config.outer_loss if clipped else None
     return gradient_steps(
         problem,
         optax.adam(config.meta_lr),
         num_epochs=config.num_epochs if clipped else 1,
-        clip=config.clip if clipped else None,
-        loss=config.outer_loss if clipped else None,
+        clip=config.clip if clipped and loss is None else None,
+        loss=loss,
         batching=config.batching,
     )

@@ -101,8 +101,8 @@ def evaluate(
         if np.any(blown):
             say(
                 f"  {METHOD_TITLES[name]}: {100 * np.max(blown):.3g} % of the episodes blew up "
-                f"(after {int(np.argmax(blown))} updates); a task where half of them did has no "
-                "return."
+                f"(after {int(np.argmax(blown))} updates). Each counts as an episode of nothing "
+                "but the worst reward; a task where half of them did has no return."
             )
         arrays[f"returns/{name}"] = returns
         episodes = play(

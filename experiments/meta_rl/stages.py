@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.logbook import say
 from experiments.meta_rl.config import (
     ADAPTED,
     Config,
     make_meta_update,
     make_problem,
 )
+from experiments.results import METHOD_TITLES
 from experiments.runner import Advance, Stage
 from experiments.selection import Selection, begin, choose
 from maml_jax import init, over_seeds, seed_mesh
@@ -107,7 +109,9 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
 
         def advance(selection: Selection) -> tuple[Selection, Any]:
             state, metrics = train(selection.train)
-            check_episodes(metrics)
+            warning = check_episodes(metrics)
+            if warning:
+                say(f"  {METHOD_TITLES[name]}: {warning}")
             selection = selection._replace(train=state)
             at = int(np.asarray(state.step)[0])
             due = at // config.validate_every > (at - count) // config.validate_every
@@ -134,8 +138,8 @@ def _stage(config: Config, seed: int, env: Environment, name: str) -> Stage:
 def returns_by_task(returns: Returns) -> Array:
     """Mean return of each task after each update [T, U + 1].
 
-    NaN where half of a task's episodes or more blew up: what such an episode had got until then, or
-    the 0 that it got at once, would pass for a return.
+    NaN where half of a task's episodes or more blew up: what such an episode counts as
+    (`Trajectories.returns`) would pass for a return.
     """
     found = returns.evaluation.per_task
     return jnp.where(found["nonfinite"] < 0.5, found["return"], jnp.nan)

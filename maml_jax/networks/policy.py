@@ -6,6 +6,7 @@ time steps of recorded episodes at once, in the estimators. Both must give the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from maml_jax import types
 from maml_jax.networks.distributions import Categorical, Distribution, Gaussian
-from maml_jax.networks.mlp import mlp
+from maml_jax.networks.mlp import Network, mlp
 from maml_jax.networks.products import dot_general
 from maml_jax.types import Array, Params, PyTree
 
@@ -79,9 +81,11 @@ def gaussian_policy(
         initial_std: standard deviation to begin with, in units of the action.
 
     Raises:
-        ValueError: `initial_std` is not above the floor.
+        ValueError: a size below 1, an unknown initializer, or an `initial_std` that is not finite
+            or not above the floor.
+        TypeError: `hidden_sizes` is no sequence.
     """
-    network = mlp(
+    network = _network(
         num_observations, num_actions, hidden_sizes, activation=activation, initializer=initializer
     )
     log_std = _initial_log_std(num_actions, initial_std)
@@ -103,8 +107,8 @@ def categorical_policy(
     activation: Callable[[Array], Array] = nn.relu,
     initializer: str = "glorot_uniform",
 ) -> Policy:
-    """An MLP's logits over A discrete actions; arguments as `gaussian_policy`."""
-    network = mlp(
+    """An MLP's logits over A discrete actions; arguments and errors as `gaussian_policy`."""
+    network = _network(
         num_observations, num_actions, hidden_sizes, activation=activation, initializer=initializer
     )
     return memoryless_policy(network.init, lambda p, x: Categorical(network.apply(p, x)))
@@ -126,8 +130,11 @@ def recurrent_policy(
         initial_std: standard deviation to begin with, in units of the action.
 
     Raises:
-        ValueError: `initial_std` is not above the floor.
+        ValueError: a size below 1, or an `initial_std` that is not finite or not above the floor.
     """
+    types.check_counts(
+        num_observations=num_observations, num_actions=num_actions, num_units=num_units
+    )
     cell = nn.GRUCell(num_units)
     head = nn.Dense(num_actions, dot_general=dot_general)
     log_std = _initial_log_std(num_actions, initial_std)
@@ -163,9 +170,22 @@ def recurrent_policy(
     return Policy(init, start, act, unroll)
 
 
+def _network(
+    num_inputs: int, num_outputs: int, hidden_sizes: Sequence[int], **options: Any
+) -> Network:
+    if isinstance(hidden_sizes, (int, float)):
+        raise TypeError(
+            "hidden_sizes must be a sequence with the size of each hidden layer, "
+            f"({hidden_sizes},) for one; received {hidden_sizes}."
+        )
+    return mlp(num_inputs, num_outputs, hidden_sizes, **options)
+
+
 def _initial_log_std(num_actions: int, initial_std: float) -> Array:
-    if not initial_std > STD_FLOOR:
-        raise ValueError(f"initial_std must be above {STD_FLOOR}; received {initial_std}.")
+    if not STD_FLOOR < initial_std < math.inf:
+        raise ValueError(
+            f"initial_std must be above {STD_FLOOR} and finite; received {initial_std}."
+        )
     return jnp.full((num_actions,), jnp.log(initial_std), jnp.result_type(float))
 
 

@@ -1,9 +1,9 @@
 """Meta-reinforcement learning: policies that adapt by policy gradients (paper section 4.2)."""
 
+from maml_jax.reinforcement.checks import check_environment
 from maml_jax.reinforcement.environment import (
     Environment,
     State,
-    check_environment,
     informed,
     with_feedback,
 )

@@ -14,6 +14,7 @@ from maml_jax.batching import factorized_at_once, in_pieces
 from maml_jax.types import Array
 
 OBSERVATION_BOUND = 10.0  # observations are clipped there before they become features
+ROUNDINGS = 8.0  # deviations of a return's rounding that returns differ by if they differ
 RIDGE = 1e-5
 RIDGE_TRIES = 5
 
@@ -75,10 +76,79 @@ def generalized_advantages(
 
 
 def normalized(advantages: Array, alive: Array) -> Array:
-    """Advantages of mean 0 and deviation 1 over the steps of one task that were taken, [H, E]."""
+    """Advantages of mean 0 and deviation 1 over the steps of one task that were taken, [H, E].
+
+    All 0 where they do not differ. Whether a difference is more than rounding is for `has_signal`.
+    """
     mean = masked_mean(advantages, alive)
-    variance = masked_mean((advantages - mean) ** 2, alive)
-    return jnp.where(alive, (advantages - mean) / (jnp.sqrt(variance) + 1e-8), 0.0)
+    deviation = jnp.sqrt(masked_mean((advantages - mean) ** 2, alive))
+    scaled = (advantages - mean) / jnp.where(deviation > 0, deviation, 1.0)
+    return jnp.where(alive & (deviation > 0), scaled, 0.0)
+
+
+def has_signal(rewards: Array, alive: Array, discount: float) -> Array:
+    """Whether the episodes of one task say anything about which actions are better, a bool.
+
+    They do if at some step the returns of two episodes differ by more than their rounding.
+    Otherwise advantages are what rounding and the baseline's misfit leave (returns of a constant
+    reward are no cubic in time: up to a few percent), whatever the actions were. In a single
+    episode rewards have to differ.
+
+    The rounding of a return is that of the rewards in it and of the sums on its way: independent
+    errors of about half a unit in the last place each. `ROUNDINGS` such deviations leave room for
+    rewards that are exact to a few units only, and for the range of many episodes.
+
+    Args:
+        rewards: [H, E], 0 after an episode's end.
+        alive: steps that were taken, bool [H, E].
+        discount: gamma, from 0 to 1.
+    """
+    if rewards.shape[1] == 1:
+        values, squares, axis = rewards, rewards**2, 0
+    else:
+        values, axis = discounted_returns(rewards, discount), 1
+        squares = discounted_returns(rewards**2 + values**2, discount**2)
+    rounding = jnp.finfo(rewards.dtype).eps * jnp.sqrt(
+        jnp.max(squares, axis, where=alive, initial=0)
+    )
+    highest = jnp.max(values, axis, where=alive, initial=-jnp.inf)
+    lowest = jnp.min(values, axis, where=alive, initial=jnp.inf)
+    return jnp.any(highest - lowest > ROUNDINGS * rounding)
+
+
+def worst_reward(rewards: Array) -> Array:
+    """The lowest reward of a task's episodes [H, E], or 0 if that is less: of an episode's end."""
+    return jnp.minimum(jnp.min(rewards), 0.0)
+
+
+def credited(rewards: Array, alive: Array, nonfinite: Array, discount: float) -> Array:
+    """Rewards in which an episode that blew up counts as H + 1 steps of the task's worst reward.
+
+    Each step that such an episode took gets the worst reward; the step that blew up gets, besides,
+    what the rest of the horizon is worth at that rate, and the worst reward once more. An episode
+    that stayed sound got at least the worst reward in each step, or 0 after its end. So an episode
+    that blew up has, at every step, at most the return of each sound one, and less at the step that
+    blew up if any reward was negative. Blowing up never pays, whether rewards are costs or gains,
+    and whatever came on the way there.
+
+    Args:
+        rewards: [H, E], 0 for steps that were not taken and for those that blew up.
+        alive: steps that were taken, bool [H, E].
+        nonfinite: whether the episode blew up, bool [E]; at its last step that was taken, or at
+            step 0 if there is none.
+        discount: gamma, from 0 to 1.
+
+    Returns:
+        [H, E]; rewards of episodes that did not blow up are as they were.
+    """
+    horizon = rewards.shape[0]
+    worst = worst_reward(rewards)
+    steps = jnp.arange(horizon)[:, None]
+    last = jnp.maximum(jnp.sum(alive, axis=0) - 1, 0)
+    following = jnp.cumsum(discount ** jnp.arange(horizon, dtype=rewards.dtype))
+    rest = worst * (1.0 + following[horizon - 1 - last])
+    blown = jnp.where(steps == last, rest, jnp.where(alive, worst, 0.0))
+    return jnp.where(nonfinite, blown, rewards)
 
 
 class LinearBaseline(NamedTuple):
@@ -95,18 +165,13 @@ class LinearBaseline(NamedTuple):
     explained_variance: Array
 
 
-def features(observations: Array, first_step: int = 0) -> Array:
-    """Observations clipped, their squares, t/100, its square and cube, and 1.
+def features(observations: Array) -> Array:
+    """Features [H, E, 2 O + 4] of observations [H, E, O].
 
-    Args:
-        observations: [H, E, O].
-        first_step: t of the first of them.
-
-    Returns:
-        [H, E, 2 O + 4].
+    Observations clipped, their squares, t/100, its square and cube, and 1.
     """
     clipped = jnp.clip(observations, -OBSERVATION_BOUND, OBSERVATION_BOUND)
-    steps = first_step + jnp.arange(observations.shape[0], dtype=observations.dtype)
+    steps = jnp.arange(observations.shape[0], dtype=observations.dtype)
     time = jnp.broadcast_to(steps[:, None, None] / 100.0, (*observations.shape[:2], 1))
     return jnp.concatenate(
         [clipped, clipped**2, time, time**2, time**3, jnp.ones_like(time)], axis=-1
@@ -136,13 +201,13 @@ def fit_baseline(observations: Array, returns: Array, alive: Array) -> LinearBas
     mean = masked_mean(returns, alive)
     variance = masked_mean((returns - mean) ** 2, alive)
     left = masked_mean((errors - masked_mean(errors, alive)) ** 2, alive)
-    return LinearBaseline(weights, ridge, 1.0 - left / jnp.maximum(variance, 1e-8))
+    explained = 1.0 - left / jnp.where(variance > 0, variance, 1.0)
+    return LinearBaseline(weights, ridge, explained)
 
 
-def predict(baseline: LinearBaseline, observations: Array, first_step: int = 0) -> Array:
-    """Values [H, E] of observations [H, E, O], the first of them at time `first_step`."""
-    table = features(observations, first_step)
-    return jnp.matmul(table, baseline.weights, precision=jax.lax.Precision.HIGHEST)
+def predict(baseline: LinearBaseline, observations: Array) -> Array:
+    """Values [H, E] of observations [H, E, O]."""
+    return jnp.matmul(features(observations), baseline.weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def _solve(gram: Array, moments: Array) -> tuple[Array, Array]:

@@ -13,15 +13,24 @@ from jax.sharding import Mesh, PartitionSpec
 from maml_jax import batching as tasks_lib
 from maml_jax import types
 from maml_jax.evaluation import Evaluation, summarize
-from maml_jax.maml import inner_update
+from maml_jax.maml import PerStep, inner_update
 from maml_jax.networks import Policy
+from maml_jax.reinforcement.checks import check_fits
 from maml_jax.reinforcement.environment import Environment
 from maml_jax.reinforcement.meta_updates import MetaUpdate
 from maml_jax.reinforcement.objectives import inner_objective
-from maml_jax.reinforcement.problem import Estimation, ReinforcementProblem, to_samples
+from maml_jax.reinforcement.problem import (
+    Estimation,
+    ReinforcementProblem,
+    check_estimation,
+    one_turn_more,
+    to_samples,
+)
 from maml_jax.reinforcement.rollout import Trajectories, rollout
 from maml_jax.training import MetaState, TrainFn, nonfinite_report, on_every_device
 from maml_jax.types import Array, Metrics, NonFiniteError, Params, PyTree, Task
+
+WARN_SHARE = 0.05  # of episodes that blew up
 
 
 def make_iterate_fn(
@@ -53,12 +62,26 @@ def make_iterate_fn(
         It donates `state`.
 
     Raises:
-        ValueError: a count below 1, or a mesh that does not fit.
+        ValueError: a count below 1, or a mesh that does not fit; in a call, a state whose
+            parameters or optimizer state are of another kind.
+        TypeError: `meta_update` is no `MetaUpdate`.
     """
     types.check_counts(num_tasks=num_tasks, num_steps=num_steps)
+    if not isinstance(meta_update, MetaUpdate):
+        raise TypeError(
+            "meta_update must be a MetaUpdate, from trpo or gradient_steps(problem, optimizer); "
+            f"received {type(meta_update).__name__}."
+        )
     mesh = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
     num_devices = tasks_lib.check_mesh(mesh, num_tasks)
     local_tasks = num_tasks // num_devices
+
+    def check_state(state: MetaState) -> None:
+        params = jax.eval_shape(problem.init, jax.random.key(0))
+        check_fits("state.params", params, state.params, "They must be of the problem's policy.")
+        optimizer_state = jax.eval_shape(meta_update.init, state.params)
+        advice = "Make the state by maml_jax.init(params, meta_update, key) with this meta_update."
+        check_fits("state.optimizer_state", optimizer_state, state.optimizer_state, advice)
 
     def one(state: MetaState, _: None) -> tuple[MetaState, Metrics]:
         first = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
@@ -72,6 +95,7 @@ def make_iterate_fn(
         return MetaState(params, optimizer_state, state.step + 1, state.key), report
 
     def iterate(state: MetaState, data: tuple[()]) -> tuple[MetaState, Metrics]:
+        check_state(state)
         return jax.lax.scan(one, state, length=num_steps)
 
     return on_every_device(iterate, mesh)
@@ -96,27 +120,42 @@ def _report(
     }
 
 
-def check_episodes(metrics: Metrics) -> None:
+def check_episodes(metrics: Metrics) -> str | None:
     """Raises if no episode of an iteration was sound. Reads the metrics back to the host.
+
+    Returns:
+        A warning for the user if in an iteration `WARN_SHARE` of the episodes or more blew up, long
+        before all do; else None.
 
     Raises:
         NonFiniteError: the environment returned a number that is not finite in every episode.
     """
+    warning, highest = None, WARN_SHARE
     for when in ("before", "after"):
-        share = np.asarray(metrics[when]["nonfinite"])
-        if np.any(share >= 1.0):
+        share = float(np.max(np.asarray(metrics[when]["nonfinite"])))
+        if share >= 1.0:
             raise NonFiniteError(
                 f"every episode {when} adaptation met an observation or a reward that is not "
                 "finite, so nothing can be learned. Look at the environment's reset and step: a "
                 "reward that is NaN from the first step, or physics that blows up at once."
             )
+        if share >= highest:
+            highest = share
+            warning = (
+                f"{100 * share:.3g} % of the episodes {when} adaptation blew up: they met an "
+                "observation or a reward that is not finite. Each counts as an episode of nothing "
+                "but the worst reward. Look at the actions that the environment can take, and at "
+                "the step sizes."
+            )
+    return warning
 
 
 class Returns(NamedTuple):
     """What adaptation on new tasks achieves.
 
     Attributes:
-        evaluation: of the metrics "return" and "nonfinite", each [T, U + 1] by task.
+        evaluation: of the metrics "return" (mean over episodes of `Trajectories.returns`) and
+            "nonfinite" (share of episodes that blew up), each [T, U + 1] by task.
         trajectories: of every task after each update, leaves [T, U + 1, H, E, ...], if asked for.
     """
 
@@ -148,9 +187,17 @@ def make_evaluate_fn(
         mesh: a mesh with the one axis "tasks"; default one that fits the tasks of each call.
 
     Returns:
-        `evaluate(params, tasks, key, rates) -> Returns`: tasks with a leading axis of T, rates [U],
-        the step size of each update.
+        `evaluate(params, tasks, key, rates) -> Returns`: tasks with a leading axis of T; rates, the
+        step size of each update, [U], or `maml_jax.maml.PerStep` with a leading axis of U.
+
+    Raises:
+        ValueError: `num_episodes` below 1, an unknown objective, a discount or lambda outside 0 to
+            1; in a call, parameters, tasks, rates or a mesh that do not fit, or an environment and
+            a policy that do not (`check_environment`).
+        TypeError: `estimation` is no `Estimation`.
     """
+    types.check_counts(num_episodes=num_episodes)
+    check_estimation(estimation)
     inner_loss = inner_objective(policy, objective)
 
     def one(params: Params, task: PyTree, key: Array, rates: Array) -> Any:
@@ -164,17 +211,24 @@ def make_evaluate_fn(
             return adapted, (seen, t if keep_trajectories else None)
 
         # One loop, so that the environment is compiled once; the last turn's update is not used.
-        rates = jnp.append(rates, 0.0)
-        return jax.lax.scan(turn, params, (jnp.arange(rates.shape[0]), rates))[1]
+        rates = one_turn_more(rates)
+        turns = jnp.arange(jax.tree.leaves(rates)[0].shape[0])
+        return jax.lax.scan(turn, params, (turns, rates))[1]
 
     def many(params: Params, tasks: PyTree, keys: Array, rates: Array) -> Any:
         return jax.vmap(one, (None, 0, 0, None))(params, tasks, keys, rates)
 
-    def evaluate(params: Params, tasks: PyTree, key: Array, rates: Array) -> Returns:
+    def evaluate(params: Params, tasks: PyTree, key: Array, rates: Array | PerStep) -> Returns:
         num_tasks = tasks_lib.axis_size(tasks)
+        task = jax.eval_shape(env.sample_task, jax.random.key(0))
+        advice = "Tasks are what vmap of the environment's sample_task returns."
+        check_fits("tasks", task, tasks, advice, lead=1)
+        expected = jax.eval_shape(policy.init, jax.random.key(0))
+        check_fits("params", expected, params, "They must be of the policy.")
         used = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
+        tasks_lib.check_mesh(used, num_tasks)
         keys = jax.random.split(key, num_tasks)
-        params, rates = tasks_lib.replicate((params, jnp.asarray(rates)), used)
+        params, rates = tasks_lib.replicate((params, _rates_of_updates(rates)), used)
         tasks, keys = tasks_lib.split_tasks((tasks, keys), used)
         found = compiled(used)(params, tasks, keys, rates)
         return tasks_lib.bring_home(tasks_lib.settle(found, used))
@@ -197,3 +251,17 @@ def make_evaluate_fn(
         return programs[used]
 
     return evaluate
+
+
+def _rates_of_updates(rates: Array | PerStep) -> PyTree:
+    """As float arrays with the same leading axis of U."""
+    bare = not isinstance(rates, PerStep)
+    tree = jnp.asarray(rates) if bare else jax.tree.map(jnp.asarray, rates.rates)
+    tree = jax.tree.map(lambda r: r if types.is_float(r) else r.astype(float), tree)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
+    if (bare and len(shapes[0]) != 1) or len({shape[:1] for shape in shapes}) != 1 or () in shapes:
+        raise ValueError(
+            "rates must be the step size of each update, an array of shape (U,), or "
+            f"maml.PerStep with a leading axis of U on every leaf; received shapes {shapes}."
+        )
+    return tree

@@ -6,6 +6,7 @@ All share one interface, so that a meta-iteration takes any of them.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from maml_jax import batching as tasks_lib
 from maml_jax import types
-from maml_jax.reinforcement.objectives import SurrogateFn, surrogate_of
+from maml_jax.reinforcement.checks import check_number
+from maml_jax.reinforcement.objectives import SurrogateFn, check_clip, surrogate_of
 from maml_jax.reinforcement.problem import ReinforcementProblem
 from maml_jax.types import Array, Metrics, Params, PyTree, Task
 
@@ -71,19 +73,29 @@ def trpo(
 
     Args:
         problem: whose adaptation is differentiated.
-        max_kl: bound of the mean KL divergence, nats.
+        max_kl: bound of the mean KL divergence, nats, above 0.
         products: how A is multiplied with a vector, see above.
-        product_episodes: episodes of each task that A is estimated from; default all.
+        product_episodes: episodes of each task that A is estimated from, at most those that there
+            are; default all.
         conjugate_steps: iterations of conjugate gradients.
-        damping: multiple of the identity that is added to A.
-        shrink: factor from one try of the line search to the next.
+        damping: multiple of the identity that is added to A, 0 or more.
+        shrink: factor from one try of the line search to the next, between 0 and 1.
         tries: of the line search.
         batching: how a device's tasks are batched, see `maml_jax.batching`.
 
     Raises:
-        ValueError: an unknown kind of product.
+        ValueError: an unknown kind of product, a count below 1, or a number out of its range.
+        TypeError: `problem` is not from `reinforcement_problem`.
     """
+    _check_problem(problem)
     types.check_choice(products, PRODUCTS, "products")
+    types.check_counts(conjugate_steps=conjugate_steps, tries=tries)
+    if product_episodes is not None:
+        types.check_counts(product_episodes=product_episodes)
+    check_number("max_kl", max_kl, "above 0 and finite", lambda x: 0 < x < math.inf)
+    check_number("damping", damping, "of 0 or more and finite", lambda x: 0 <= x < math.inf)
+    check_number("shrink", shrink, "between 0 and 1", lambda x: 0 < x < 1)
+    tasks_lib.resolve_batching(batching, 1)
 
     def update(
         params: Params, state: PyTree, tasks: Task, num_devices: int = 1
@@ -150,6 +162,14 @@ def trpo(
             return update(*arguments)
 
     return MetaUpdate(lambda params: (), precise)
+
+
+def _check_problem(problem: Any) -> None:
+    if not isinstance(problem, ReinforcementProblem):
+        raise TypeError(
+            "problem must be what reinforcement_problem returns; received "
+            f"{type(problem).__name__}."
+        )
 
 
 def _first_episodes(tasks: Task, count: int | None) -> Task:
@@ -321,13 +341,37 @@ def gradient_steps(
         num_epochs: steps on the same tasks.
         clip: epsilon of the clipped likelihood ratio; None for none.
         loss: `loss(distribution, samples) -> (loss, metrics)` with "kl" among the metrics, in place
-            of the surrogate with `clip`.
+            of the surrogate; it has its own clip.
         batching: how a device's tasks are batched, see `maml_jax.batching`.
+
+    Raises:
+        ValueError: `num_epochs` below 1, a clip that is not above 0, or `clip` beside `loss`; in
+            the first iteration, a loss that is not a scalar, or without "kl".
+        TypeError: `problem` is not from `reinforcement_problem`, `optimizer` no optax
+            transformation; in the first iteration, a loss that does not return a pair.
     """
+    _check_problem(problem)
+    types.check_counts(num_epochs=num_epochs)
+    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer must be an optax transformation, optax.adam(1e-3) say; received "
+            f"{optimizer!r}."
+        )
+    if loss is not None and clip is not None:
+        raise ValueError(
+            f"loss takes the place of the clipped surrogate, so that clip={clip} would do nothing; "
+            "leave one of them out."
+        )
+    check_clip(clip)
+    tasks_lib.resolve_batching(batching, 1)
     judge = functools.partial(surrogate_of, clip=clip) if loss is None else loss
 
     def task_loss(params: Params, task: Task) -> tuple[Array, Metrics]:
-        return judge(problem.adapted_distribution(params, task), task.query)
+        output = judge(problem.adapted_distribution(params, task), task.query)
+        value, metrics = types.check_loss_output(output, "loss")
+        if "kl" not in metrics:
+            raise ValueError(f"loss must have 'kl' among its metrics; received {sorted(metrics)}.")
+        return value, metrics
 
     def update(
         params: Params, state: PyTree, tasks: Task, num_devices: int = 1

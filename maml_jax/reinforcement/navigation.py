@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from maml_jax import types
-from maml_jax.reinforcement.environment import Environment, State
+from maml_jax.reinforcement.environment import Environment, State, check_continuous
 from maml_jax.types import Array
 
 REWARDS = ("distance", "squared_distance")
@@ -37,9 +37,10 @@ def navigation(reward: str = "distance", horizon: int = 100) -> Environment:
         horizon: H, time steps.
 
     Raises:
-        ValueError: an unknown reward.
+        ValueError: an unknown reward, or a horizon below 1.
     """
     types.check_choice(reward, REWARDS, "reward")
+    types.check_counts(horizon=horizon)
 
     def sample_task(key: Array) -> Array:
         return jax.random.uniform(key, (2,), minval=-GOAL_BOUND, maxval=GOAL_BOUND)
@@ -50,6 +51,7 @@ def navigation(reward: str = "distance", horizon: int = 100) -> Environment:
         return State(position, jnp.zeros(()), jnp.zeros((), bool), _Inner(position, task))
 
     def step(state: State, action: Array) -> State:
+        check_continuous(action, 2)
         goal = state.inner.goal
         velocity = jnp.clip(action, -1.0, 1.0) * MAX_VELOCITY
         position = state.inner.position + velocity

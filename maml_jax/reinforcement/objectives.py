@@ -6,6 +6,7 @@ policy may move from the one that acted. Each is `loss(params, samples) -> (scal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from maml_jax import types
 from maml_jax.networks import Policy
 from maml_jax.reinforcement.advantages import masked_mean
+from maml_jax.reinforcement.checks import check_number
 from maml_jax.types import Array, LossFn, Metrics, Params
 
 INNER_OBJECTIVES = ("likelihood", "lvc", "dice")
@@ -31,9 +33,9 @@ class Samples(NamedTuple):
         distribution: that the actions were drawn from, leaves [H, E, ...].
         metrics: of the collection, scalars: "return" (mean undiscounted return of an episode),
             "explained_variance" of the baseline, "alive" (share of steps taken), "nonfinite"
-            (share of episodes in which the environment returned a number that is not finite); in a
-            problem's samples also "gradient_norm" (of the inner objective at the parameters that
-            acted).
+            (share of episodes that blew up: the environment returned a number that is not finite);
+            in a problem's samples also "gradient_norm" (of the inner objective at the parameters
+            that acted). What an episode that blew up counts as: `advantages.credited`.
     """
 
     observations: Array
@@ -93,12 +95,22 @@ def surrogate(policy: Policy, clip: float | None = None) -> LossFn:
     Returns:
         A loss whose metrics are `"kl"`, the mean KL(old || new) in nats at the recorded states, and
         `"ratio"`, the mean likelihood ratio.
+
+    Raises:
+        ValueError: a clip that is not above 0.
     """
+    check_clip(clip)
 
     def loss(params: Params, samples: Samples) -> tuple[Array, Metrics]:
         return surrogate_of(policy.unroll(params, samples.observations), samples, clip)
 
     return loss
+
+
+def check_clip(clip: float | None) -> None:
+    """Raises a ValueError unless the bound of a likelihood ratio is above 0, or None."""
+    if clip is not None:
+        check_number("clip", clip, "above 0 and finite, or None", lambda x: 0 < x < math.inf)
 
 
 def surrogate_of(

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maml_jax import types
 from maml_jax.networks import Policy
+from maml_jax.reinforcement.advantages import worst_reward
+from maml_jax.reinforcement.checks import check_fits, checked
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.types import Array, Params, PyTree
 
@@ -18,13 +21,14 @@ class Trajectories(NamedTuple):
     Attributes:
         observations: before each step [H, E, O].
         actions: [H, E, A], or [H, E] if discrete.
-        rewards: [H, E]; 0 for steps that were not taken.
+        rewards: [H, E]; 0 for steps that were not taken, and for those that blew up.
         alive: whether the step was taken, bool [H, E]: True from the first step to the last one.
         distribution: that the actions were drawn from, leaves [H, E, ...].
         terminated: whether the episode ended by itself, bool [E]; the others met the time limit.
-        last_observation: after the last step [E, O], for the value of what was cut off.
-        nonfinite: whether the environment returned a number that is not finite, bool [E]. Such an
-            episode ends there, without that reward.
+        last_observation: after the last step [E, O].
+        nonfinite: whether the episode blew up, bool [E]: the environment returned an observation or
+            a reward that is not finite. The episode ends there, and counts as
+            `advantages.credited` says.
     """
 
     observations: Array
@@ -38,8 +42,16 @@ class Trajectories(NamedTuple):
 
     @property
     def returns(self) -> Array:
-        """Undiscounted sum of rewards of each episode [E]."""
-        return jnp.sum(self.rewards, axis=0)
+        """Undiscounted return of each episode [E].
+
+        The sum of its rewards; for an episode that blew up H + 1 times the worst reward of the
+        task's episodes, or 0 if that is less (`advantages.credited`). NaN where every episode blew
+        up before it got a reward, so that there is nothing to go by.
+        """
+        none = jnp.all(self.nonfinite & (jnp.sum(self.alive, axis=0) <= 1))
+        blown = (1 + self.rewards.shape[0]) * worst_reward(self.rewards)
+        returns = jnp.where(self.nonfinite, blown, jnp.sum(self.rewards, axis=0))
+        return jnp.where(none, jnp.nan, returns)
 
 
 def rollout(
@@ -64,7 +76,16 @@ def rollout(
         key: PRNG key of these episodes.
         num_episodes: E.
         horizon: H; default the environment's.
+
+    Raises:
+        ValueError: a count below 1, a task that is not like those of the environment, or an action
+            or a state that is not, as `check_environment`.
     """
+    horizon = env.horizon if horizon is None else horizon
+    types.check_counts(num_episodes=num_episodes, horizon=horizon)
+    env = checked(env)
+    expected = jax.eval_shape(env.sample_task, jax.random.key(0))
+    check_fits("task", expected, task, "Tasks are what the environment's sample_task returns.")
     params = jax.lax.stop_gradient(params)
     reset_key, action_key = jax.random.split(key)
     states = jax.vmap(env.reset, (0, None))(jax.random.split(reset_key, num_episodes), task)
@@ -89,7 +110,7 @@ def rollout(
     sound = _finite(states)
     states = states._replace(observation=jnp.where(sound[:, None], states.observation, 0.0))
     carry = (states, memory, sound & ~states.done, ~sound)
-    steps = jax.random.split(action_key, env.horizon if horizon is None else horizon)
+    steps = jax.random.split(action_key, horizon)
     (states, _, _, nonfinite), recorded = jax.lax.scan(body, carry, steps)
     found = Trajectories(
         *recorded,

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax.networks import Policy
+from maml_jax import types
+from maml_jax.networks import Categorical, Policy
+from maml_jax.reinforcement.checks import check_fits
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.types import Array, Params
 
@@ -22,8 +24,8 @@ class Tables(NamedTuple):
 
     Attributes:
         rewards: of an action in a state [n, A].
-        transitions: probability of the next state [n, A, n].
-        start: probability of the first state [n].
+        transitions: probability of the next state [n, A, n]; each row sums to 1.
+        start: probability of the first state [n]; sums to 1.
     """
 
     rewards: Array
@@ -47,7 +49,17 @@ def tabular(
         num_states: n.
         num_actions: A; actions are whole numbers below it.
         horizon: H, time steps; 1 for a bandit.
+
+    Raises:
+        ValueError: a size below 1, or tables of another shape.
     """
+    types.check_counts(num_states=num_states, num_actions=num_actions, horizon=horizon)
+    n, A = num_states, num_actions
+    expected = Tables(jnp.zeros((n, A)), jnp.zeros((n, A, n)), jnp.zeros((n,)))
+    sampled = jax.eval_shape(sample_task, jax.random.key(0))
+    check_fits(
+        "what sample_task returns: Tables", expected, sampled, "See num_states, num_actions."
+    )
 
     def state(index: Array, reward: Array, key: Array, tables: Tables) -> State:
         seen = jax.nn.one_hot(index, num_states)
@@ -94,9 +106,18 @@ def expected_return(policy: Policy, params: Params, task: Tables, horizon: int) 
         params: of the policy.
         task: the process.
         horizon: H.
+
+    Raises:
+        ValueError: a horizon below 1.
+        TypeError: actions that are not `Categorical`.
     """
-    observations = jnp.eye(task.start.shape[0])[None]
-    chances = jax.nn.softmax(policy.unroll(params, observations).logits[0])
+    types.check_counts(horizon=horizon)
+    distribution = policy.unroll(params, jnp.eye(task.start.shape[0])[None])
+    if not isinstance(distribution, Categorical):
+        raise TypeError(
+            f"the policy must give Categorical actions; received {type(distribution).__name__}."
+        )
+    chances = jax.nn.softmax(distribution.logits[0])
 
     def body(occupancy: Array, _: None) -> tuple[Array, Array]:
         joint = occupancy[:, None] * chances

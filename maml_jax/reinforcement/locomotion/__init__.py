@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from maml_jax import types
 from maml_jax.batching import factorized_at_once, in_pieces
-from maml_jax.reinforcement.environment import Environment, State
+from maml_jax.reinforcement.environment import Environment, State, check_continuous
 from maml_jax.reinforcement.locomotion.quiet import quiet_imports
 from maml_jax.types import Array
 
@@ -91,11 +91,14 @@ def make_physics(
         backend: of Brax's.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a count below 1.
+        TypeError: `solver` is no `Solver`.
     """
     types.check_choice(robot, ("half_cheetah", "ant"), "robot")
     types.check_choice(physics, PHYSICS, "physics")
     if physics == "paper":
+        if not isinstance(solver, Solver):
+            raise TypeError(f"solver must be a locomotion.Solver; received {solver!r}.")
         types.check_choice(solver.contacts, ("all", "feet"), "contacts")
         types.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
         return _in_pieces(getattr(mujoco_physics, robot)(solver), 1)
@@ -126,8 +129,8 @@ def locomotion(
     """A family of tasks; the task is the goal, a float: metres a second, or a sign.
 
     Actions are clipped to [-1, 1] before they act and before they are charged for. A state that is
-    not finite, or beyond `LARGEST`, is handed on as NaN: the rollout ends the episode and counts
-    it.
+    not finite, or beyond `LARGEST`, is handed on as NaN: the rollout ends the episode as one that
+    blew up.
 
     Args:
         task: a name in `TASKS`.
@@ -137,9 +140,11 @@ def locomotion(
         horizon: H, time steps.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a count below 1.
+        TypeError: `solver` is no `Solver`.
     """
     types.check_choice(task, TASKS, "task")
+    types.check_counts(horizon=horizon)
     family = FAMILIES[task]
     body = make_physics(family.robot, physics, solver=solver, backend=backend)
 
@@ -152,6 +157,7 @@ def locomotion(
         return state_of(inner, motion, goal, jnp.zeros(()))
 
     def step(state: State, action: Array) -> State:
+        check_continuous(action, body.num_actions)
         inner, goal = state.inner
         inner, motion = body.step(inner, action)
         return state_of(inner, motion, goal, family.gain(motion.velocity, goal) - motion.cost)

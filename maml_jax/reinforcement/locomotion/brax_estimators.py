@@ -6,6 +6,7 @@ Each stands where one of ours does: `brax_advantages` in `Estimation`, `tanh_gau
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from brax.training.agents.ppo import losses as ppo_losses
 from brax.training.distribution import NormalTanhDistribution
 
 from maml_jax.networks import Gaussian, Policy, memoryless_policy, mlp
+from maml_jax.reinforcement.checks import check_number
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.reinforcement.objectives import Samples, SurrogateFn, surrogate_of
 from maml_jax.types import Array, Metrics, Params
@@ -141,9 +143,16 @@ def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
 
     Args:
         clip: epsilon of the likelihood ratio.
-        entropy_cost: weight of the entropy, which Brax estimates from noise of a fixed key, and
-            averages over all steps, those that were not taken included.
+        entropy_cost: weight of the entropy, 0 or more, which Brax estimates from noise of a fixed
+            key, and averages over all steps, those that were not taken included.
+
+    Raises:
+        ValueError: a number out of its range.
     """
+    check_number("clip", clip, "above 0 and finite", lambda x: 0 < x < math.inf)
+    check_number(
+        "entropy_cost", entropy_cost, "of 0 or more and finite", lambda x: 0 <= x < math.inf
+    )
 
     def loss(distribution: NormalTanh, samples: Samples) -> tuple[Array, Metrics]:
         alive = samples.alive.astype(samples.advantages.dtype)

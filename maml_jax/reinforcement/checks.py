@@ -1,0 +1,233 @@
+"""Checks on what users hand over: numbers, environments, policies, and what must fit them.
+
+Shapes and dtypes are known while JAX traces, so that these checks cost nothing in a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from maml_jax import types
+from maml_jax.networks import Categorical, Policy
+from maml_jax.reinforcement.environment import Environment, State
+from maml_jax.types import Array, PyTree
+
+
+def check_number(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> None:
+    """Raises a ValueError unless a number fits; a traced one has no value yet and passes.
+
+    Args:
+        name: of the argument.
+        value: received.
+        expected: in words, "from 0 to 1" say.
+        fits: whether a float is as expected; False for NaN.
+    """
+    if isinstance(value, Tracer):
+        return
+    kinds = (int, float, np.number, np.ndarray, jax.Array)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool) and np.ndim(value) == 0
+    if not (is_number and fits(float(value))):
+        raise ValueError(f"{name} must be a number {expected}; received {value!r}.")
+
+
+def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead: int = 0) -> None:
+    """Raises a ValueError that names the first leaf whose structure or shape is not as expected.
+
+    Args:
+        what: is checked, in words.
+        expected: a pytree of arrays or `jax.ShapeDtypeStruct`s.
+        received: what should be like it.
+        advice: what to do, the end of the sentence.
+        lead: leading axes of every received leaf that the expected ones have not.
+    """
+    structures = jax.tree.structure(expected), jax.tree.structure(received)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"{what} must have the structure {structures[0]}; received {structures[1]}. {advice}"
+        )
+    wanted = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, leaf), other in zip(wanted, jax.tree.leaves(received), strict=True):
+        if jnp.shape(leaf) != jnp.shape(other)[lead:]:
+            raise ValueError(
+                f"{what}{jax.tree_util.keystr(path)} must have shape {jnp.shape(leaf)}"
+                + (" after the axis of tasks" if lead else "")
+                + f"; received {jnp.shape(other)}. {advice}"
+            )
+
+
+def checked(env: Environment) -> Environment:
+    """The environment with checks on every action that it takes and every state that it returns.
+
+    Raises:
+        ValueError: the environment's sizes are not whole numbers of 1 or more; and, when `reset` or
+            `step` is traced, as `check_environment`.
+        TypeError: then, too: `reset` or `step` does not return a `State`.
+    """
+    types.check_counts(
+        num_observations=env.num_observations, num_actions=env.num_actions, horizon=env.horizon
+    )
+
+    def reset(key: Array, task: PyTree) -> State:
+        state = env.reset(key, task)
+        _check_state(env, state, "reset")
+        return state
+
+    def step(state: State, action: Array) -> State:
+        _check_action(env, action)
+        try:
+            after = env.step(state, action)
+        except (TypeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"step failed on an action of type {jnp.result_type(action)} and shape "
+                f"{jnp.shape(action)}: {type(error).__name__}: {error}"
+            ) from error
+        _check_state(env, after, "step")
+        _check_same(state, after)
+        return after
+
+    return env._replace(reset=reset, step=step)
+
+
+def check_environment(env: Environment, policy: Policy | None = None) -> None:
+    """Checks shapes and dtypes of an environment, and that a policy fits it, without running it.
+
+    Without a policy nothing says whether actions are continuous or discrete: both are tried.
+
+    Raises:
+        ValueError: a shape or dtype is not what `Environment` promises, or what `step` takes is
+            not what it returns, or the policy's distribution does not fit; names the field,
+            what was expected and what was received.
+        TypeError: `reset` or `step` does not return a `State`, or `policy` is no `Policy`.
+    """
+    env = checked(env)
+    key = jax.random.key(0)
+    begun = jax.eval_shape(env.reset, key, jax.eval_shape(env.sample_task, key))
+    if policy is not None:
+        jax.eval_shape(env.step, begun, _check_policy(env, policy, begun.observation))
+        return
+    continuous = jax.ShapeDtypeStruct((env.num_actions,), jnp.result_type(float))
+    discrete = jax.ShapeDtypeStruct((), jnp.int32)
+    try:
+        jax.eval_shape(env.step, begun, continuous)
+    except (TypeError, ValueError) as error:
+        try:
+            jax.eval_shape(env.step, begun, discrete)
+        except (TypeError, ValueError) as other:
+            if str(error) == str(other):
+                raise
+            raise ValueError(
+                f"step takes neither continuous actions ({error}) nor discrete ones ({other})"
+            ) from other
+
+
+def _check_state(env: Environment, state: Any, source: str) -> None:
+    if not isinstance(state, State):
+        raise TypeError(f"{source} must return a State; received {type(state).__name__}.")
+    expected = {"observation": (env.num_observations,), "reward": (), "done": ()}
+    for name, shape in expected.items():
+        received = jnp.shape(getattr(state, name))
+        if received != shape:
+            hint = (
+                " Observations are vectors: flatten images (jnp.ravel), and let a policy of your "
+                "own restore their shape."
+                if len(received) > 1
+                else ""
+            )
+            raise ValueError(
+                f"{source}: {name} must have shape {shape}; received {received}.{hint}"
+            )
+    for name in ("observation", "reward"):
+        dtype = jnp.result_type(getattr(state, name))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{source}: {name} must be floating point; received {dtype}.")
+    if jnp.result_type(state.done) != jnp.bool_:
+        raise ValueError(f"{source}: done must be bool; received {jnp.result_type(state.done)}.")
+
+
+def _check_action(env: Environment, action: Any) -> None:
+    shape, dtype = jnp.shape(action), jnp.result_type(action)
+    discrete = jnp.issubdtype(dtype, jnp.integer)
+    if not discrete and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"actions must be floats, or integers if discrete; received {dtype}.")
+    if discrete and shape != ():
+        raise ValueError(
+            "the policy must give discrete actions one at a time, integers of shape (); received "
+            f"shape {shape}. Number the combinations of several choices from 0 on, make that "
+            "number the action, and take it apart in step (jnp.unravel_index)."
+        )
+    if not discrete and shape != (env.num_actions,):
+        raise ValueError(
+            f"the policy must give actions of shape {(env.num_actions,)} for this environment; "
+            f"received {shape}."
+        )
+
+
+def _check_policy(env: Environment, policy: Policy, observation: Any) -> Any:
+    """The shape and dtype of its actions."""
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            "policy must be a Policy (maml_jax.networks: gaussian_policy, memoryless_policy, ...); "
+            f"received {type(policy).__name__}."
+        )
+    lead = 3, 2  # steps, episodes
+
+    def act(key: Array, seen: Array) -> tuple[Any, ...]:
+        params = policy.init(key)
+        memory = policy.start()
+        distribution, after = policy.act(params, seen, memory)
+        action = distribution.sample(key)
+        whole = policy.unroll(params, jnp.zeros((*lead, env.num_observations), seen.dtype))
+        several = whole.log_prob(whole.sample(key)), whole.kl(whole)
+        return action, distribution.log_prob(action), several, (memory, after), distribution
+
+    try:
+        action, one, several, memories, distribution = jax.eval_shape(
+            act, jax.random.key(0), observation
+        )
+    except Exception as error:  # of a user's function, or of the network library
+        raise ValueError(
+            f"the policy does not take the environment's observations of "
+            f"{env.num_observations} numbers: {type(error).__name__}: {error}"
+        ) from error
+    _check_action(env, action)
+    if isinstance(distribution, Categorical) and distribution.logits.shape != (env.num_actions,):
+        raise ValueError(
+            f"the policy must choose between the environment's {env.num_actions} actions; received "
+            f"logits of shape {distribution.logits.shape}."
+        )
+    for name, part in zip(("log-probabilities", "divergences"), several, strict=True):
+        if one.shape != () or part.shape != lead:
+            raise ValueError(
+                f"a policy's {name} must be one number an action: expected shapes () from act and "
+                f"{lead} from unroll of 3 steps of 2 episodes; received {one.shape} and "
+                f"{part.shape}."
+            )
+    start, after = memories
+    check_fits("the memory that act returns", start, after, "It must be like that of start().")
+    return action
+
+
+def _check_same(before: State, after: State) -> None:
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(
+            "step must return a State of the structure that reset returns; expected "
+            f"{jax.tree.structure(before)}, received {jax.tree.structure(after)}."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        if (_dtype(old), jnp.shape(old)) != (_dtype(new), jnp.shape(new)):
+            raise ValueError(
+                f"step must return what it takes: State{jax.tree_util.keystr(path)} is "
+                f"{_dtype(old)}{list(jnp.shape(old))} after reset and "
+                f"{_dtype(new)}{list(jnp.shape(new))} after step."
+            )
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)

@@ -1,0 +1,310 @@
+"""Meta-reinforcement learning: arguments that cannot be right end in a sentence, and parts fit."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_trees_close
+
+from maml_jax import init, task_mesh
+from maml_jax.maml import PerStep
+from maml_jax.networks import (
+    Categorical,
+    categorical_policy,
+    gaussian_policy,
+    memoryless_policy,
+    mlp,
+    recurrent_policy,
+)
+from maml_jax.reinforcement import (
+    Environment,
+    Estimation,
+    MetaUpdate,
+    State,
+    check_environment,
+    gradient_steps,
+    informed,
+    make_evaluate_fn,
+    make_iterate_fn,
+    navigation,
+    reinforcement_problem,
+    rollout,
+    surrogate,
+    to_samples,
+    trpo,
+)
+from maml_jax.reinforcement.tabular import Tables, bandit, expected_return, tabular
+
+KEY = jax.random.key(0)
+ENV, POLICY = navigation(horizon=3), gaussian_policy(2, 2, (4,))
+NAN = math.nan
+
+
+def problem_of(**options):
+    return reinforcement_problem(ENV, POLICY, **{"num_episodes": 2, **options})
+
+
+PROBLEM = problem_of()
+
+
+def refused(call, message, error=ValueError):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def play(**options):
+    given = {"policy": POLICY, "task": jnp.ones(2), "num_episodes": 2, **options}
+    return rollout(ENV, given["policy"], given["policy"].init(KEY), given["task"], KEY,
+                   given["num_episodes"], given.get("horizon"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_episodes": 0}, "num_episodes must be 1 or more; received 0"),
+        ({"num_steps": -1}, "num_steps must be 0 or more inner steps; received -1"),
+        ({"objective": "reinforce"}, "must be one of 'likelihood'.*received 'reinforce'"),
+        ({"mode": "mixed"}, "mode must be one of 'reverse', 'first_order'; received 'mixed'"),
+        ({"mode": "remat"}, "mode must be one of"),
+        ({"inner_lr": jnp.ones(3)}, r"per-step inner_lr.*num_steps=1.*received shape \(3,\)"),
+        ({"inner_lr": {"mean": 0.1}}, "inner_lr must be a number, a pytree prefix of params"),
+        ({"mask": {"mean": True}}, "mask must be a pytree prefix of params"),
+        ({"mask": lambda params: 1.0}, "mask must hold Python bools only"),
+        *[
+            ({"estimation": Estimation(discount=value)}, "discount must be a number from 0 to 1")
+            for value in (-0.1, 1.01, NAN, math.inf, "0.9", None, True)
+        ],
+        ({"estimation": Estimation(gae_lambda=1.5)}, "gae_lambda must be a number from 0 to 1"),
+    ],
+)
+def test_problems(options, message):
+    refused(lambda: problem_of(**options), message)
+
+
+def test_estimation_is_one():
+    refused(lambda: problem_of(estimation=0.99), "estimation must be an Estimation", TypeError)
+    t = jax.jit(play)()
+    refused(lambda: to_samples(t, Estimation(NAN)), "discount must be .*; received nan")
+    several = jax.tree.map(lambda x: x[None], t)
+    refused(lambda: to_samples(several), r"one task, rewards of shape \(H, E\); received \(1, 3")
+    total = Estimation(advantages=lambda r, v, alive, discount, lam: jnp.sum(r))
+    refused(lambda: to_samples(t, total), r"Estimation.advantages must return the shape.*\(3, 2\)")
+    traced = jax.jit(lambda discount: to_samples(t, Estimation(discount)).advantages)
+    known = jax.jit(lambda: to_samples(t, Estimation(0.5)).advantages)
+    np.testing.assert_allclose(traced(0.5), known(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_kl": 0.0}, "max_kl must be a number above 0 and finite; received 0.0"),
+        ({"max_kl": NAN}, "max_kl must be a number above 0"),
+        ({"damping": -1.0}, "damping must be a number of 0 or more"),
+        ({"shrink": 1.0}, "shrink must be a number between 0 and 1; received 1.0"),
+        ({"tries": 0}, "tries must be 1 or more"),
+        ({"conjugate_steps": 0}, "conjugate_steps must be 1 or more"),
+        ({"product_episodes": 0}, "product_episodes must be 1 or more"),
+        ({"products": "fisher"}, "products must be one of"),
+        ({"batching": "loop"}, "batching must be None, 'vmap', 'scan'"),
+    ],
+)
+def test_trpo(options, message):
+    refused(lambda: trpo(PROBLEM, **options), message)
+
+
+def test_gradient_steps_and_surrogates():
+    adam = optax.adam(1e-3)
+    refused(lambda: gradient_steps(PROBLEM, adam, num_epochs=0), "num_epochs must be 1 or more")
+    refused(lambda: gradient_steps(PROBLEM, adam, clip=0.0), "clip must be a number above 0")
+    refused(lambda: surrogate(POLICY, NAN), "clip must be a number above 0")
+    refused(lambda: gradient_steps(PROBLEM, 1e-3), "optimizer must be an optax", TypeError)
+    loss = lambda distribution, samples: (jnp.zeros(()), {})
+    refused(lambda: gradient_steps(PROBLEM, adam, clip=0.2, loss=loss), "clip=0.2 would do nothing")
+    for make in (trpo, lambda problem: gradient_steps(problem, adam)):
+        refused(lambda m=make: m(PROBLEM.as_problem), "what reinforcement_problem", TypeError)
+    update = gradient_steps(PROBLEM, adam, loss=loss)
+    iterate = make_iterate_fn(PROBLEM, update, num_tasks=1)
+    state = init(PROBLEM.init(KEY), update, 0)
+    refused(lambda: iterate(state), "loss must have 'kl' among its metrics")
+
+
+def test_states_of_another_kind():
+    policy = gaussian_policy(2, 2, (5,))
+    adam = gradient_steps(PROBLEM, optax.adam(1e-3))
+    iterate = make_iterate_fn(PROBLEM, adam, num_tasks=1)
+    other = init(PROBLEM.init(KEY), trpo(PROBLEM), 0)
+    refused(lambda: iterate(other), "state.optimizer_state must have the structure.*init")
+    other = init(policy.init(KEY), adam, 0)
+    refused(lambda: iterate(other), r"state.params\['mean'\].* must have shape \(4,\).*\(5,\)")
+    refused(
+        lambda: make_iterate_fn(PROBLEM, optax.adam(1e-3), num_tasks=1),
+        "meta_update must be a MetaUpdate, from trpo or gradient_steps",
+        TypeError,
+    )
+    assert isinstance(adam, MetaUpdate)
+
+
+def test_rollouts():
+    refused(lambda: play(num_episodes=0), "num_episodes must be 1 or more")
+    refused(lambda: play(horizon=0), "horizon must be 1 or more; received 0")
+    refused(lambda: play(task=jnp.ones(3)), r"task must have shape \(2,\); received \(3,\)")
+    refused(lambda: play(task={"goal": jnp.ones(2)}), "task must have the structure")
+    refused(lambda: play(policy=gaussian_policy(2, 3, (4,))), r"shape \(2,\).*received \(3,\)")
+    discrete = categorical_policy(2, 2, (4,))
+    refused(lambda: play(policy=discrete), r"continuous actions of shape \(2,\); received int32")
+
+
+def test_evaluations():
+    make = lambda **options: make_evaluate_fn(ENV, POLICY, **{"num_episodes": 2, **options})
+    refused(lambda: make(num_episodes=0), "num_episodes must be 1 or more")
+    refused(lambda: make(objective="reinforce"), "the inner objective must be one of")
+    refused(lambda: make(estimation=Estimation(2.0)), "discount must be a number from 0 to 1")
+    evaluate, params, tasks = make(), POLICY.init(KEY), jnp.ones((3, 2))
+    for rates in (0.1, jnp.ones((2, 2)), PerStep({"a": jnp.ones(2), "b": jnp.ones(3)})):
+        refused(lambda r=rates: evaluate(params, tasks, KEY, r), r"rates must be .* \(U,\)")
+    refused(
+        lambda: evaluate(params, jnp.ones((3, 4)), KEY, jnp.ones(1)),
+        r"tasks must have shape \(2,\) after the axis of tasks; received \(3, 4\)",
+    )
+    refused(lambda: evaluate(params, {"goal": tasks}, KEY, jnp.ones(1)), "tasks must have the str")
+    other = gaussian_policy(2, 2, (5,)).init(KEY)
+    refused(lambda: evaluate(other, tasks, KEY, jnp.ones(1)), r"params\['mean'\].*\(4,\)")
+    mesh = task_mesh(2, jax.devices()[:2])
+    refused(lambda: make(mesh=mesh)(params, tasks, KEY, jnp.ones(1)), "multiple of the mesh's")
+
+
+def test_sizes_of_policies_and_environments():
+    for make in (gaussian_policy, categorical_policy, recurrent_policy):
+        refused(lambda m=make: m(2, 0), "must be 1 or more; received")
+        refused(lambda m=make: m(0, 2), "must be 1 or more; received")
+    refused(lambda: recurrent_policy(2, 2, 0), "num_units must be 1 or more")
+    refused(lambda: gaussian_policy(2, 2, 64), "hidden_sizes must be a sequence", TypeError)
+    for std in (0.0, NAN, math.inf):
+        refused(lambda s=std: gaussian_policy(2, 2, initial_std=s), "initial_std must be above")
+    refused(lambda: navigation(horizon=0), "horizon must be 1 or more")
+    refused(lambda: bandit(0), "num_actions must be 1 or more")
+    tables = Tables(jnp.ones((2, 3)), jnp.ones((2, 2, 3)), jnp.ones(2))
+    refused(
+        lambda: tabular(lambda key: tables, 2, 3, 1),
+        r"Tables.transitions must have shape \(2, 3, 2\); received \(2, 2, 3\)",
+    )
+    one = bandit(2).sample_task(KEY)
+    normal = gaussian_policy(1, 2, (2,))
+    refused(
+        lambda: expected_return(normal, normal.init(KEY), one, 1), "Categorical actions", TypeError
+    )
+    for field, value in (("num_observations", 0), ("num_actions", -1), ("horizon", 0)):
+        bad = ENV._replace(**{field: value})
+        refused(lambda b=bad: check_environment(b), f"{field} must be 1 or more")
+
+
+def discrete_environment(step):
+    def reset(key, task):
+        return State(jnp.ones(1), jnp.zeros(()), jnp.zeros((), bool), task)
+
+    return Environment(lambda key: jnp.arange(3.0), reset, step, 1, 3, 2, lambda task: task)
+
+
+def test_discrete_environments_need_no_policy_to_be_checked():
+    check_environment(bandit(3))
+    check_environment(discrete_environment(lambda s, a: s._replace(reward=s.inner[a])))
+    by_value = lambda s, a: s._replace(reward=jnp.where(a == 0, 1.0, 0.0))  # of 3 rewards, if [3]
+    check_environment(discrete_environment(by_value))
+    wrong = discrete_environment(lambda s, a: s._replace(reward=s.inner[a][None]))
+    with pytest.raises(ValueError, match=r"neither continuous.*nor discrete.*must have shape"):
+        check_environment(wrong)
+
+
+def test_actions_that_do_not_fit():
+    several = memoryless_policy(POLICY.init, lambda p, x: Categorical(jnp.zeros((*x.shape, 5))))
+    with pytest.raises(
+        ValueError, match=r"one at a time, integers of shape \(\); received.*\(2,\)"
+    ):
+        check_environment(ENV, several)
+    four = categorical_policy(1, 4, (2,))
+    with pytest.raises(ValueError, match=r"between the environment's 3 actions.*\(4,\)"):
+        check_environment(bandit(3), four)  # the fourth would be taken for the third
+    with pytest.raises(ValueError, match=r"continuous actions of shape \(2,\)"):
+        check_environment(ENV, categorical_policy(2, 2, (4,)))  # would move both coordinates
+    with pytest.raises(ValueError, match="step failed on an action of type float32"):
+        check_environment(bandit(2), gaussian_policy(1, 2, (2,)))
+    with pytest.raises(TypeError, match=r"policy must be a Policy .*; received Network"):
+        check_environment(ENV, mlp(2, 2))
+    with pytest.raises(ValueError, match="does not take the environment's observations of 2"):
+        check_environment(ENV, recurrent_policy(3, 2, 4))
+    counts = POLICY._replace(act=lambda p, x, m: (POLICY.act(p, x, m)[0], jnp.zeros(2)))
+    with pytest.raises(ValueError, match="the memory that act returns must have the structure"):
+        check_environment(ENV, counts)
+
+
+def test_images_are_to_be_flattened():
+    def reset(key, task):
+        return State(jnp.zeros((8, 8, 3)), jnp.zeros(()), jnp.zeros((), bool), ())
+
+    images = ENV._replace(reset=reset, num_observations=192)
+    expected = re.escape("reset: observation must have shape (192,); received (8, 8, 3).")
+    with pytest.raises(ValueError, match=expected + ".*flatten images"):
+        check_environment(images)
+    with pytest.raises(ValueError, match=expected):
+        reinforcement_problem(images, gaussian_policy(192, 2, (4,)), num_episodes=2)
+
+
+def test_an_oracle_needs_a_vector():
+    for features in (lambda task: task[0], lambda task: {"goal": task}):
+        bad = ENV._replace(task_features=features)
+        with pytest.raises(ValueError, match="task_features must give one vector"):
+            informed(bad)
+
+
+# What fits
+
+
+def test_rates_for_each_step():
+    """As for `maml.adapt`: the same rates where episodes are drawn and where they are replayed."""
+    params = POLICY.init(KEY)
+    rates = {"mean": jnp.array([0.5, 0.0]), "log_std": jnp.array([0.0, 0.25])}
+    for inner_lr in (jnp.array([0.5, 0.25]), PerStep(rates)):
+        problem = problem_of(inner_lr=inner_lr, num_steps=2)
+        task = jax.jit(problem.sample)(params, jax.random.key(2))
+        slope = jax.jit(jax.grad(problem.inner_loss, has_aux=True))
+        by_hand = params
+        for step in range(2):
+            samples = jax.tree.map(lambda x, s=step: x[s], task.support)
+            grads = slope(by_hand, samples)[0]
+            whole = rates if isinstance(inner_lr, PerStep) else dict.fromkeys(rates, inner_lr)
+            full = jax.tree.broadcast({name: rate[step] for name, rate in whole.items()}, params)
+            by_hand = jax.tree.map(lambda p, g, rate: p - rate * g, by_hand, grads, full)
+        assert_trees_close(jax.jit(problem.adapt)(params, task), by_hand, 1e-6)
+        ratio = jax.jit(surrogate(POLICY))(by_hand, task.query)[1]["ratio"]
+        np.testing.assert_allclose(ratio, 1.0, atol=1e-6)
+    evaluate = make_evaluate_fn(ENV, POLICY, num_episodes=2, keep_trajectories=True)
+    found = evaluate(params, jnp.ones((1, 2)), KEY, PerStep(rates)).trajectories.distribution
+    spread = np.asarray(found.log_std[0, :, 0, 0])
+    np.testing.assert_array_equal(spread[0], spread[1])  # only the second update adapts it
+    assert np.any(spread[2] != spread[1])
+
+
+def test_what_is_replaced_holds_everywhere():
+    with pytest.raises(ValueError, match="inner_loss"):
+        PROBLEM._replace(inner_loss=lambda params, samples: (0.0, {}))
+    with pytest.raises(ValueError, match="outer_loss"):
+        PROBLEM._replace(outer_loss=lambda params, samples: (0.0, {}))
+    params = POLICY.init(KEY)
+    still = PROBLEM._replace(inner_lr=0.0, num_episodes=3)
+    task = jax.jit(still.sample)(params, KEY)
+    assert task.query.alive.shape == (3, 3)
+    assert_trees_close(jax.jit(still.adapt)(params, task), params, 0)
+    seen = POLICY.unroll(params, task.query.observations)
+    assert_trees_close(task.query.distribution, seen, 1e-6)
+    wide = gaussian_policy(2, 2, (4,), activation=jnp.tanh)
+    other = PROBLEM._replace(policy=wide)
+    task = jax.jit(other.sample)(params, KEY)
+    adapted = jax.jit(other.adapt)(params, task)
+    found = jax.jit(other.adapted_distribution)(params, task)
+    assert_trees_close(found, task.query.distribution, 1e-5)
+    loss = surrogate(wide)(adapted, task.query)[0]
+    np.testing.assert_allclose(other.outer_loss(adapted, task.query)[0], loss)

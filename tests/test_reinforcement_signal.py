@@ -1,0 +1,235 @@
+"""What policies must not learn from: rounding, and episodes that blow up."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from maml_jax import NonFiniteError, init, task_mesh
+from maml_jax.networks import Gaussian, gaussian_policy
+from maml_jax.reinforcement import (
+    Environment,
+    Estimation,
+    State,
+    Trajectories,
+    check_episodes,
+    gradient_steps,
+    make_evaluate_fn,
+    make_iterate_fn,
+    navigation,
+    reinforcement_problem,
+    to_samples,
+    trpo,
+)
+from maml_jax.reinforcement import advantages as advantages_lib
+from maml_jax.reinforcement.advantages import credited, discounted_returns
+
+KEY = jax.random.key(0)
+
+
+def episodes(rewards, alive=None, nonfinite=None):
+    """Recorded episodes with these rewards [H, E], at random observations."""
+    shape = rewards.shape
+    alive = jnp.ones(shape, bool) if alive is None else alive
+    nonfinite = jnp.zeros(shape[1], bool) if nonfinite is None else nonfinite
+    seen = jax.random.normal(jax.random.key(1), (*shape, 2), rewards.dtype)
+    zeros = jnp.zeros((*shape, 1), rewards.dtype)
+    distribution = Gaussian(zeros, zeros)
+    return Trajectories(seen, zeros, rewards, alive, distribution, ~alive[-1], seen[-1], nonfinite)
+
+
+@jax.jit
+def advantages(rewards, discount, alive=None, nonfinite=None):
+    """With and without baseline, and with a baseline but not normalised."""
+    t = episodes(rewards, alive, nonfinite)
+    ways = ({}, {"use_baseline": False}, {"normalize": False}, {"gae_lambda": 0.9})
+    return [to_samples(t, Estimation(discount, **way)).advantages for way in ways]
+
+
+DTYPES = (jnp.float32, jnp.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("horizon", [1, 10, 1000])
+def test_equal_returns_are_no_signal_and_small_differences_are_one(horizon, dtype):
+    """Whatever the baseline makes of them: its misfit of a constant reward is up to 4 %."""
+    with jax.enable_x64(dtype == jnp.float64):
+        uniform = jax.random.uniform(KEY, (horizon, 6), dtype)
+        # Logits' probabilities add up to 1 but for a few roundings.
+        rounded = jnp.sum(jax.nn.softmax(jax.random.normal(KEY, (horizon, 6, 9), dtype)), -1)
+        by_time = jnp.broadcast_to(uniform[:, :1], uniform.shape)
+        assert horizon == 1 or jnp.any(rounded != 1.0)
+        for scale, discount in itertools.product((1.0, 1e6, 1e-6, -1.0), (0.99, 1.0)):
+            for same in (jnp.ones_like(uniform), rounded, by_time):
+                for found in advantages(scale * same, discount):
+                    np.testing.assert_array_equal(found, 0)
+            for found in advantages(scale * (1.0 + 1e-4 * uniform), discount):
+                assert found.dtype == dtype
+                assert np.std(found) > 0
+            normalized, plain, *_ = advantages(scale * (1.0 + 1e-4 * uniform), discount)
+            np.testing.assert_allclose([np.std(normalized), np.std(plain)], 1.0, rtol=1e-3)
+
+
+def test_what_is_a_signal():
+    ones, lengths = jnp.ones((5, 3)), jnp.array([5, 5, 3])
+    alive = jnp.arange(5)[:, None] < lengths
+    has_signal = jax.jit(advantages_lib.has_signal)
+    assert not has_signal(ones, jnp.ones((5, 3), bool), 0.9)
+    assert has_signal(jnp.where(alive, 1.0, 0.0), alive, 0.9)  # to live longer is worth something
+    one = ones[:, :1]  # an episode without another to compare it with
+    assert not has_signal(one, one > 0, 0.9)
+    assert has_signal(one.at[2].set(1.001), one > 0, 0.9)
+    late = jnp.zeros((5, 3)).at[0, 1].set(1e-3).at[4].set(1e6)  # drowns in the return's rounding
+    assert not has_signal(late, jnp.ones((5, 3), bool), 1.0)
+    early = jnp.zeros((5, 3)).at[4, 1].set(1e-3).at[0].set(1e6)
+    assert has_signal(early, jnp.ones((5, 3), bool), 1.0)
+
+
+def test_plain_returns_stay_as_they_are():
+    """Without baseline and normalisation, where leaving some out would bias the gradient."""
+    t = episodes(jnp.ones((3, 2)))
+    found = to_samples(t, Estimation(1.0, use_baseline=False, normalize=False)).advantages
+    np.testing.assert_array_equal(found[:, 0], [3, 2, 1])
+
+
+def test_explained_variance_does_not_depend_on_the_rewards_unit():
+    rewards = jax.random.normal(KEY, (5, 4))
+    estimate = jax.jit(lambda rewards: to_samples(episodes(rewards)))
+    large, small = estimate(rewards), estimate(1e-6 * rewards)
+    expected = large.metrics["explained_variance"]
+    assert 0.1 < expected < 0.99
+    np.testing.assert_allclose(small.metrics["explained_variance"], expected, rtol=1e-2)
+
+
+def constant(env):
+    step = lambda state, action: env.step(state, action)._replace(reward=jnp.ones(()))
+    return env._replace(step=step)
+
+
+@pytest.mark.parametrize("make", ["trpo", "sgd"])
+def test_no_signal_no_step(make):
+    policy = gaussian_policy(2, 2, (4,))
+    problem = reinforcement_problem(constant(navigation(horizon=4)), policy, num_episodes=3)
+    update = trpo(problem) if make == "trpo" else gradient_steps(problem, optax.sgd(0.1))
+    mesh = task_mesh(2, jax.devices()[:1])
+    iterate = make_iterate_fn(problem, update, num_tasks=2, num_steps=2, mesh=mesh)
+    params = problem.init(KEY)
+    state, metrics = iterate(init(params, update, 0))
+    np.testing.assert_array_equal(metrics["gradient_norm"], 0)
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+# Episodes that blow up
+
+
+def test_what_an_episode_that_blew_up_counts_as():
+    rewards = jnp.array([[-1.0, 5.0, 1.0], [-3.0, 0.0, 1.0], [2.0, 0.0, 1.0], [2.0, 0.0, 1.0]])
+    alive = jnp.array([[True] * 3, [True] * 3, [True, False, True], [True, False, True]])
+    blown = jnp.array([False, True, False])
+    found = credited(rewards, alive, blown, 0.5)
+    np.testing.assert_array_equal(found[:, [0, 2]], rewards[:, [0, 2]])
+    np.testing.assert_allclose(found[:, 1], [-3.0, -3.0 * (1.0 + 1.0 + 0.5 + 0.25), 0.0, 0.0])
+    t = episodes(rewards, alive, blown)
+    np.testing.assert_allclose(t.returns, [0.0, -3.0 * 5, 4.0])
+    samples = jax.jit(to_samples)(t)
+    np.testing.assert_allclose(samples.metrics["return"], (0.0 - 15.0 + 4.0) / 3, rtol=1e-6)
+    gains = jnp.abs(rewards)  # the least that going on can be worth is then nothing: its own end
+    np.testing.assert_array_equal(credited(gains, alive, blown, 0.5)[:, 1], 0.0)
+
+
+def test_blowing_up_never_pays():
+    """Against every sound episode, from every step on: costs, gains, both; any discount."""
+    rng = np.random.default_rng(0)
+    worth = jax.jit(lambda *args: discounted_returns(credited(*args), args[-1]))
+    for low, high, discount in itertools.product((-2.0, 0.5), (-0.1, 3.0), (0.0, 0.7, 1.0)):
+        for _ in range(20):
+            horizon, count = 6, 5
+            lengths = rng.integers(1, horizon + 1, count)
+            blown = rng.random(count) < 0.5
+            alive = np.arange(horizon)[:, None] < lengths
+            rewards = np.where(alive, rng.uniform(low, max(high, low), alive.shape), 0.0)
+            rewards[lengths[blown] - 1, np.flatnonzero(blown)] = 0.0
+            returns = np.asarray(worth(rewards, alive, blown, discount))
+            for b, s in itertools.product(np.flatnonzero(blown), np.flatnonzero(~blown)):
+                both = alive[:, b]  # also where the sound one has come to its end: worth 0
+                assert np.all(returns[both, b] <= returns[both, s] + 1e-5)
+                last = lengths[b] - 1
+                if rewards.min() < 0:
+                    assert returns[last, b] < returns[last, s]
+
+
+def test_a_task_without_any_reward_has_no_return():
+    """The 0 that nothing adds up to would be the best that navigation has."""
+    zeros, all_blown = jnp.zeros((4, 3)), jnp.ones(3, bool)
+    at_reset, at_once = jnp.zeros((4, 3), bool), jnp.zeros((4, 3), bool).at[0].set(True)
+    for alive in (at_reset, at_once):
+        t = episodes(zeros, alive, all_blown)
+        assert np.isnan(t.returns).all()
+        np.testing.assert_array_equal(to_samples(t).advantages, 0)
+    ended = episodes(zeros, at_reset)  # at its goal from the start
+    np.testing.assert_array_equal(ended.returns, 0)
+
+
+def explosive(kind):
+    """Large actions give NaN: at once, where others cost 1; or after a large gain."""
+
+    def state(reward, limit, armed):
+        observation = jnp.where(jnp.isnan(reward), jnp.nan, jnp.ones(1))
+        return State(observation, reward, jnp.zeros((), bool), (limit, armed))
+
+    def step(before, action):
+        limit, armed = before.inner
+        large = action[0] > limit
+        if kind == "cost":
+            return state(jnp.where(large, jnp.nan, -1.0), limit, armed)
+        reward = jnp.where(armed, jnp.nan, jnp.where(large, 100.0, 1.0))
+        return state(reward, limit, armed | large)
+
+    return Environment(
+        sample_task=lambda key: jnp.ones(()),
+        reset=lambda key, task: state(jnp.zeros(()), task, jnp.zeros((), bool)),
+        step=step,
+        num_observations=1,
+        num_actions=1,
+        horizon=5,
+        task_features=lambda task: task[None],
+    )
+
+
+@pytest.mark.parametrize("kind", ["cost", "gain"])
+def test_trpo_learns_not_to_blow_up(kind):
+    policy = gaussian_policy(1, 1, (4,))
+    problem = reinforcement_problem(explosive(kind), policy, num_episodes=20, num_steps=0)
+    update = trpo(problem, max_kl=0.05, conjugate_steps=4)
+    mesh = task_mesh(4, jax.devices()[:1])
+    iterate = make_iterate_fn(problem, update, num_tasks=4, num_steps=15, mesh=mesh)
+    _, metrics = iterate(init(problem.init(KEY), update, 0))
+    share = np.asarray(metrics["after"]["nonfinite"])
+    assert share[0] > 0.4
+    assert share[-3:].mean() < 0.15
+    if kind == "cost":  # -6 for one that blew up, -5 for another
+        np.testing.assert_allclose(metrics["after"]["return"], -5.0 - share, rtol=1e-5)
+    assert "% of the episodes after adaptation blew up" in check_episodes(metrics)
+
+
+def test_a_warning_long_before_all_episodes_are_gone():
+    def metrics(before, after):
+        shares = {"before": before, "after": after}
+        return {when: {"nonfinite": jnp.array([0.0, share])} for when, share in shares.items()}
+
+    assert check_episodes(metrics(0.0, 0.04)) is None
+    assert check_episodes(metrics(0.06, 0.07)).startswith("7 % of the episodes after adaptation")
+    with pytest.raises(NonFiniteError, match="every episode before adaptation"):
+        check_episodes(metrics(1.0, 0.5))
+
+
+def test_an_evaluation_counts_them_too():
+    env = explosive("cost")
+    policy = gaussian_policy(1, 1, (4,))
+    evaluate = make_evaluate_fn(env, policy, num_episodes=20)
+    found = evaluate(policy.init(KEY), jnp.ones(2), KEY, jnp.zeros(0)).evaluation.per_task
+    assert np.all(found["nonfinite"] > 0)
+    np.testing.assert_allclose(found["return"], -5.0 - found["nonfinite"], rtol=1e-5)
