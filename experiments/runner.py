@@ -39,7 +39,7 @@ from experiments.identity import (
 from experiments.logbook import Logbook, Progress, read_metrics, say, summarize_metrics
 from experiments.process import CompileTimer, StopRequest, check_room
 from experiments.profiling import Profile
-from maml_jax import MetaState, NonFiniteError, check_finite
+from maml_jax import MetaState, check_finite
 from maml_jax.batching import bring_home
 from maml_jax.training import TrainFn
 
@@ -345,7 +345,6 @@ def _train_stage(
             clock.train += running
             clock.compile += compiling
             check_finite(metrics, at)
-            _check_finite_params(state, at + count)
             at += count
             how.profile.after(dispatch, last=at == stage.num_steps)
             how.say_started(count, compiles.seconds)
@@ -379,15 +378,6 @@ def _compile(advance, state, clock, compiles, how) -> None:
     clock.compile += compiling
     if not how.started:
         say(f"  compiled in {compiling:.1f} s")
-
-
-def _check_finite_params(state: MetaState, step: int) -> None:
-    """A gradient can be infinite where the loss is not: such a state is no good checkpoint."""
-    if not all(np.isfinite(leaf).all() for leaf in jax.device_get(jax.tree.leaves(state.params))):
-        raise NonFiniteError(
-            f"the parameters are not finite at or before meta-step {step}, although the losses "
-            "are: a gradient is infinite, as that of a square root at 0 is."
-        )
 
 
 def load(experiment: Experiment, workdir: Path) -> FinishedRun:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from maml_jax import batching as tasks_lib
 from maml_jax import types
-from maml_jax.types import Array, Metrics, NonFiniteError, Params, Task, TaskLoss
+from maml_jax.types import Array, Metrics, NonFiniteError, Params, PyTree, Task, TaskLoss
 
 
 class MetaState(NamedTuple):
@@ -233,8 +233,9 @@ def meta_step(
     Returns:
         The next state; and the metrics of `task_loss`, averaged over tasks, with `"loss"`,
         `"nonfinite_tasks"` (how many tasks had a loss or a gradient that is not finite),
-        `"first_nonfinite_task"` (the first of these, or -1) and `"nonfinite_params"` (1 if a
-        parameter is not finite after the step); `check_finite` reads them.
+        `"first_nonfinite_task"` (the first of these, or -1) and `"nonfinite_update"` (1 if the
+        gradient of all tasks together, or a parameter after the step, is not finite);
+        `check_finite` reads them.
     """
     tasks_lib.check_tasks(tasks)
     return _step(state, tasks, task_loss, meta_optimizer, batching, 1)
@@ -342,8 +343,11 @@ def _size_mb(tree):
 
 def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
     """One meta-step on this device's share of the tasks."""
-    types.check_optimizer_state(
-        state.optimizer_state, jax.eval_shape(meta_optimizer.init, state.params)
+    types.check_fits(
+        "state.optimizer_state",
+        jax.eval_shape(meta_optimizer.init, state.params),
+        state.optimizer_state,
+        "Make the state by maml_jax.init(params, meta_optimizer, key) with this meta_optimizer.",
     )
     local_tasks = tasks_lib.axis_size(tasks)
     num_tasks = local_tasks * num_devices
@@ -363,7 +367,7 @@ def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, optimizer_state = meta_optimizer.update(grads, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    report = {**means, "loss": jnp.mean(losses), **nonfinite_report(nonfinite > 0, params)}
+    report = {**means, "loss": jnp.mean(losses), **nonfinite_report(nonfinite > 0, grads, params)}
     return MetaState(params, optimizer_state, state.step + 1, state.key), report
 
 
@@ -371,17 +375,18 @@ def _float(x: Any) -> Array:
     return types.widen(x) if types.is_float(x) else jnp.asarray(x, jnp.result_type(float))
 
 
-def nonfinite_report(nonfinite: Array, params: Params) -> Metrics:
+def nonfinite_report(nonfinite: Array, gradient: PyTree, params: Params) -> Metrics:
     """The metrics that `check_finite` reads.
 
     Args:
         nonfinite: whether the loss or the gradient of each task is not finite, bool [T].
+        gradient: of all tasks together, or its norm.
         params: after the step.
     """
     return {
         "nonfinite_tasks": jnp.sum(nonfinite),
         "first_nonfinite_task": jnp.where(jnp.any(nonfinite), jnp.argmax(nonfinite), -1),
-        "nonfinite_params": 1 - types.all_finite(params).astype(jnp.int32),
+        "nonfinite_update": 1 - types.all_finite((gradient, params)).astype(jnp.int32),
     }
 
 
@@ -409,8 +414,8 @@ def check_finite(metrics: Metrics, first_step: int = 0) -> None:
         values = np.atleast_1d(np.asarray(metrics[name]))
         return values.reshape(-1, values.shape[-1])  # [runs, meta-steps]
 
-    tasks, params = by_run("nonfinite_tasks"), by_run("nonfinite_params")
-    bad = (tasks > 0) | (params > 0)
+    tasks, update = by_run("nonfinite_tasks"), by_run("nonfinite_update")
+    bad = (tasks > 0) | (update > 0)
     if not bad.any():
         return
     index = int(np.argmax(bad.any(axis=0)))
@@ -418,9 +423,9 @@ def check_finite(metrics: Metrics, first_step: int = 0) -> None:
     where = f"at meta-step {first_step + index}" + (f" of run {run}" if len(bad) > 1 else "")
     if not tasks[run, index]:
         raise NonFiniteError(
-            f"the parameters are not finite after the meta-step {where}, although the losses and "
-            "gradients of all tasks are: the meta-optimizer's step, or the sum of the gradients, "
-            "is too large for their type."
+            f"the meta-gradient, or a parameter after the step, is not finite {where}, and no "
+            "single task is to blame: the sum of gradients or the meta-optimizer's step is too "
+            "large for its type, or tasks were differentiated together. " + CAUSES
         )
     of_loss = not np.isfinite(by_run("loss")[run, index])
     first = by_run("first_nonfinite_task")[run, index]

@@ -171,28 +171,29 @@ def check_not_empty(batch: Batch, what: str) -> None:
             )
 
 
-def check_optimizer_state(optimizer_state: Any, expected: Any) -> None:
-    """Raises a ValueError if a meta-optimizer's state is that of another one.
+def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead: int = 0) -> None:
+    """Raises a ValueError that names the first leaf whose structure or shape is not as expected.
 
     Args:
-        optimizer_state: that was handed over.
-        expected: what the optimizer's `init` makes of the parameters; shapes are enough.
+        what: is checked, in words.
+        expected: a pytree of arrays or `jax.ShapeDtypeStruct`s.
+        received: what should be like it.
+        advice: what to do, the end of the sentence.
+        lead: leading axes of every received leaf that the expected ones have not.
     """
-
-    def form(state: Any) -> Any:
-        return jax.tree.structure(state), [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
-
-    if form(optimizer_state) != form(expected):
+    structures = jax.tree.structure(expected), jax.tree.structure(received)
+    if structures[0] != structures[1]:
         raise ValueError(
-            "the state's optimizer_state must be that of this meta_optimizer for these params; "
-            f"expected {_short(expected)}, received {_short(optimizer_state)}. Make the state with "
-            "maml_jax.init(params, meta_optimizer, key), with the same meta_optimizer."
+            f"{what} must have the structure {structures[0]}; received {structures[1]}. {advice}"
         )
-
-
-def _short(state: Any) -> str:
-    text = str(jax.tree.map(jnp.shape, state))
-    return text if len(text) < 300 else text[:300] + " ..."
+    wanted = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, leaf), other in zip(wanted, jax.tree.leaves(received), strict=True):
+        if jnp.shape(leaf) != jnp.shape(other)[lead:]:
+            raise ValueError(
+                f"{what}{jax.tree_util.keystr(path)} must have shape {jnp.shape(leaf)}"
+                + (" after the axis of tasks" if lead else "")
+                + f"; received {jnp.shape(other)}. {advice}"
+            )
 
 
 def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:

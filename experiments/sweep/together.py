@@ -154,7 +154,8 @@ def _compile(experiment: Experiment, first: Member, count: int, mesh: Mesh) -> C
     def train_members(states: MetaState, rates: dict[str, Array], *data: Any) -> Any:
         trained, metrics = train.compiled((states, rates), data)
         live = states.step == jnp.max(states.step)
-        kept = live & jnp.all(metrics["nonfinite_tasks"] == 0, axis=-1) & _finite(trained.params)
+        finite = (metrics["nonfinite_tasks"] == 0) & (metrics["nonfinite_update"] == 0)
+        kept = live & jnp.all(finite, axis=-1)
 
         def pick(new: Array, old: Array) -> Array:
             return jnp.where(jnp.reshape(kept, (-1,) + (1,) * (old.ndim - 1)), new, old)
@@ -163,12 +164,6 @@ def _compile(experiment: Experiment, first: Member, count: int, mesh: Mesh) -> C
         return MetaState(params, optimizer_state, step, states.key), metrics, kept
 
     return jax.jit(train_members, donate_argnums=0)
-
-
-def _finite(params: Any) -> Array:
-    """Whether all parameters are finite, one for each member."""
-    leaves = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(params)]
-    return jnp.all(jnp.stack(leaves), axis=0)
 
 
 def _report_diverged(
@@ -181,9 +176,9 @@ def _report_diverged(
     """
     at = int(before.max())
     for i in np.flatnonzero((before == at) & ~kept):
+        why = "a metric is not finite"
         try:
             check_finite(slice_member(metrics, i), at)
-            why = f"the parameters are not finite after meta-step {at}, although the losses are"
         except NonFiniteError as error:
             why = str(error)
         if not kept.any():

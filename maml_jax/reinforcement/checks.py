@@ -36,31 +36,6 @@ def check_number(name: str, value: Any, expected: str, fits: Callable[[float], b
         raise ValueError(f"{name} must be a number {expected}; received {value!r}.")
 
 
-def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead: int = 0) -> None:
-    """Raises a ValueError that names the first leaf whose structure or shape is not as expected.
-
-    Args:
-        what: is checked, in words.
-        expected: a pytree of arrays or `jax.ShapeDtypeStruct`s.
-        received: what should be like it.
-        advice: what to do, the end of the sentence.
-        lead: leading axes of every received leaf that the expected ones have not.
-    """
-    structures = jax.tree.structure(expected), jax.tree.structure(received)
-    if structures[0] != structures[1]:
-        raise ValueError(
-            f"{what} must have the structure {structures[0]}; received {structures[1]}. {advice}"
-        )
-    wanted = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, leaf), other in zip(wanted, jax.tree.leaves(received), strict=True):
-        if jnp.shape(leaf) != jnp.shape(other)[lead:]:
-            raise ValueError(
-                f"{what}{jax.tree_util.keystr(path)} must have shape {jnp.shape(leaf)}"
-                + (" after the axis of tasks" if lead else "")
-                + f"; received {jnp.shape(other)}. {advice}"
-            )
-
-
 def checked(env: Environment) -> Environment:
     """The environment with checks on every action that it takes and every state that it returns.
 
@@ -209,7 +184,9 @@ def _check_policy(env: Environment, policy: Policy, observation: Any) -> Any:
                 f"{part.shape}."
             )
     start, after = memories
-    check_fits("the memory that act returns", start, after, "It must be like that of start().")
+    types.check_fits(
+        "the memory that act returns", start, after, "It must be like that of start()."
+    )
     return action
 
 

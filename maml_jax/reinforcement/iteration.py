@@ -15,7 +15,6 @@ from maml_jax import types
 from maml_jax.evaluation import Evaluation, summarize
 from maml_jax.maml import PerStep, inner_update
 from maml_jax.networks import Policy
-from maml_jax.reinforcement.checks import check_fits
 from maml_jax.reinforcement.environment import Environment
 from maml_jax.reinforcement.meta_updates import MetaUpdate
 from maml_jax.reinforcement.objectives import inner_objective
@@ -58,7 +57,7 @@ def make_iterate_fn(
         `iterate(state) -> (state, metrics)`, metrics with a leading axis of `num_steps`: those of
         the update; "before" and "after", the means over tasks of `Samples.metrics` before the
         first inner step and after the last one; "loss", minus the return after adaptation; and
-        "nonfinite_tasks", "first_nonfinite_task", "nonfinite_params" for `maml_jax.check_finite`.
+        "nonfinite_tasks", "first_nonfinite_task", "nonfinite_update" for `maml_jax.check_finite`.
         It donates `state`.
 
     Raises:
@@ -78,10 +77,12 @@ def make_iterate_fn(
 
     def check_state(state: MetaState) -> None:
         params = jax.eval_shape(problem.init, jax.random.key(0))
-        check_fits("state.params", params, state.params, "They must be of the problem's policy.")
+        types.check_fits(
+            "state.params", params, state.params, "They must be of the problem's policy."
+        )
         optimizer_state = jax.eval_shape(meta_update.init, state.params)
         advice = "Make the state by maml_jax.init(params, meta_update, key) with this meta_update."
-        check_fits("state.optimizer_state", optimizer_state, state.optimizer_state, advice)
+        types.check_fits("state.optimizer_state", optimizer_state, state.optimizer_state, advice)
 
     def one(state: MetaState, _: None) -> tuple[MetaState, Metrics]:
         first = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
@@ -116,7 +117,7 @@ def _report(
         **metrics,
         **means,
         "loss": -means["after"]["return"],
-        **nonfinite_report(everyone > 0, params),
+        **nonfinite_report(everyone > 0, metrics["gradient_norm"], params),
     }
 
 
@@ -222,9 +223,9 @@ def make_evaluate_fn(
         num_tasks = tasks_lib.axis_size(tasks)
         task = jax.eval_shape(env.sample_task, jax.random.key(0))
         advice = "Tasks are what vmap of the environment's sample_task returns."
-        check_fits("tasks", task, tasks, advice, lead=1)
+        types.check_fits("tasks", task, tasks, advice, lead=1)
         expected = jax.eval_shape(policy.init, jax.random.key(0))
-        check_fits("params", expected, params, "They must be of the policy.")
+        types.check_fits("params", expected, params, "They must be of the policy.")
         used = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
         tasks_lib.check_mesh(used, num_tasks)
         keys = jax.random.split(key, num_tasks)

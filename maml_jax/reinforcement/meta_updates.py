@@ -34,7 +34,8 @@ class MetaUpdate(NamedTuple):
         update: `update(params, state, tasks, num_devices) -> (params, state, metrics)` for a
             device's share of the tasks, leading axis T; every device gets the same result.
             Metrics are scalars but for "losses", each task's surrogate before the step [T], and
-            "nonfinite" [T], whether it or its gradient is not finite.
+            "nonfinite" [T], whether it, or its gradient where that is taken by itself, is not
+            finite. "gradient_norm" is that of all tasks together.
     """
 
     init: Callable[[Params], PyTree]
@@ -141,8 +142,7 @@ def trpo(
         found = line_search(score, flat, scale * direction, before, max_kl, shrink, tries)
         metrics = {
             "losses": losses,
-            # Which task's gradient is not finite is not known here: all tasks' are taken at once.
-            "nonfinite": ~jnp.isfinite(losses) | ~types.all_finite(gradient),
+            "nonfinite": ~jnp.isfinite(losses),  # tasks are differentiated together
             "surrogate_before": before,
             "surrogate_after": found.loss,
             "kl_before": tasks_lib.mean_over_devices(jnp.mean(divergences), num_devices),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from maml_jax import types
 from maml_jax.networks import Policy
 from maml_jax.reinforcement.advantages import worst_reward
-from maml_jax.reinforcement.checks import check_fits, checked
+from maml_jax.reinforcement.checks import checked
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.types import Array, Params, PyTree
 
@@ -85,7 +85,9 @@ def rollout(
     types.check_counts(num_episodes=num_episodes, horizon=horizon)
     env = checked(env)
     expected = jax.eval_shape(env.sample_task, jax.random.key(0))
-    check_fits("task", expected, task, "Tasks are what the environment's sample_task returns.")
+    types.check_fits(
+        "task", expected, task, "Tasks are what the environment's sample_task returns."
+    )
     params = jax.lax.stop_gradient(params)
     reset_key, action_key = jax.random.split(key)
     states = jax.vmap(env.reset, (0, None))(jax.random.split(reset_key, num_episodes), task)

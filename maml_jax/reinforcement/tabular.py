@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from maml_jax import types
 from maml_jax.networks import Categorical, Policy
-from maml_jax.reinforcement.checks import check_fits
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.types import Array, Params
 
@@ -57,7 +56,7 @@ def tabular(
     n, A = num_states, num_actions
     expected = Tables(jnp.zeros((n, A)), jnp.zeros((n, A, n)), jnp.zeros((n,)))
     sampled = jax.eval_shape(sample_task, jax.random.key(0))
-    check_fits(
+    types.check_fits(
         "what sample_task returns: Tables", expected, sampled, "See num_states, num_actions."
     )
 
