@@ -108,16 +108,15 @@ def _report(
     after = tasks.query.metrics
     before = jax.tree.map(lambda s, q: s[:, 0] if s.shape[1] else q, tasks.support.metrics, after)
     means = tasks_lib.mean_over_tasks({"before": before, "after": after}, num_devices)
-    nonfinite = metrics.pop("nonfinite").astype(jnp.float32)
-    everyone = jnp.zeros((num_tasks,)).at[first + jnp.arange(nonfinite.size)].set(nonfinite)
+    nonfinite = ~jnp.isfinite(metrics.pop("losses")) | metrics.pop("nonfinite", False)
+    everyone = jnp.zeros((num_tasks,)).at[first + jnp.arange(nonfinite.size)].set(1.0 * nonfinite)
     if num_devices > 1:
         everyone = jax.lax.psum(everyone, tasks_lib.TASK_AXIS)
-    del metrics["losses"]
     return {
         **metrics,
         **means,
         "loss": -means["after"]["return"],
-        **nonfinite_report(everyone > 0, metrics["gradient_norm"], params),
+        **nonfinite_report(everyone > 0, metrics.get("gradient_norm", 0.0), params),
     }
 
 

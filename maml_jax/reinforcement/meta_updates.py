@@ -33,9 +33,9 @@ class MetaUpdate(NamedTuple):
         init: `init(params) -> state`.
         update: `update(params, state, tasks, num_devices) -> (params, state, metrics)` for a
             device's share of the tasks, leading axis T; every device gets the same result.
-            Metrics are scalars but for "losses", each task's surrogate before the step [T], and
-            "nonfinite" [T], whether it, or its gradient where that is taken by itself, is not
-            finite. "gradient_norm" is that of all tasks together.
+            Metrics are scalars but for "losses", each task's surrogate before the step [T], and, if
+            tasks are differentiated one by one, "nonfinite", whether the gradient of a task is not
+            finite, bool [T]. "gradient_norm", if there, is of all tasks together.
     """
 
     init: Callable[[Params], PyTree]
@@ -142,7 +142,6 @@ def trpo(
         found = line_search(score, flat, scale * direction, before, max_kl, shrink, tries)
         metrics = {
             "losses": losses,
-            "nonfinite": ~jnp.isfinite(losses),  # tasks are differentiated together
             "surrogate_before": before,
             "surrogate_after": found.loss,
             "kl_before": tasks_lib.mean_over_devices(jnp.mean(divergences), num_devices),
