@@ -89,8 +89,8 @@ def read(path: str) -> dict[str, Any]:
             for number, row in enumerate(rows, 1):
                 where = f"suite {suite!r}, row {number}"
                 timed = isinstance(row, dict) and "median_ms" in row
-                times = dict.fromkeys(TIMES, (*NUMBER, type(None))) if timed else {}
-                check_object(row, {"name": str, **times}, None, where)
+                times = dict.fromkeys(TIMES, (*NUMBER, type(None)))
+                check_object(row, {"name": str, **times} if timed else {}, None, where)
     except FileError as error:
         raise SystemExit(f"error: {error}") from None
     except ValueError as error:

@@ -75,7 +75,8 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 def numbers_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """JAX's settings of numbers in a run; those that it does not name are the defaults."""
-    return {**NUMBERS, **run.get("numbers", {})}
+    named = run.get("numbers")
+    return {**NUMBERS, **(named if isinstance(named, dict) else {})}
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

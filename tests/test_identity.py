@@ -319,7 +319,7 @@ class TestBrokenFiles:
             (b'{"suites": {}', "is not JSON, or is cut off"),
             (b'{"suites": {"core": 3}, "environment": {}}', "has 'core': 3 in 'suites'"),
             (b'{"suites": {"core": [3]}, "environment": {}}', "suite 'core', row 1"),
-            (b'{"suites": {"core": [{}]}, "environment": {}}', "lacks 'name'"),
+            (b'{"suites": {"core": [{"median_ms": 1}]}, "environment": {}}', "lacks 'name'"),
             (
                 b'{"suites": {"core": [{"name": "a", "median_ms": "1"}]}, "environment": {}}',
                 "lacks 'low_ms', 'high_ms'",
