@@ -39,6 +39,9 @@ KEEP_COMPILED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
+# Seconds after which a command counts as hanging: many times what it takes on a slow, busy machine.
+PATIENCE_S = 3000
+
 # So do tests of one process: runs that are resumed, loaded or made anew compile the same programs.
 jax.config.update("jax_compilation_cache_dir", PROGRAMS)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

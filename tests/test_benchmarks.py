@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import PATIENCE_S
 
 from benchmarks import (
     accelerator,
@@ -147,12 +148,16 @@ def test_rows_of_one_name_are_told_apart():
 
 
 def test_compile_time_is_without_the_first_call():
+    calls = []
+
     def step(state):
-        time.sleep(0.5)
+        calls.append(time.sleep(0.5))
         return jax.jit(lambda s: jnp.sin(s) + 0.125)(state), None
 
+    begun = time.monotonic()
     timing = harness.measure_loop("slow", step, jnp.zeros(3), calls=1, per_call=1)
-    assert 0 < timing.compile_s < 0.4
+    besides = time.monotonic() - begun - 0.5 * len(calls)
+    assert 0 < timing.compile_s < besides + 0.25
 
 
 def test_measure_reports_compile_and_memory():
@@ -313,7 +318,7 @@ def test_memory_is_measured_and_drawn(tmp_path, monkeypatch):
 def test_a_hundred_steps_fit_where_reverse_mode_does_not():
     def run(mode):
         line = [sys.executable, "-m", "benchmarks.fits", f"--mode={mode}", "--limit_mb=1000"]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
     mixed, reverse = run("mixed"), run("reverse")
     assert mixed.returncode == 0, mixed.stdout + mixed.stderr
@@ -405,12 +410,11 @@ def test_a_wrong_meta_gradient_is_found(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_the_accelerator_suite_runs_on_a_cpu(tmp_path):
     path = tmp_path / "found.json"
     line = [sys.executable, "-m", "benchmarks.run", "--suite=accelerator", "--quick",
             "--cpu_devices=1", f"--json={path}"]  # fmt: skip
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(path.read_text())["suites"]["accelerator"]
     assert not [row for row in rows if "error" in row or row.get("agree") == "NO"]

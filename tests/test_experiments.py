@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from conftest import PATIENCE_S
 
 from experiments import (
     checkpoints,
@@ -327,7 +328,7 @@ class TestConfig:
         assert (paper.eval_tasks, paper.eval_steps, paper.num_shots) == (600, 10, (5, 10, 20))
 
 
-def command(*arguments, timeout=240):
+def command(*arguments, timeout=PATIENCE_S):
     line = [sys.executable, "-m", "experiments.sinusoid", *arguments]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
@@ -367,7 +368,7 @@ class TestCommandLine:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE_S,
             env={**os.environ, "JAX_PLATFORMS": "no_such_kind"},
         )
         assert done.returncode == 2
@@ -490,7 +491,7 @@ class TestCheckpoints:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
         assert "said: could not write the checkpoint of step 2" in done.stdout, done.stderr
         assert "The one of step 1 is good" in done.stdout

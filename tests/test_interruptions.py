@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import KEEP_COMPILED
+from conftest import KEEP_COMPILED, PATIENCE_S
 
 from experiments import checkpoints, runner, sinusoid
 from experiments.logbook import read_metrics
@@ -42,7 +42,7 @@ def start(workdir, *more):
 
 def finish(workdir, *more):
     process = start(workdir, *more)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     return out, err
 
@@ -68,7 +68,8 @@ def undisturbed(tmp_path_factory):
 
 def wait_for_progress(workdir, process, entries):
     """Until the run has logged so many dispatches (or has ended)."""
-    for _ in range(6000):
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
         if len(read_metrics(workdir)) >= entries or process.poll() is not None:
             return
         time.sleep(0.01)
@@ -107,7 +108,7 @@ def test_asked_to_stop(undisturbed, tmp_path, number, code):
     process = start(workdir)
     wait_for_progress(workdir, process, 20)
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, err
     assert "saved. The same command goes on from there" in err
     assert "Traceback" not in err
@@ -125,7 +126,7 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path):
     process = start(workdir)
     wait_for_progress(workdir, process, 50)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate(timeout=PATIENCE_S)
     newest = max(
         (workdir / "checkpoints" / "maml").iterdir(),
         key=lambda p: int(p.name) if p.name.isdigit() else -1,
@@ -154,7 +155,7 @@ def test_a_second_process_is_refused(tmp_path):
     first = start(workdir, "--meta_steps=1000000")
     wait_for_progress(workdir, first, 1)
     second = start(workdir, "--meta_steps=1000000")
-    _, err = second.communicate(timeout=120)
+    _, err = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 2
     assert "another process is running" in err
     first.kill()
@@ -168,7 +169,7 @@ def test_quiet_output_and_a_directory_that_cannot_be_written(tmp_path):
         target = tmp_path / "locked" / "run"
         target.parent.mkdir(mode=0o500)
     process = start(target)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert "error:" in err
     assert "Traceback" not in err

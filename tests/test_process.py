@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jaxlib.version
 import pytest
+from conftest import PATIENCE_S
 
 from experiments import process
 from experiments.config import ConfigError
@@ -107,7 +108,7 @@ def test_the_system_refuses_memory_that_there_is_not():
         cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.stdout == "refused\n", done.stderr
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_S
 
 from benchmarks import soak
 from benchmarks.soak_disturbances import KINDS, Sample, schedule, truncate
@@ -88,7 +89,7 @@ def test_a_short_soak(tmp_path):
     ]
     environment = {**os.environ, "XLA_FLAGS": ""}
     run = subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert run.returncode == 0, run.stdout + run.stderr
     for kind in KINDS:

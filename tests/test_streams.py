@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = r"""
@@ -35,7 +36,10 @@ def shell(tmp_path, redirected, **variables):
     line = f"{sys.executable} {script} {path} {redirected}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], capture_output=True, env=environment, timeout=60
+        ["bash", "-o", "pipefail", "-c", line],
+        capture_output=True,
+        env=environment,
+        timeout=PATIENCE_S,
     )
     assert path.read_text() == "all of it"
     assert b"Traceback" not in done.stderr

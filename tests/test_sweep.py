@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import PATIENCE_S
 
 from experiments import checkpoints, omniglot, report, runner, sinusoid, sweep
 from experiments.config import ConfigError
@@ -387,7 +388,7 @@ def test_the_command_line(finished):
 
     def said(*more):
         return subprocess.run(
-            [*line, *flags, *more], cwd=ROOT, capture_output=True, text=True, timeout=120
+            [*line, *flags, *more], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
         )
 
     done = said()
