@@ -28,7 +28,8 @@ from maml_jax.classification import (
 )
 from maml_jax.classification.baselines import class_batches
 from maml_jax.classification.losses import LabelledImages, loss_and_accuracy, one_hot
-from maml_jax.networks import convolutional, fully_connected
+from maml_jax.networks import convolutional, fully_connected, mlp
+from maml_jax.regression import sinusoid_problem
 
 LOGITS = jnp.array([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 
@@ -124,6 +125,15 @@ class TestImages:
         ):  # new data, checked anew
             train(state, image_set((3, 6, 6)))
 
+    def test_classes_without_images_are_not_padding_to_train_on(self):
+        sampler = class_batches(8)
+        with pytest.raises(ValueError, match=r"need 1 examples of a class.*class 1 .* has 0\."):
+            sampler(None, jax.random.key(0), image_set((6, 0, 6)))
+        task = jax.jit(sampler)(None, jax.random.key(0), image_set((6, 0, 6)))
+        of_empty = np.asarray(task.query.labels) == 1
+        assert of_empty.any()
+        np.testing.assert_array_equal(np.isnan(task.query.images).all((1, 2, 3)), of_empty)
+
     def test_too_few_where_nobody_can_be_told(self):
         sampler = episode_sampler(2, 1, 5)
         key = jax.random.key(0)
@@ -218,6 +228,19 @@ class TestCounts:
             sizes[position] = bad
             with pytest.raises(TypeError, match=rf"{name} must be a Python int"):
                 episode_sampler(*sizes)
+
+    @pytest.mark.parametrize("bad", [1.5, "3", None])
+    def test_of_problems_and_networks(self, bad):
+        network, key = mlp(1, 1, (3,)), jax.random.key(0)
+        for make in (
+            lambda: mlp(1, 1, (bad,)),
+            lambda: sinusoid_problem(network, bad, 5),
+            lambda: sinusoid_problem(network, 5, bad),
+            lambda: class_batches(bad),
+            lambda: draw_episodes(episode_sampler(2, 1, 1), key, image_set(), bad),
+        ):
+            with pytest.raises(TypeError, match="must be a Python int"):
+                make()
 
     def test_steps_per_draw(self):
         make = functools.partial(

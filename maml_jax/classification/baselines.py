@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maml_jax import types
-from maml_jax.classification.episodes import ROTATIONS, ImageSet, scaled, turn
+from maml_jax.classification.episodes import ROTATIONS, ImageSet, check_image_set, scaled, turn
 from maml_jax.classification.losses import (
     LabelledImages,
     loss_and_accuracy,
@@ -35,9 +35,11 @@ def class_batches(
         labels are the classes' numbers (times four, plus the turn, for `"classes"`).
     """
     types.check_choice(rotations, ROTATIONS, "rotations")
+    types.check_counts(num_images=num_images)
 
     def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
         del params
+        check_image_set(image_set, 1, 1, rotations)
         class_key, example_key, turn_key = jax.random.split(key, 3)
         classes = jax.random.randint(class_key, (num_images,), 0, image_set.images.shape[0])
         examples = jax.random.randint(example_key, (num_images,), 0, image_set.counts[classes])
@@ -46,7 +48,8 @@ def class_batches(
             turns = jax.random.randint(turn_key, (num_images,), 0, 4)
             images = jax.vmap(turn)(images, turns)
             labels = 4 * classes + turns if rotations == "classes" else classes
-        return Task((), LabelledImages(scaled(images), labels))
+        some = jnp.where(image_set.counts[classes] > 0, 1.0, jnp.nan)[:, None, None, None]
+        return Task((), LabelledImages(scaled(images) * some, labels))
 
     return sample
 

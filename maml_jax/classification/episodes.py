@@ -79,7 +79,7 @@ def episode_sampler(
 
     def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
         del params  # supervised tasks do not depend on the learner
-        _check_set(image_set, num_ways, per_class, rotations, spread=class_axis is not None)
+        check_image_set(image_set, num_ways, per_class, rotations, spread=class_axis is not None)
         class_key, turn_key, example_key = jax.random.split(key, 3)
         num_classes = image_set.counts.shape[0]
         if rotations == "classes":
@@ -115,6 +115,7 @@ def split_classes(image_set: ImageSet, num_devices: int) -> ImageSet:
         image_set: whole, on the host or a device.
         num_devices: of the mesh.
     """
+    types.check_counts(num_devices=num_devices)
     images = np.asarray(image_set.images)
     missing = -len(images) % num_devices
     padded: Any = np.pad(images, ((0, missing), *((0, 0) for _ in images.shape[1:])))
@@ -186,10 +187,18 @@ def scaled(images: Array) -> Array:
     return images.astype(jnp.float32) / 255
 
 
-def _check_set(
-    image_set: ImageSet, num_ways: int, per_class: int, rotations: str, spread: bool
+def check_image_set(
+    image_set: ImageSet, num_ways: int, per_class: int, rotations: str, spread: bool = False
 ) -> None:
-    """Raises unless episodes can be drawn; of a set that is `spread`, each device has a part."""
+    """Raises unless episodes can be drawn from a set.
+
+    Args:
+        image_set: the set, or a device's part of one that is spread.
+        num_ways: N.
+        per_class: examples that are needed of each class.
+        rotations: as in `episode_sampler`.
+        spread: whether the images are a device's part.
+    """
     shape, counts = jnp.shape(image_set.images), image_set.counts
     if len(shape) != 5 or jnp.ndim(counts) != 1 or (not spread and len(counts) != shape[0]):
         raise ValueError(
@@ -224,6 +233,7 @@ def _check_set(
 
 def draw_episodes(sampler: EpisodeSampler, key: Array, image_set: ImageSet, num_tasks: int) -> Task:
     """A fixed set of episodes [T], for validation or test: the same for the same key."""
+    types.check_counts(num_tasks=num_tasks)
     keys = jax.random.split(key, num_tasks)
     return jax.vmap(lambda k: sampler(None, k, image_set))(keys)
 

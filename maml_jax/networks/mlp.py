@@ -69,10 +69,11 @@ def mlp(
 
     Raises:
         ValueError: a size below 1, or an unknown initializer.
+        TypeError: a size that is no integer.
     """
     sizes = (num_inputs, *hidden_sizes, num_outputs)
-    if min(sizes) < 1:
-        raise ValueError(f"layer sizes must be 1 or more; received {sizes}.")
+    for size in sizes:
+        types.check_counts(**{"layer sizes": size})
     types.check_choice(initializer, tuple(INITIALIZERS), "initializer")
     module = _MLP(tuple(sizes[1:]), activation, INITIALIZERS[initializer])
 
