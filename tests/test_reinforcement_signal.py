@@ -53,7 +53,7 @@ DTYPES = (jnp.float32, jnp.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("horizon", [1, 10, 1000])
+@pytest.mark.parametrize("horizon", [1, 1000])
 def test_equal_returns_are_no_signal_and_small_differences_are_one(horizon, dtype):
     """Whatever the baseline makes of them: its misfit of a constant reward is up to 4 %."""
     with jax.enable_x64(dtype == jnp.float64):
@@ -91,7 +91,8 @@ def test_what_is_a_signal():
 def test_plain_returns_stay_as_they_are():
     """Without baseline and normalisation, where leaving some out would bias the gradient."""
     t = episodes(jnp.ones((3, 2)))
-    found = to_samples(t, Estimation(1.0, use_baseline=False, normalize=False)).advantages
+    plain = Estimation(1.0, use_baseline=False, normalize=False)
+    found = jax.jit(lambda: to_samples(t, plain).advantages)()
     np.testing.assert_array_equal(found[:, 0], [3, 2, 1])
 
 
@@ -168,7 +169,7 @@ def test_a_task_without_any_reward_has_no_return():
     for alive in (at_reset, at_once):
         t = episodes(zeros, alive, all_blown)
         assert np.isnan(t.returns).all()
-        np.testing.assert_array_equal(to_samples(t).advantages, 0)
+        np.testing.assert_array_equal(jax.jit(to_samples)(t).advantages, 0)
     ended = episodes(zeros, at_reset)  # at its goal from the start
     np.testing.assert_array_equal(ended.returns, 0)
 
