@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 JAX_FILES = str(Path(jax.__file__).parent)
-# Primitives whose rules, or whose content, come from outside JAX; the last is what jax 0.11 makes of
+# Primitives whose rules, or whose content, come from outside JAX; jax 0.11 makes the last one of
 # jax.lax.custom_root.
 ALWAYS_OF_USERS = ("custom_vjp_call", "custom_transpose_call", "linear_call", "call_hi_primitive")
 
