@@ -255,7 +255,8 @@ def make_train_fn(
 ) -> TrainFn:
     """Compiles many meta-steps into one dispatch, with the tasks drawn inside it.
 
-    The result is `train(state, *data) -> (state, metrics)`. It donates `state`, moves nothing
+    The result is `train(state, *data) -> (state, metrics)`. It donates `state` (to keep parameters,
+    copy them before the next call: `best = jax.tree.map(jnp.copy, state.params)`), moves nothing
     between host and device, and splits the tasks over the devices of `mesh`: each device draws and
     differentiates its own tasks, one all-reduce adds the gradients up, and every device takes the
     same step. Which task is drawn depends on the state's key, the step and the task's index alone,
