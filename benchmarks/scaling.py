@@ -170,7 +170,7 @@ def describe(
     compiled = jax.jit(program.train).lower(state, *data).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     _, metrics = jax.eval_shape(program.task_loss, program.state.params, program.task)
-    carried = num_parameters(program.state.params) + _elements(metrics) + tasks
+    carried = num_parameters(program.state.params) + _elements(metrics) + 2 * tasks
     whole = sum(_bytes(leaf) for leaf in jax.tree.leaves((state, data)))
     several = int(devices > 1)
     found = collectives(text)
