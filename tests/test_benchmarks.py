@@ -93,8 +93,8 @@ def test_a_program_says_what_the_formulas_say():
     row, step, state = scaling.describe(program, 16, 8)
     assert row["agree"] == "yes"
     assert (row["all_reduces"], row["tasks_a_device"]) == (1, 2)
-    # 1-40-40-1: 1,761 parameters; support and query loss; 16 losses.
-    assert row["all_reduce_bytes"] == 4 * (1761 + 2 + 16)
+    # 1-40-40-1: 1,761 parameters; support and query loss; 16 losses, and which are not finite.
+    assert row["all_reduce_bytes"] == 4 * (1761 + 2 + 16 + 16)
     assert step(state)[0].step == 2
     assert abs(row["temporary_mb"] / row["temporary_mb, formula"] - 1) < 0.25  # the compiler's own
     wrong, *_ = scaling.describe(program, 16, 4)
