@@ -45,6 +45,9 @@ def option(
 
 
 INT32_MAX = 2**31 - 1
+# Settings that older runs name and no configuration has any more, with the value that says what
+# every run does now.
+REMOVED = {"bootstrap": False}
 
 
 class ConfigError(ValueError):
@@ -100,8 +103,10 @@ def _violated(value: Any, limits: Mapping[str, Any]) -> str | None:
         return None if value in choices else "one of " + ", ".join(choices)
     if isinstance(value, bool) or not isinstance(value, NUMBER):
         return None
-    if isinstance(value, int) and abs(value) > INT32_MAX:
-        return f"at most {INT32_MAX}, the largest int32; no device has enough memory for so many"
+    if isinstance(value, int) and value > INT32_MAX:
+        return f"at most {INT32_MAX}, the largest int32"
+    if isinstance(value, int) and value < -INT32_MAX:
+        return describe_range(limits) or f"at least {-INT32_MAX}"
     used = _as_used(value)
     if not math.isfinite(used):
         return " ".join(["a finite number", describe_range(limits)]).strip()
@@ -232,18 +237,19 @@ def build(
 
 
 def from_json(config_class: type, values: Mapping[str, Any]) -> Any:
-    """The configuration that `config.json` holds.
+    """The configuration that `config.json` holds; of an older run, too (`without_removed`).
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of range.
     """
+    values = without_removed(values)
     hints = typing.get_type_hints(config_class)
     kinds = {}
     for field in dataclasses.fields(config_class):
         kind = _flag_kind(hints[field.name])
         kinds[field.name] = {tuple: list, float: NUMBER}.get(kind, kind)
     try:
-        check_object(dict(values), kinds, {})
+        check_object(values, kinds, {})
     except ValueError as error:
         raise ValueError(f"it {error}.") from None
     fields = {}
@@ -256,6 +262,11 @@ def from_json(config_class: type, values: Mapping[str, Any]) -> Any:
             if not is_of(part, NUMBER if item is float else item):
                 raise ValueError(f"it has {part!r} in {name!r}; expected {item.__name__}.")
     return config_class(**fields)
+
+
+def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds, but for settings that are `REMOVED` and change nothing."""
+    return {k: v for k, v in values.items() if k not in REMOVED or v != REMOVED[k]}
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -54,7 +54,11 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     """What tells two runs apart, each as "NAME: there VALUE, asked for VALUE"; presets may."""
     missing = object()
     parts = [
-        ({"experiment": run["experiment"], "seed": run["seed"]}, run["config"], numbers_of(run))
+        (
+            {"experiment": run["experiment"], "seed": run["seed"]},
+            config_lib.without_removed(run["config"]),
+            numbers_of(run),
+        )
         for run in (there, asked)
     ]
     pairs = [

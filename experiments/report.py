@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments import places, results, streams
-from experiments.config import ConfigError
+from experiments.config import ConfigError, without_removed
 from experiments.files import FileError
 from experiments.identity import NUMBERS
 from experiments.results import format_table
@@ -89,7 +89,7 @@ def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Runs by experiment and configuration: those that differ in seed alone stand together."""
     groups, covered = defaultdict(list), defaultdict(set)
     for run in sorted(runs, key=lambda run: -run["config"].get("num_seeds", 1)):
-        settings = {k: v for k, v in run["config"].items() if k != "num_seeds"}
+        settings = {k: v for k, v in without_removed(run["config"]).items() if k != "num_seeds"}
         key = json.dumps([run["experiment"], settings, _unusual(run)], sort_keys=True)
         seeds = set(range(run["seed"], run["seed"] + run["config"].get("num_seeds", 1)))
         if seeds & covered[key]:

@@ -279,7 +279,12 @@ class TestConfig:
             ("l2_coefficient", float("inf"), "must be a finite number 0 or more; received inf"),
             ("num_shots", (5, 5), "--num_shots must name each value once; received 5,5"),
             ("methods", ("maml", "maml"), "--methods must name each value once"),
-            ("num_tasks", 10**10, "--num_tasks must be at most 2147483647.*enough memory"),
+            (
+                "num_tasks",
+                10**10,
+                "--num_tasks must be at most 2147483647, the largest int32; received 10000000000.",
+            ),
+            ("num_tasks", -(10**10), "--num_tasks must be 1 or more; received -10000000000"),
             ("hidden_sizes", (10**20,), "--hidden_sizes must be at most 2147483647"),
             ("num_tasks", 0, "--num_tasks must be 1 or more; received 0"),
             ("num_shots", (5, 0), "--num_shots must be 1 or more; received 0"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import compare
-from experiments import checkpoints, identity, report, runner, sinusoid
+from experiments import checkpoints, config, identity, navigation, report, runner, sinusoid
 from experiments.files import FileError
 from experiments.sweep import handover
 
@@ -392,3 +392,22 @@ def test_committed_results_stay_readable():
     runs = report.find_runs([Path(identity.__file__).parent / "results"])
     assert len(runs) > 10
     assert len(report.group_runs(runs)) > 10
+
+
+def test_a_removed_setting_that_changes_nothing_is_no_difference():
+    results_dir = Path(identity.__file__).parent / "results"
+    there = identity.read_config(results_dir / "navigation_paper")
+    assert there["config"]["bootstrap"] is False  # older than the setting's removal
+    settings = config.from_json(navigation.Config, there["config"])
+    asked = identity.identity_of("navigation", "paper", 0, settings)
+    assert "bootstrap" not in asked["config"]
+    assert identity.differences(there, asked) == []
+    (old,) = report.find_runs([results_dir / "navigation_paper"])
+    new = {**old, "seed": old["config"]["num_seeds"], "config": asked["config"]}
+    assert len(report.group_runs([old, new])) == 1
+    with_bootstrap = {**there, "config": {**there["config"], "bootstrap": True}}
+    with pytest.raises(ValueError, match="unknown key 'bootstrap'"):
+        config.from_json(navigation.Config, with_bootstrap["config"])
+    (difference,) = identity.differences(with_bootstrap, asked)
+    assert difference == "bootstrap: there True, asked for no such setting"
+    assert len(report.group_runs([{**old, **with_bootstrap}, new])) == 2
