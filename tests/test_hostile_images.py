@@ -1,5 +1,6 @@
 """Image files of unknown origin, names of files, and prepared data that is damaged."""
 
+import errno
 import os
 import struct
 import zlib
@@ -168,6 +169,52 @@ def test_a_cache_without_anything_in_it_is_made_again(splits, cache):
     for path in info.parent.iterdir():
         path.unlink()
     assert "made again" in read_folder(splits, cache)[1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(code, os.strerror(code)) for code in (errno.EMFILE, errno.EACCES, errno.EIO)),
+        RuntimeError("open() failed: Too many open files"),  # as C++ libraries say it
+        MemoryError(),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_machine_leaves_prepared_data_alone(splits, cache, monkeypatch, error):
+    first, _ = read_folder(splits, cache)
+    before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "_read_all", fail)
+        with pytest.raises(type(error)) as raised:
+            read_folder(splits, cache)
+    assert raised.value is error
+    assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
+    again, text = read_folder(splits, cache)
+    assert text == ""
+    np.testing.assert_array_equal(again["train"].images, first["train"].images)
+
+
+def test_damaged_data_stays_until_it_is_made_again(splits, cache, monkeypatch):
+    read_folder(splits, cache)
+    (record,) = cache.rglob("*train*array_record*")
+    damage(record, "cut")
+    left = record.read_bytes()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "contents", fail)
+        with pytest.raises(OSError, match="No space left"):
+            read_folder(splits, cache)
+    aside = record.parent.with_name(f"{builder.FORMAT}.damaged")
+    assert (aside / record.name).read_bytes() == left
+    assert read_folder(splits, cache)[0]["train"].images.shape[:2] == (1, 2)
+    assert not aside.exists()
 
 
 def test_an_error_of_the_source_is_not_called_damage(splits, cache):

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from maml_jax.classification.datasets import faults
 from maml_jax.classification.datasets.images import Example, ImageClasses, stack
 from maml_jax.classification.datasets.messages import DataError, listed, note, short_digest
 from maml_jax.classification.datasets.reading import Reading
@@ -55,25 +56,30 @@ class Source:
 def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageClasses]:
     """The splits of a source; prepared on first use, and read from the cache after that.
 
-    What the cache holds is made again where it cannot be read, with a warning.
+    What the cache holds is made again where its content is damaged, with a warning. The damaged
+    folder stays beside it until then.
 
     Raises:
         DataError: the source's content is not what it should be.
         ImportError: the packages of the extra `data` are missing.
+        MemoryError, OSError: the machine does not let the cache be read; it is left as it is.
     """
     _check_packages()
     folder = cache_dir / NAME / _config_name(source, reading) / FORMAT
+    damaged = folder.with_name(f"{FORMAT}.damaged")
     if folder.exists():
         try:
             return _read_all(source, reading, cache_dir)
-        except (MemoryError, PermissionError):
-            raise
         except Exception as error:  # a damaged file can raise nearly anything
+            if faults.is_of_machine(error):
+                raise
             reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            note(f"prepared data in {folder} is damaged ({reason}): it is removed and made again.")
-            shutil.rmtree(folder)
+            note(f"prepared data in {folder} is damaged ({reason}): it is made again.")
+            shutil.rmtree(damaged, ignore_errors=True)
+            folder.rename(damaged)
     with _quiet():
         _make_builder(source, reading, cache_dir).download_and_prepare()
+    shutil.rmtree(damaged, ignore_errors=True)
     return _read_all(source, reading, cache_dir)
 
 
