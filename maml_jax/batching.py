@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend import core as jex
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -160,7 +161,7 @@ class TaskGradients(NamedTuple):
     losses: Array
     metrics: Metrics
     gradient: Params
-    nonfinite: Array
+    nonfinite: Any
 
 
 def sum_gradient(
@@ -172,6 +173,9 @@ def sum_gradient(
     that of one chunk, whatever the number of tasks. Gradients of half-precision parameters are
     added up in float32.
 
+    Where the gradient is not finite although losses are, the same program runs again for single
+    tasks, to tell which they are. The loop around it has no reverse-mode derivative.
+
     Args:
         task_loss: `task_loss(params, task) -> (scalar, metrics)` for one task.
         params: what to differentiate in.
@@ -181,42 +185,101 @@ def sum_gradient(
     num_tasks = axis_size(tasks)
     chunk = resolve_batching(batching, num_tasks)
 
+    def one_pass(turn: Array) -> tuple[TaskGradients, Array]:
+        return _gradients(task_loss, params, tasks, chunk, turn)
+
+    # Traced once, for the shapes of what the loop carries and for the loop.
+    closed, shapes = jax.make_jaxpr(one_pass, return_shape=True)(jnp.int32(0))
+    evaluate, form = jex.jaxpr_as_fun(closed), jax.tree.structure(shapes)
+    # The task of each chunk that pass i looks at, from i = 1; of a shorter last chunk, the last.
+    starts = np.arange(0, num_tasks, chunk)
+    sizes = np.minimum(chunk, num_tasks - starts)
+
+    def body(carry: Any) -> Any:
+        turn, _, nonfinite, found = carry
+        new, bad = jax.tree.unflatten(form, evaluate(turn))
+        first = turn == 0
+        found = jax.tree.map(lambda a, b: jnp.where(first, a, b), new, found)
+        index = starts + jnp.clip(turn, 1, sizes) - 1
+        nonfinite = nonfinite.at[index].set(jnp.where(first, nonfinite[index], bad))
+        # Where no loss is finite the parameters are to blame, and no task.
+        search = jnp.any(jnp.isfinite(new.losses)) & ~types.all_finite(new.gradient)
+        return turn + 1, jnp.where(first, search, turn < chunk), nonfinite, found
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
+    start = (jnp.int32(0), jnp.array(True), jnp.zeros((num_tasks,), bool), zeros)
+    _, _, nonfinite, found = jax.lax.while_loop(lambda carry: carry[1], body, start)
+    return found._replace(nonfinite=nonfinite | ~jnp.isfinite(found.losses))
+
+
+def _gradients(
+    task_loss: TaskLoss, params: Params, tasks: Task, chunk: int, turn: Array
+) -> tuple[TaskGradients, Array]:
+    """One pass over the tasks, and whether the gradient of each chunk is not finite.
+
+    In pass 0 a chunk has its tasks, and is not judged; in pass i its i-th task in the place of all.
+    """
+    num_tasks = axis_size(tasks)
+
     def checked(p: Params, task: Task) -> tuple[Array, Metrics]:
-        return types.check_loss_output(task_loss(p, task), "task_loss")
+        loss, metrics = types.check_loss_output(task_loss(p, task), "task_loss")
+        return loss, types.check_metrics(metrics, "task_loss")
 
-    differentiate = jax.value_and_grad(checked, has_aux=True)
-
-    def chunk_gradient(chunk_tasks: Task) -> TaskGradients:
-        if chunk == 1:  # an axis of one task costs copies between layouts on a CPU
-            alone = jax.tree.map(lambda x: jnp.asarray(x)[0], chunk_tasks)
-            (loss, metrics), grads = differentiate(params, alone)
-            nonfinite = ~(jnp.isfinite(loss) & types.all_finite(grads))
-            one = jax.tree.map(lambda x: jnp.asarray(x)[None], (loss, metrics, nonfinite))
-            return TaskGradients(one[0], one[1], jax.tree.map(types.widen, grads), one[2])
-        (losses, metrics), grads = jax.vmap(differentiate, (None, 0))(params, chunk_tasks)
-        nonfinite = ~(jnp.isfinite(losses) & jax.vmap(types.all_finite)(grads))
-        total = jax.tree.map(lambda g: jnp.sum(types.widen(g), axis=0), grads)
-        return TaskGradients(losses, metrics, total, nonfinite)
+    def part(chunk_tasks: Task) -> tuple[TaskGradients, Array]:
+        size = axis_size(chunk_tasks)
+        if size > 1:
+            index = jnp.where(turn == 0, jnp.arange(size), jnp.minimum(turn, size) - 1)
+            chunk_tasks = jax.tree.map(lambda x: jnp.asarray(x)[index], chunk_tasks)
+        losses, metrics, grads = _chunk_gradient(checked, params, chunk_tasks)
+        bad = jax.lax.cond(turn > 0, lambda g: ~types.all_finite(g), lambda _: False, grads)
+        return TaskGradients(losses, metrics, grads, None), bad
 
     if chunk == num_tasks:
-        return chunk_gradient(tasks)
+        found, bad = part(tasks)
+        return found, bad[None]
 
     whole = num_tasks // chunk
     head = jax.tree.map(lambda x: x[: whole * chunk].reshape(whole, chunk, *x.shape[1:]), tasks)
 
     def body(total, chunk_tasks):
-        part = chunk_gradient(chunk_tasks)
-        return jax.tree.map(jnp.add, total, part.gradient), part._replace(gradient=None)
+        found, bad = part(chunk_tasks)
+        total = jax.tree.map(jnp.add, total, found.gradient)
+        return total, (found.losses, found.metrics, bad)
 
     zero = jax.tree.map(lambda p: jnp.zeros_like(types.widen(p)), params)
-    total, stacked = jax.lax.scan(body, zero, head)
-    stacked = jax.tree.map(lambda x: x.reshape(whole * chunk, *x.shape[2:]), stacked)
+    total, (*stacked, bad) = jax.lax.scan(body, zero, head)
+    losses, metrics = jax.tree.map(lambda x: x.reshape(whole * chunk, *x.shape[2:]), stacked)
     if whole * chunk < num_tasks:
-        last = chunk_gradient(jax.tree.map(lambda x: x[whole * chunk :], tasks))
+        last, last_bad = part(jax.tree.map(lambda x: x[whole * chunk :], tasks))
         total = jax.tree.map(jnp.add, total, last.gradient)
-        last = last._replace(gradient=None)
-        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, last)
-    return stacked._replace(gradient=total)
+        losses, metrics, bad = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b]),
+            (losses, metrics, bad),
+            (last.losses, last.metrics, last_bad[None]),
+        )
+    return TaskGradients(losses, metrics, total, None), bad
+
+
+def _chunk_gradient(
+    task_loss: TaskLoss, params: Params, tasks: Task
+) -> tuple[Array, Metrics, Params]:
+    """Losses, metrics, and the gradient of the losses' sum, of tasks that are vmapped."""
+    if axis_size(tasks) == 1:  # an axis of one task costs copies between layouts on a CPU
+        alone = jax.tree.map(lambda x: jnp.asarray(x)[0], tasks)
+        (loss, metrics), grads = jax.value_and_grad(task_loss, has_aux=True)(params, alone)
+        loss, metrics = jax.tree.map(lambda x: jnp.asarray(x)[None], (loss, metrics))
+        return loss, metrics, jax.tree.map(types.widen, grads)
+    if any(types.is_half(leaf) for leaf in jax.tree.leaves(params)):
+        differentiate = jax.vmap(jax.value_and_grad(task_loss, has_aux=True), (None, 0))
+        (losses, metrics), grads = differentiate(params, tasks)
+        return losses, metrics, jax.tree.map(lambda g: jnp.sum(types.widen(g), axis=0), grads)
+
+    def total(p: Params) -> tuple[Array, tuple[Array, Metrics]]:
+        losses, metrics = jax.vmap(task_loss, (None, 0))(p, tasks)
+        return jnp.sum(losses), (losses, metrics)
+
+    (_, (losses, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
+    return losses, metrics, grads
 
 
 def mean_over_tasks(values: PyTree, num_devices: int = 1) -> PyTree:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.interpreters import ad
 
-JAX_FILES = str(Path(jax.__file__).parent)
+JAX_FILES = str(Path(jax.__file__).parent) + os.sep
 # Primitives whose rules, or whose content, come from outside JAX; jax 0.11 makes the last one of
 # jax.lax.custom_root.
 ALWAYS_OF_USERS = ("custom_vjp_call", "custom_transpose_call", "linear_call", "call_hi_primitive")
@@ -28,15 +31,29 @@ def may_not_commute(jaxpr: Any) -> bool:
         inner = _jaxprs(list(equation.params.values()))
         if name.startswith(ALWAYS_OF_USERS):
             return True
-        if name == "custom_jvp_call" and not _is_custom_jvp_of_jax(*_source(inner[0])):
+        if name == "custom_jvp_call" and not _is_custom_jvp_of_jax(equation):
             return True
         if name == "custom_linear_solve" and not all(
-            _source(solver)[1].startswith(JAX_FILES) for solver in inner
+            _is_of_jax(_source(solver)) for solver in inner
         ):
             return True
         if any(map(may_not_commute, inner)):
             return True
+        if not all(map(_is_known, _functions(ad.primitive_jvps.get(equation.primitive)))):
+            return True
     return False
+
+
+def _functions(rule: Any) -> list[Any]:
+    """The functions that a primitive's derivative rule is made of."""
+    if not isinstance(rule, functools.partial):
+        return [rule] if callable(rule) else []
+    return [fn for part in (rule.func, *jax.tree.leaves(rule.args)) for fn in _functions(part)]
+
+
+def _is_known(rule: Any) -> bool:
+    """Whether JAX or this library defines the rule of a primitive."""
+    return str(getattr(rule, "__module__", "")).split(".")[0] in ("jax", "jaxlib", "maml_jax")
 
 
 def _jaxprs(params: Any) -> list[Any]:
@@ -48,19 +65,28 @@ def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def _source(jaxpr: Any) -> tuple[str, str]:
-    """The name and the file of the function that a program was traced from, or empty strings."""
-    info = getattr(getattr(jaxpr, "debug_info", None), "func_src_info", "")
+def _source(traced: Any) -> tuple[str, str]:
+    """The name and the file of the function that was traced, or empty strings."""
+    info = getattr(getattr(traced, "debug_info", None), "func_src_info", "")
     name, _, place = str(info).partition(" at ")
     return name, place.rpartition(":")[0]
 
 
-def _is_custom_jvp_of_jax(name: str, file: str) -> bool:
-    """Whether JAX itself defines a `custom_jvp` function of that name in that file.
+def _is_of_jax(source: tuple[str, str]) -> bool:
+    return source[1].startswith(JAX_FILES)
 
-    `jax.lax.custom_root` is one, but differentiates by a solver that its user writes.
+
+def _is_custom_jvp_of_jax(equation: Any) -> bool:
+    """Whether JAX itself defines both a `custom_jvp` function and its rule.
+
+    `jax.lax.custom_root` is one, but differentiates by a solver that its user writes. Rules that
+    were given by `defjvps` cannot be told apart: only those of one argument are taken for JAX's.
     """
-    if not file.startswith(JAX_FILES) or name == "_custom_root":
+    name, file = _source(equation.params["call_jaxpr"].jaxpr)
+    _, rule_file = rule = _source(equation.params.get("jvp_jaxpr_fun"))
+    if not (_is_of_jax((name, file)) and _is_of_jax(rule)) or name == "_custom_root":
+        return False
+    if Path(rule_file).name == "custom_derivatives.py" and len(equation.invars) > 1:
         return False
     of_jax = (m for n, m in list(sys.modules.items()) if n == "jax" or n.startswith("jax."))
     defined = (getattr(m, name, None) for m in of_jax if getattr(m, "__file__", None) == file)

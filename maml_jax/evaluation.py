@@ -55,13 +55,14 @@ def adaptation_curve(
     """
     if outer_loss is None or outer_loss is loss_fn:
         types.check_same_structure(task)
-    types.check_is_task(task)
+    else:
+        types.check_is_task(task)
     types.check_not_empty(task.query, "query")
     judge = loss_fn if outer_loss is None else outer_loss
 
     def query_metrics(adapted: Params) -> Metrics:
         loss, metrics = types.check_loss_output(judge(adapted, task.query), "outer_loss")
-        return {**metrics, "loss": loss}
+        return {**types.check_metrics(metrics, "outer_loss"), "loss": loss}
 
     adapted, seen = maml.adapt(
         loss_fn,

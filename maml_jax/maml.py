@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maml_jax import meta_gradient, types
+from maml_jax import meta_gradient, optimizers, types
 from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree, Task
 
 
@@ -207,7 +207,8 @@ def meta_loss(
     if outer_loss is None or outer_loss is loss_fn:
         types.check_same_structure(task)
         outer_loss = loss_fn
-    types.check_is_task(task)
+    else:
+        types.check_is_task(task)
     types.check_not_empty(task.query, "query")
     adapted_params, support_metrics = adapt(
         loss_fn,
@@ -267,25 +268,13 @@ class _InnerLoop:
         else:
             if self._mode == "first_order":  # the update is taken as independent of theta
                 loss = jax.lax.stop_gradient(loss)
-            updates, state = _update(self._optimizer, grads, loss, state, adapted)
+            updates, state = optimizers.update(
+                self._optimizer, grads, state, adapted, loss, "inner_optimizer"
+            )
         stepped = jax.tree.map(
             lambda p, u, rate: (p + rate * u).astype(p.dtype), adapted, updates, rates
         )
         return stepped, state
-
-
-def _update(optimizer, grads, loss, state, adapted):
-    """`optimizer.update`, with the loss and the gradient for those that ask for them by name."""
-    update = optax.with_extra_args_support(optimizer).update
-    try:
-        return update(grads, state, adapted, value=loss, grad=grads)
-    except TypeError as error:
-        if "required keyword-only argument" not in str(error):
-            raise
-        raise TypeError(
-            "inner_optimizer receives value= (the support loss) and grad= beside the gradient, its "
-            f"state and the parameters; it asks for more: {error}."
-        ) from error
 
 
 def _full_mask(mask: Mask, params: Params) -> PyTree:

@@ -6,6 +6,7 @@ mean of their meta-losses, and hand it to any optax optimizer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -21,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from maml_jax import batching as tasks_lib
-from maml_jax import types
+from maml_jax import optimizers, types
 from maml_jax.types import Array, Metrics, NonFiniteError, Params, PyTree, Task, TaskLoss
 
 
@@ -91,12 +92,13 @@ class TrainFn:
     def _check_data(self, given: list[Any], state: MetaState, data: tuple[Any, ...]) -> None:
         """Lets the sampler see the values of new data, once: the program sees only shapes."""
         known = len(given) == len(self._checked) and all(map(operator.is_, given, self._checked))
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((given, state)))
-        # A sampler of data that is spread may talk to other devices, which tracing alone cannot.
-        if self.draw is None or known or traced or self.data_specs != PartitionSpec():
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((given, data)))
+        if self.draw is None or known or traced:
             return
         draw = self.draw
-        jax.eval_shape(lambda params, key: draw(params, key, *data), state.params, state.key)
+        # A sampler that talks to other devices names an axis that is not there outside the program.
+        with contextlib.suppress(NameError):
+            jax.eval_shape(lambda params, key: draw(params, key, *data), state.params, state.key)
         self._checked[:] = given
 
     @property
@@ -119,7 +121,7 @@ def on_every_device(
         data_specs: how `data` lies on it.
         state_specs: how `state`, before and after, and the metrics do. Where several processes make
             up the run, all of it is brought to every device at the end, to be read.
-        draw: the sampler, whose checks are to see the values of `data`.
+        draw: the sampler. It is traced with the values of new data, so that its checks see them.
     """
     # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
     # between devices.
@@ -174,9 +176,15 @@ def over_seeds(train: TrainFn, one_by_one: bool = False) -> TrainFn:
     def many(states: MetaState, data: tuple[Any, ...]) -> tuple[MetaState, Metrics]:
         return (jax.lax.map if one_by_one else _vmap)(one, (states, data))
 
+    def draw(params: Params, key: Array, *data: Any) -> Task:
+        with jax.ensure_compile_time_eval():  # values, for the sampler's checks
+            data = jax.tree.map(lambda x: x[0], data)
+        params, key = jax.tree.map(lambda x: x[0], (params, key))
+        return train.draw(params, key, *data)  # pyright: ignore[reportOptionalCall]
+
     split = tasks_lib.SEED_AXIS in train.mesh.axis_names
     specs = PartitionSpec(tasks_lib.SEED_AXIS) if split else PartitionSpec()
-    return on_every_device(many, train.mesh, specs, specs)
+    return on_every_device(many, train.mesh, specs, specs, draw if train.draw else None)
 
 
 def _vmap(fn: Callable[[Any], Any], xs: Any) -> Any:
@@ -232,7 +240,8 @@ def meta_step(
 
     Returns:
         The next state; and the metrics of `task_loss`, averaged over tasks, with `"loss"`,
-        `"nonfinite_tasks"` (how many tasks had a loss or a gradient that is not finite),
+        `"nonfinite_losses"` and `"nonfinite_tasks"` (how many tasks had a loss, or a loss or a
+        gradient, that is not finite),
         `"first_nonfinite_task"` (the first of these, or -1) and `"nonfinite_update"` (1 if the
         gradient of all tasks together, or a parameter after the step, is not finite);
         `check_finite` reads them.
@@ -366,9 +375,16 @@ def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
         flat, unravel = ravel_pytree((losses, nonfinite, means, grads))
         losses, nonfinite, means, grads = unravel(jax.lax.psum(flat, tasks_lib.TASK_AXIS))
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-    updates, optimizer_state = meta_optimizer.update(grads, state.optimizer_state, state.params)
+    loss = jnp.mean(losses)
+    updates, optimizer_state = optimizers.update(
+        meta_optimizer, grads, state.optimizer_state, state.params, loss, "meta_optimizer"
+    )
     params = optax.apply_updates(state.params, updates)
-    report = {**means, "loss": jnp.mean(losses), **nonfinite_report(nonfinite > 0, grads, params)}
+    report = {
+        **means,
+        "loss": loss,
+        **nonfinite_report(~jnp.isfinite(losses), nonfinite > 0, grads, params),
+    }
     return MetaState(params, optimizer_state, state.step + 1, state.key), report
 
 
@@ -376,15 +392,17 @@ def _float(x: Any) -> Array:
     return types.widen(x) if types.is_float(x) else jnp.asarray(x, jnp.result_type(float))
 
 
-def nonfinite_report(nonfinite: Array, gradient: PyTree, params: Params) -> Metrics:
+def nonfinite_report(losses: Array, nonfinite: Array, gradient: PyTree, params: Params) -> Metrics:
     """The metrics that `check_finite` reads.
 
     Args:
-        nonfinite: whether the loss or the gradient of each task is not finite, bool [T].
+        losses: whether the loss of each task is not finite, bool [T].
+        nonfinite: whether its loss or its gradient is not finite, bool [T].
         gradient: of all tasks together, or its norm.
         params: after the step.
     """
     return {
+        "nonfinite_losses": jnp.sum(losses),
         "nonfinite_tasks": jnp.sum(nonfinite),
         "first_nonfinite_task": jnp.where(jnp.any(nonfinite), jnp.argmax(nonfinite), -1),
         "nonfinite_update": 1 - types.all_finite((gradient, params)).astype(jnp.int32),
@@ -428,7 +446,7 @@ def check_finite(metrics: Metrics, first_step: int = 0) -> None:
             "single task is to blame: the sum of gradients or the meta-optimizer's step is too "
             "large for its type, or tasks were differentiated together. " + CAUSES
         )
-    of_loss = not np.isfinite(by_run("loss")[run, index])
+    of_loss = by_run("nonfinite_losses")[run, index] > 0
     first = by_run("first_nonfinite_task")[run, index]
     raise NonFiniteError(
         f"the meta-{'loss' if of_loss else 'gradient'} is not finite {where}"

@@ -76,8 +76,12 @@ def is_float(leaf: Any) -> bool:
 
 def widen(x: Array) -> Array:
     """A half-precision array as float32, in which sums over tasks are exact enough; else as is."""
-    half = is_float(x) and jnp.finfo(jnp.result_type(x)).bits < 32
-    return jnp.asarray(x, jnp.float32) if half else jnp.asarray(x)
+    return jnp.asarray(x, jnp.float32) if is_half(x) else jnp.asarray(x)
+
+
+def is_half(x: Any) -> bool:
+    """Whether an array is of a floating-point type of less than 32 bits."""
+    return is_float(x) and jnp.finfo(jnp.result_type(x)).bits < 32
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -162,13 +166,10 @@ def check_all_float(params: Params, what: str = "params") -> None:
 
 
 def check_not_empty(batch: Batch, what: str) -> None:
-    """Raises a ValueError if an array of a batch has no elements: its mean would be NaN."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        if 0 in jnp.shape(leaf):
-            raise ValueError(
-                f"{what} must have examples in every array; received shape {jnp.shape(leaf)} at "
-                f"{what}{jax.tree_util.keystr(path)}."
-            )
+    """Raises a ValueError if no array of a batch has elements: a mean over it would be NaN."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)]
+    if shapes and all(0 in shape for shape in shapes):
+        raise ValueError(f"{what} must have examples; received arrays of shapes {shapes}.")
 
 
 def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead: int = 0) -> None:
@@ -218,13 +219,28 @@ def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
         )
     if not is_float(loss):
         raise TypeError(f"{what} must return a float loss; received {jnp.result_type(loss)}.")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(metrics)):
-        if not _is_real(leaf):
+    return loss, _check_metrics(dict(metrics), _has_dtype, "arrays or numbers", what)
+
+
+def check_metrics(metrics: Metrics, what: str) -> Metrics:
+    """Returns metrics whose mean can be taken over tasks.
+
+    Raises:
+        TypeError: one is no real number or array of them.
+    """
+    return _check_metrics(metrics, _is_real, "real numbers", what)
+
+
+def _check_metrics(
+    metrics: Metrics, fits: Callable[[Any], bool], expected: str, what: str
+) -> Metrics:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(metrics):
+        if not fits(leaf):
             raise TypeError(
-                f"{what} must return metrics that are real numbers; received {_describe(leaf)} at "
+                f"{what} must return metrics that are {expected}; received {_describe(leaf)} at "
                 f"metrics{jax.tree_util.keystr(path)}."
             )
-    return loss, dict(metrics)
+    return metrics
 
 
 def _is_real(leaf: Any) -> bool:

@@ -18,13 +18,16 @@ from maml_jax import (
     make_train_fn,
     meta_loss,
     meta_step,
+    over_seeds,
 )
 from maml_jax.classification import (
+    CLASS_SPECS,
     ImageSet,
     classification_problem,
     cross_entropy,
     draw_episodes,
     episode_sampler,
+    split_classes,
 )
 from maml_jax.classification.baselines import class_batches
 from maml_jax.classification.losses import LabelledImages, loss_and_accuracy, one_hot
@@ -125,6 +128,25 @@ class TestImages:
         ):  # new data, checked anew
             train(state, image_set((3, 6, 6)))
 
+    def test_too_few_among_several_seeds_and_on_spread_devices(self):
+        train, start = self.train()
+        both = lambda tree: jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), tree)
+        with pytest.raises(ValueError, match=r"class 0 of the set has 3\."):
+            over_seeds(train)(both(start()), both(image_set((3, 6, 6))))
+        sampler = episode_sampler(2, 1, 5, class_axis="tasks")
+        network = fully_connected((4, 4, 1), 2, (3,), norm="none")
+        loss = functools.partial(meta_loss, cross_entropy(network.apply), inner_lr=0.1)
+        spread = make_train_fn(
+            sampler, loss, optax.sgd(0.1), num_tasks=2, num_steps=1, data_specs=(CLASS_SPECS,)
+        )
+        with pytest.raises(ValueError, match=r"class 1 of the set has 2\."):
+            spread(start(), split_classes(image_set((6, 2, 6)), 2))
+        axis = lambda params, key, x: DRAW(
+            params, jax.random.fold_in(key, jax.lax.axis_index("tasks"))
+        )
+        talks = make_train_fn(axis, TASK_LOSS, optax.sgd(0.1), num_tasks=2, num_steps=1)
+        assert np.isfinite(talks(init(THETA, optax.sgd(0.1), 0), jnp.ones(1))[1]["loss"]).all()
+
     def test_classes_without_images_are_not_padding_to_train_on(self):
         sampler = class_batches(8)
         with pytest.raises(ValueError, match=r"need 1 examples of a class.*class 1 .* has 0\."):
@@ -160,10 +182,16 @@ class TestParameters:
         assert_trees_close(adapted["phase"], params["phase"], 0)
 
     def test_metrics_that_are_no_real_numbers(self):
-        for value, name in ((jnp.ones(2) * 1j, "shape"), ("text", "str"), (jax.random.key(0), "")):
+        one = jax.tree.map(lambda x: x[None], Task(BATCH, BATCH))
+        for value, expected in (
+            (jnp.ones(2) * 1j, r"real numbers; received .*shape.*'odd'"),
+            ("text", r"arrays or numbers; received str.*'odd'"),
+            (jax.random.key(0), r"real numbers; received .*'odd'"),
+        ):
             loss = lambda p, b, value=value: (LOSS(p, b)[0], {"odd": value})
-            with pytest.raises(TypeError, match=rf"real numbers; received .*{name}.*'odd'"):
-                adapt(loss, THETA, BATCH, 0.1)
+            task_loss = functools.partial(meta_loss, loss, inner_lr=0.1)
+            with pytest.raises(TypeError, match=expected):
+                meta_step(init(THETA, optax.sgd(0.1), 0), one, task_loss, optax.sgd(0.1))
 
 
 class TestBatches:
@@ -171,9 +199,7 @@ class TestBatches:
 
     def test_without_examples(self):
         for call in (inner_update, adapt):
-            with pytest.raises(
-                ValueError, match=r"batch must have examples.*shape \(0, 2\).*\[0\]"
-            ):
+            with pytest.raises(ValueError, match=r"batch must have examples; .*\(0, 2\)"):
                 call(LOSS, THETA, self.EMPTY, 0.1)
         with pytest.raises(ValueError, match=r"query must have examples"):
             meta_loss(LOSS, THETA, Task(BATCH, self.EMPTY), 0.1)
@@ -182,6 +208,8 @@ class TestBatches:
         with pytest.raises(ValueError, match=r"query must have examples"):
             evaluate(THETA, tasks, 0.1)
         adapt(LOSS, THETA, self.EMPTY, 0.1, num_steps=0)  # of no steps, nothing is asked
+        no_context = lambda p, batch: LOSS(p, batch[:2])
+        adapt(no_context, THETA, (*BATCH, jnp.ones((3, 0))), 0.1)  # optional features, none here
 
     def test_no_tasks(self):
         none = jax.tree.map(lambda x: x[None][:0], Task(BATCH, BATCH))
@@ -288,6 +316,27 @@ class TestOptimizers:
     def test_inside_that_need_more(self):
         with pytest.raises(TypeError, match=r"receives value=.*asks for more.*value_fn"):
             adapt(LOSS, THETA, BATCH, 1.0, inner_optimizer=optax.lbfgs())
+        with pytest.raises(TypeError, match=r"meta_optimizer receives value=.*value_fn"):
+            meta_step(
+                init(THETA, optax.lbfgs(), 0),
+                jax.tree.map(lambda x: x[None], Task(BATCH, BATCH)),
+                TASK_LOSS,
+                optax.lbfgs(),
+            )
+
+    def test_outside_that_need_the_loss(self):
+        plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
+        tasks = jax.tree.map(lambda x: x[None], Task(BATCH, BATCH))
+        state, metrics = meta_step(init(THETA, plateau, 0), tasks, TASK_LOSS, plateau)
+        np.testing.assert_allclose(state.optimizer_state[1].best_value, metrics["loss"], rtol=1e-6)
+
+    def test_inside_with_arguments_of_its_own(self):
+        def update(updates, state, params=None, *, temperature=None):
+            return jax.tree.map(jnp.negative, updates), state
+
+        own = optax.GradientTransformationExtraArgs(lambda p: (), update)
+        adapted, _ = adapt(LOSS, THETA, BATCH, 0.1, inner_optimizer=own)
+        assert_trees_close(adapted, adapt(LOSS, THETA, BATCH, 0.1)[0], 1e-6)
 
     def test_the_sign_that_one_inside_is_to_have(self):
         clip = optax.clip_by_global_norm(0.1)

@@ -1,10 +1,15 @@
 """Mixed mode gives the meta-gradient of every other exact mode, whatever rule the loss contains."""
 
+import functools
+import inspect
+
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import jax.scipy.sparse.linalg
 import numpy as np
 import pytest
+from jax.interpreters import ad, mlir
 
 from maml_jax import Task, meta_loss
 from maml_jax.derivative_rules import may_not_commute
@@ -126,6 +131,43 @@ def test_a_function_of_jax_with_a_rule_of_ones_own_is_a_users():
     straight_through = jax.custom_jvp(jnp.floor)
     straight_through.defjvps(lambda tangent, answer, x: tangent)
     assert may_not_commute(jax.make_jaxpr(straight_through)(1.0).jaxpr)
+
+
+def xlogy_with_half_a_rule(x, s):
+    """A function of JAX under its name, with a rule that forgets an argument."""
+    fn = jax.custom_jvp(jax.scipy.special.xlogy)
+    fn.defjvp(lambda p, t: (jax.scipy.special.xlogy(*p), t[0] * jnp.log(p[1])))
+    return fn(x, s)
+
+
+def in_a_name_of_jax(x, s):
+    @jax.custom_jvp
+    @functools.wraps(inspect.unwrap(jnp.logaddexp))
+    def fn(x, s):
+        return x * s
+
+    fn.defjvp(lambda p, t: (p[0] * p[1], t[0] * p[1]))
+    return fn(x, s)
+
+
+halved_p = jex.core.Primitive("halved")
+halved_p.def_impl(lambda x, s: x * s)
+halved_p.def_abstract_eval(lambda x, s: x)
+mlir.register_lowering(halved_p, mlir.lower_fun(lambda x, s: x * s, multiple_results=False))
+ad.primitive_jvps[halved_p] = lambda p, t: (halved_p.bind(*p), ad.instantiate_zeros(t[0]) * p[1])
+
+
+def a_primitive_of_ones_own(x, s):
+    return halved_p.bind(x, jnp.broadcast_to(s, x.shape))
+
+
+@pytest.mark.parametrize(
+    "rule", [xlogy_with_half_a_rule, in_a_name_of_jax, a_primitive_of_ones_own]
+)
+def test_a_rule_that_hides_is_a_users(rule, x64):
+    expected = meta_gradient(rule, "reverse")["s"]
+    assert abs(expected) > 1e-6
+    np.testing.assert_allclose(meta_gradient(rule, "mixed")["s"], expected, rtol=1e-10)
 
 
 def test_a_transpose_of_ones_own_is_a_users():

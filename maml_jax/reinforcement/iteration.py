@@ -108,15 +108,17 @@ def _report(
     after = tasks.query.metrics
     before = jax.tree.map(lambda s, q: s[:, 0] if s.shape[1] else q, tasks.support.metrics, after)
     means = tasks_lib.mean_over_tasks({"before": before, "after": after}, num_devices)
-    nonfinite = ~jnp.isfinite(metrics.pop("losses")) | metrics.pop("nonfinite", False)
-    everyone = jnp.zeros((num_tasks,)).at[first + jnp.arange(nonfinite.size)].set(1.0 * nonfinite)
+    losses = ~jnp.isfinite(metrics.pop("losses"))
+    local = jnp.stack([losses, losses | metrics.pop("nonfinite", False)]).astype(jnp.float32)
+    everyone = jnp.zeros((2, num_tasks)).at[:, first + jnp.arange(losses.size)].set(local)
     if num_devices > 1:
         everyone = jax.lax.psum(everyone, tasks_lib.TASK_AXIS)
+    gradient = metrics.get("gradient_norm", 0.0)
     return {
         **metrics,
         **means,
         "loss": -means["after"]["return"],
-        **nonfinite_report(everyone > 0, metrics.get("gradient_norm", 0.0), params),
+        **nonfinite_report(everyone[0] > 0, everyone[1] > 0, gradient, params),
     }
 
 

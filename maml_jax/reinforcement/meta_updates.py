@@ -16,10 +16,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from maml_jax import batching as tasks_lib
-from maml_jax import types
+from maml_jax import optimizers, types
 from maml_jax.reinforcement.checks import check_number
 from maml_jax.reinforcement.objectives import SurrogateFn, check_clip, surrogate_of
-from maml_jax.reinforcement.problem import ReinforcementProblem
+from maml_jax.reinforcement.problem import MODES, ReinforcementProblem
 from maml_jax.types import Array, Metrics, Params, PyTree, Task
 
 PRODUCTS = ("gauss_newton", "exact", "finite_differences")
@@ -169,6 +169,7 @@ def _check_problem(problem: Any) -> None:
             "problem must be what reinforcement_problem returns; received "
             f"{type(problem).__name__}."
         )
+    types.check_choice(problem.mode, MODES, "problem.mode")
 
 
 def _first_episodes(tasks: Task, count: int | None) -> Task:
@@ -383,7 +384,8 @@ def gradient_steps(
             grads = jax.tree.map(lambda g: g / num_tasks, found.gradient)
             grads = tasks_lib.mean_over_devices(grads, num_devices)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-            updates, state = optimizer.update(grads, state, params)
+            loss = tasks_lib.mean_over_tasks(found.losses, num_devices)
+            updates, state = optimizers.update(optimizer, grads, state, params, loss, "optimizer")
             norm = jnp.linalg.norm(ravel_pytree(grads)[0])
             record = (found.losses, found.nonfinite, found.metrics["kl"], norm)
             return (optax.apply_updates(params, updates), state), record
