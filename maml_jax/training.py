@@ -198,7 +198,8 @@ def init(
 
     Args:
         params: initial meta-parameters, floating-point arrays only.
-        meta_optimizer: any optax transformation.
+        meta_optimizer: any optax transformation. In a step it receives the mean loss as `value=`
+            and the gradient as `grad=`, if it takes them.
         key: a typed PRNG key (`jax.random.key`), or a seed.
 
     Raises:
@@ -235,7 +236,8 @@ def meta_step(
         tasks: a task pytree with a leading axis of T on every leaf.
         task_loss: `task_loss(params, task) -> (loss, metrics)` for one task, most often
             `functools.partial(meta_loss, loss_fn, inner_lr=0.1)`.
-        meta_optimizer: any optax transformation.
+        meta_optimizer: any optax transformation. In a step it receives the mean loss as `value=`
+            and the gradient as `grad=`, if it takes them.
         batching: how tasks are batched, see `maml_jax.batching`.
 
     Returns:
@@ -274,7 +276,8 @@ def make_train_fn(
     Args:
         sample: `sample(params, key, *data) -> Task`, one task.
         task_loss: as in `meta_step`.
-        meta_optimizer: any optax transformation.
+        meta_optimizer: any optax transformation. In a step it receives the mean loss as `value=`
+            and the gradient as `grad=`, if it takes them.
         num_tasks: T, tasks of a meta-batch.
         num_steps: meta-steps of one dispatch.
         steps_per_draw: for how many meta-steps tasks are drawn at a time. More than 1 is faster for
