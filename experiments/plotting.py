@@ -54,6 +54,11 @@ def save(figure: Any, path: Path) -> None:
     temporary.replace(path)
 
 
+def literal(text: str) -> str:
+    """A text of a file for a figure, whose dollar signs are no mathematics."""
+    return text.replace("$", r"\$")
+
+
 def sinusoid_sheet(
     path: Path,
     run: dict[str, Any],
@@ -115,11 +120,11 @@ def draw_curves(ax: Axes, pooled: Mapping[Any, dict[str, Any]], setting: str, me
             steps, mean, half = [0, last], np.repeat(mean, 2), np.repeat(half, 2)
         color, title = COLORS.get(method, "black"), METHOD_TITLES.get(method, method)
         style = "--" if method == "oracle" else "-"
-        ax.plot(steps, mean, style, color=color, lw=1.6, label=title)
+        ax.plot(steps, mean, style, color=color, lw=1.6, label=literal(title))
         ax.fill_between(steps, mean - half, mean + half, color=color, alpha=0.2, lw=0)
     if metric == "mse":
         ax.set_yscale("log")
-    ax.set_title(setting)
+    ax.set_title(literal(setting))
     ax.set_xlabel("gradient steps")
     ax.grid(axis="y", color="#dddddd", lw=0.6)
 
@@ -142,8 +147,8 @@ def compare_runs(path: Path, groups: Sequence[Sequence[dict[str, Any]]]) -> None
                 setting, metric = settings[i][j]
                 draw_curves(ax, pooled, setting, metric)
                 title = f"{group[0]['experiment']} ({group[0]['preset']}), {setting}"
-                ax.set_title(title, parse_math=False)
-                ax.set_ylabel(metric)
+                ax.set_title(literal(title))
+                ax.set_ylabel(literal(metric))
         axes[0][0].legend()
         save(figure, path)
 
@@ -197,7 +202,7 @@ def sweep_sheet(
         figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
         shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(curves)))
         for (label, points), shade in zip(curves.items(), shades, strict=True):
-            ax.plot(*np.transpose(points), color=shade, lw=1.2, label=label)
+            ax.plot(*np.transpose(points), color=shade, lw=1.2, label=literal(label))
         ax.set_xlabel("meta-steps")
         ax.set_ylabel("meta-loss")
         ax.set_yscale("log")
