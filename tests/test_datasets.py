@@ -533,8 +533,22 @@ def test_an_image_that_claims_to_be_huge_or_has_no_range_is_a_broken_one(monkeyp
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"channels": 2}, {"resample": "best"}])
 def test_impossible_readings_are_refused(wrong):
-    with pytest.raises(ValueError, match="a reading has"):
+    with pytest.raises(ValueError, match=r"a reading has|size must be 1 or more"):
         Reading(**{"size": 8, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Reading(28.0), "size"),
+        (lambda: Reading(28, 3.0), "channels"),
+        (lambda: synthetic_glyphs(3.0, 2), "num_classes"),
+        (lambda: synthetic_glyphs(3, 2, 8.0), "image_size"),
+    ],
+)
+def test_sizes_of_images_are_integers(make, name):
+    with pytest.raises(TypeError, match=f"{name} must be a Python int.*of type float"):
+        make()
 
 
 def test_missing_packages_are_named(monkeypatch):

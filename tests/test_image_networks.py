@@ -205,7 +205,8 @@ def test_max_pool_leaves_out_an_odd_edge():
         (lambda: convolutional((28, 28, 1), 5, norm="instance"), "received 'instance'"),
         (lambda: convolutional((28, 28, 1), 5, lowering="winograd"), "received 'winograd'"),
         (lambda: convolutional((8, 8, 1), 5, pooling="max"), "expected 16 or more"),
-        (lambda: fully_connected((28, 28, 1), 5, (64, 0)), "hidden_size must be 1 or more"),
+        (lambda: fully_connected((28, 28, 1), 5, (64, 0)), r"hidden_sizes\[1\] must be 1 or more"),
+        (lambda: convolutional((28, 0, 1), 5), r"image_shape\[1\] must be 1 or more"),
         (
             lambda: fully_connected((4, 4, 1), 5).apply({}, jnp.zeros((2, 16))),
             r"shape \[n, 4, 4, 1\]; received \(2, 16\)",
@@ -214,6 +215,19 @@ def test_max_pool_leaves_out_an_odd_edge():
 )
 def test_impossible_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: fully_connected((4, 4, 1), 2, (64.0, 32)), r"hidden_sizes\[0\]"),
+        (lambda: fully_connected((4, 4.0, 1), 2), r"image_shape\[1\]"),
+        (lambda: convolutional((4.0, 4.0, 1), 2), r"image_shape\[0\]"),
+    ],
+)
+def test_sizes_are_integers(make, name):
+    with pytest.raises(TypeError, match=f"{name} must be a Python int.*of type float"):
         make()
 
 

@@ -178,6 +178,7 @@ def convolutional(
 
     Raises:
         ValueError: an unknown choice, a count below 1, or images too small for so many poolings.
+        TypeError: a count that is no integer.
     """
     types.check_choice(pooling, POOLINGS, "pooling")
     head = {"stride": "normal", "max": "xavier"}[pooling] if head is None else head
@@ -222,9 +223,8 @@ def fully_connected(
 
     Arguments and errors as in `convolutional`.
     """
-    _check(
-        image_shape, norm, head, num_outputs=num_outputs, hidden_size=min(hidden_sizes, default=1)
-    )
+    sizes = {f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)}
+    _check(image_shape, norm, head, num_outputs=num_outputs, **sizes)
 
     def module(num_statistics: int | None = None, features: bool = False) -> nn.Module:
         return _FullyConnected(
@@ -235,10 +235,11 @@ def fully_connected(
 
 
 def _check(image_shape: tuple[int, int, int], norm: str, head: str, **counts: int) -> None:
-    if len(image_shape) != 3 or min(image_shape) < 1:
+    if len(image_shape) != 3:
         raise ValueError(f"image_shape must be (H, W, C); received {image_shape}.")
     normalization.check_norm(norm)
     types.check_choice(head, tuple(HEADS), "head")
+    types.check_counts(**{f"image_shape[{i}]": size for i, size in enumerate(image_shape)})
     types.check_counts(**counts)
 
 

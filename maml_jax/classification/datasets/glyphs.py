@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from maml_jax.classification.datasets.images import ImageClasses
+from maml_jax.types import check_counts
 
 _SCALE = 4  # drawn so much larger, then averaged down
 
@@ -33,7 +34,16 @@ def synthetic_glyphs(
         image_size: height and width, pixels.
         channels: 1 or 3.
         seed: another seed draws other classes.
+
+    Raises:
+        ValueError, TypeError: a count that is below 1 or no integer.
     """
+    check_counts(
+        num_classes=num_classes,
+        num_examples=num_examples,
+        image_size=image_size,
+        channels=channels,
+    )
     rng = np.random.Generator(np.random.PCG64(seed))
     images = np.zeros((num_classes, num_examples, image_size, image_size, channels), np.uint8)
     for i in range(num_classes):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maml_jax.classification.datasets.messages import DataError, describe_bytes
+from maml_jax.types import check_counts
 
 RESAMPLINGS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -36,10 +37,11 @@ class Reading:
     resample: str = "lanczos"
 
     def __post_init__(self):
-        if self.size < 1 or self.channels not in (1, 3) or self.resample not in RESAMPLINGS:
+        check_counts(size=self.size, channels=self.channels)
+        if self.channels not in (1, 3) or self.resample not in RESAMPLINGS:
             raise ValueError(
-                "a reading has a size of 1 pixel or more, 1 or 3 channels, and a resampling of "
-                f"{', '.join(RESAMPLINGS)}; received {self}."
+                f"a reading has 1 or 3 channels, and a resampling of {', '.join(RESAMPLINGS)}; "
+                f"received {self!r}."
             )
 
     def __str__(self) -> str:
