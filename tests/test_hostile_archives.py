@@ -1,6 +1,8 @@
 """Zip archives of unknown origin, and those that are downloaded."""
 
+import errno
 import hashlib
+import os
 import struct
 import warnings
 import zipfile
@@ -14,7 +16,7 @@ pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not insta
 import made_files
 from made_files import RNG, encoded, notes, write
 
-from maml_jax.classification.datasets import DataError, load_omniglot, omniglot
+from maml_jax.classification.datasets import DataError, archives, load_omniglot, omniglot
 
 cache = made_files.cache
 
@@ -129,6 +131,29 @@ def test_archives_that_are_none(tiny_omniglot, tmp_path, cache, content, message
     write_zips(tmp_path).write_bytes(content)
     with pytest.raises(DataError, match=rf"images_background\.zip .*{message}"):
         read_zips(tmp_path, cache)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_an_archive_that_cannot_be_read_is_not_to_be_fetched_again(tmp_path, monkeypatch, code):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    path = write_zips(tmp_path)
+    monkeypatch.setattr(archives, "ZipFile", fail)
+    with pytest.raises(DataError) as raised, archives.opened(path):
+        pass
+    assert str(raised.value) == f"{path} cannot be read: {os.strerror(code)}."
+
+
+def test_an_entry_that_memory_does_not_hold_is_not_called_damaged(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    path = write_zips(tmp_path)
+    with archives.opened(path) as archive:
+        monkeypatch.setattr(archive, "open", fail)
+        with pytest.raises(MemoryError, match=r"1\.png does not fit into memory"):
+            archives.read(archive, archives.entries(archive, 10**6)[0])
 
 
 def test_an_archive_that_is_a_link_to_nothing_is_not_downloaded_anew(tmp_path, cache):

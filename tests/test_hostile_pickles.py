@@ -152,6 +152,15 @@ def test_broken_and_hostile_opcodes_are_refused(tmp_path, data, message):
         read_pickle(tmp_path, data)
 
 
+def test_a_pickle_that_memory_does_not_hold_is_not_called_broken(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(pickles._Reader, "run", fail)
+    with pytest.raises(MemoryError, match=r"file\.pkl does not fit into memory"):
+        read_pickle(tmp_path, plain())
+
+
 def test_text_is_not_multiplied_into_bytes(tmp_path):
     """Ten opcodes would make as many bytes as all of the text, again and again."""
     text = b"\x8c\xff" + b"a" * 255

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile, ZipInfo
 
+from maml_jax.classification.datasets import faults
 from maml_jax.classification.datasets.messages import DataError, describe_bytes
 
 ENCRYPTED = 0x1  # of an entry's flag bits
@@ -15,7 +16,11 @@ ENCRYPTED = 0x1  # of an entry's flag bits
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[ZipFile]:
-    """A zip archive; whatever goes wrong with it becomes a DataError that names it."""
+    """A zip archive; whatever goes wrong with it becomes a DataError that names it.
+
+    Raises:
+        MemoryError: memory does not hold what it says.
+    """
     with _named(f"{path}", "is not a zip archive, or a damaged one"):
         with path.open("rb") as file:
             what = describe_bytes(file.read(512))
@@ -84,11 +89,15 @@ def _named(what: str, fault: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except MemoryError:
+        raise MemoryError(f"{what} does not fit into memory.") from None
     except NotImplementedError as error:  # a method or version that zipfile does not know
         raise DataError(
             f"{what} cannot be unpacked ({error}). Unpack it with the program that made it, and "
             "zip it with the method deflate."
         ) from None
     except Exception as error:  # a broken archive can raise nearly anything
+        if isinstance(error, OSError) and faults.is_of_machine(error):
+            raise DataError(f"{what} cannot be read: {error.strerror}.") from None
         reason = error or type(error).__name__
         raise DataError(f"{what} {fault} ({reason}). Fetch it again.") from None

@@ -43,6 +43,7 @@ def read(path: Path) -> Any:
 
     Raises:
         DataError: the file is no pickle, is broken, or holds anything else.
+        MemoryError: memory does not hold it.
     """
     with path.open("rb") as file:
         what = describe_bytes(file.read(512))
@@ -54,6 +55,8 @@ def read(path: Path) -> Any:
                 return _Reader(len(content)).run(opcodes)
             except DataError as error:
                 raise DataError(f"{path} {error}") from None
+            except MemoryError:
+                raise MemoryError(f"{path} does not fit into memory.") from None
             except Exception as error:  # a broken pickle can raise nearly anything
                 raise DataError(f"{path} is no pickle, or a broken one ({error}).") from None
 
