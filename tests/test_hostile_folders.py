@@ -104,6 +104,27 @@ def test_images_in_no_list_and_other_layouts_are_named(lists, cache):
     assert "several layouts: read lists of images, skipped pickles" in text
 
 
+def test_images_in_no_list_are_named_in_folders_below_too(lists, cache):
+    (lists / "images" / "of_train").mkdir()
+    for i in range(2):
+        (lists / "images" / f"train{i}.png").rename(lists / "images" / "of_train" / f"{i}.png")
+    write_list(lists, "train", "of_train/0.png,train", "of_train/1.png,train")
+    write(lists / "images" / "of_train" / "more.png")
+    write(lists / "images" / "unlisted" / "0.png")
+    _, text = notes(lambda: load_mini_imagenet(lists, cache, 4))
+    assert f"skipped in {lists / 'images'} (in no list): unlisted" in text
+    assert f"skipped in {lists / 'images' / 'of_train'} (in no list): more.png" in text
+
+
+def test_what_lies_beside_splits_of_mini_imagenet_is_named(splits, cache, monkeypatch):
+    monkeypatch.setattr(mini_imagenet, "CLASSES", dict.fromkeys(("train", "val", "test"), 1))
+    monkeypatch.setattr(mini_imagenet, "IMAGES", 2)
+    for name in ("val/of_val/0.png", "val/of_val/1.png", "unlabelled/0.png", "notes.txt"):
+        write(splits / name)
+    _, text = notes(lambda: load_mini_imagenet(splits, cache, 4))
+    assert f"skipped in {splits} (not splits): unlabelled, notes.txt" in text
+
+
 @pytest.mark.parametrize("place", ["train/of_train/9.png", "train/more", "train/of_train/sub"])
 @pytest.mark.parametrize("target", ["gone", "../../gone"])
 def test_links_that_lead_nowhere_are_named(splits, cache, place, target):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +67,7 @@ def find_classes(data_dir: Path) -> dict[str, list[Path]]:
                 f"Layouts: {LAYOUTS}."
             )
     if splits:
-        entries = look_into(data_dir)
-        beside = [path for path in entries.folders if path not in splits.values()]
-        note_skipped(data_dir, [*beside, *entries.images, *entries.others], "not splits")
+        note_beside(data_dir, splits)
     classes = {split: class_folders(path) for split, path in splits.items()}
     classes = classes or {"unsplit": class_folders(data_dir)}
     for split, folders in classes.items():
@@ -79,6 +77,13 @@ def find_classes(data_dir: Path) -> dict[str, list[Path]]:
                 f"{where} must hold a folder for each class; found none. Layouts: {LAYOUTS}."
             )
     return classes
+
+
+def note_beside(folder: Path, splits: Mapping[str, Path]) -> None:
+    """Warns of what lies in a folder beside its splits."""
+    entries = look_into(folder)
+    beside = [path for path in entries.folders if path not in splits.values()]
+    note_skipped(folder, [*beside, *entries.images, *entries.others], "not splits")
 
 
 def split_classes(

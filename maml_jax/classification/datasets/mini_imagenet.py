@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from maml_jax.classification.datasets import builder, pickles
+from maml_jax.classification.datasets.folder import note_beside
 from maml_jax.classification.datasets.images import SPLITS, ImageClasses, check_disjoint
 from maml_jax.classification.datasets.listing import (
     Listed,
@@ -94,6 +95,7 @@ def _layouts(folder: Path) -> Iterator[tuple[str, Callable[[], builder.Source]]]
 
 
 def _class_folders(folder: Path, splits: Mapping[str, Path]) -> builder.Source:
+    note_beside(folder, splits)
     files = {split: list_images(class_folders(splits[split])) for split in SPLITS}
     return _from_paths(folder, files)
 
@@ -106,9 +108,17 @@ def _image_lists(folder: Path) -> builder.Source:
         for file in images
         for path in (file.path, *file.path.parents)
     }
-    unnamed = [path for each in look_into(folder / "images") for path in each if path not in named]
-    note_skipped(folder / "images", unnamed, "in no list")
+    _note_unnamed(folder / "images", named)
     return _from_paths(folder, files)
+
+
+def _note_unnamed(folder: Path, named: set[Path]) -> None:
+    """Warns of what lies in a folder, or in folders of named images below it, and is not named."""
+    paths = [path for each in look_into(folder) for path in each]
+    note_skipped(folder, [path for path in paths if path not in named], "in no list")
+    for path in paths:
+        if path in named and path.is_dir():
+            _note_unnamed(path, named)
 
 
 def _read_list(folder: Path, path: Path) -> Iterator[Listed]:
