@@ -79,11 +79,12 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the second: a plugin that is not installed
-        told = os.environ.get("JAX_PLATFORMS", "")
+        platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = (str(error).strip().splitlines() or ["there are none"])[0][:300].rstrip(".")
         raise ConfigError(
-            f"JAX cannot start its devices (JAX_PLATFORMS={told!r}): {reason}. Leave JAX_PLATFORMS "
-            "unset for the devices that there are, or install JAX for this kind: docs/install.md."
+            f"JAX cannot start its devices (JAX_PLATFORMS={platforms!r}): {reason}. Leave "
+            "JAX_PLATFORMS unset for the devices that there are, or install JAX for this kind: "
+            "docs/install.md."
         ) from None
 
 

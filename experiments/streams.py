@@ -29,13 +29,13 @@ def protect(consequence: str) -> None:
         os.set_inheritable(null, True)
         null = os.open(os.devnull, os.O_RDWR)
     codecs.register_error("maml_jax.plain", _in_plain)
-    for name, said in (("stdout", consequence), ("stderr", "")):
+    for name, note in (("stdout", consequence), ("stderr", "")):
         stream = getattr(sys, name)
         try:
             number = null if stream is None else stream.fileno()
         except (OSError, ValueError):  # not a file: whoever put it there knows
             continue
-        setattr(sys, name, _over(number, stream, said))
+        setattr(sys, name, _over(number, stream, note))
 
 
 def check_output() -> None:

@@ -176,17 +176,16 @@ def _report_diverged(
     """
     at = int(before.max())
     for i in np.flatnonzero((before == at) & ~kept):
-        why = "a metric is not finite"
         try:
             check_finite(slice_member(metrics, i), at)
         except NonFiniteError as error:
-            why = str(error)
-        if not kept.any():
-            raise NonFiniteError(f"no member of the sweep is left. {members[i].label}: {why}")
-        print(
-            f"warning: {members[i].label} stays at step {at}, the others go on: {why}",
-            file=sys.stderr,
-        )
+            label = members[i].label
+            if not kept.any():
+                raise NonFiniteError(f"no member of the sweep is left. {label}: {error}") from None
+            print(
+                f"warning: {label} stays at step {at}, the others go on: {error}",
+                file=sys.stderr,
+            )
 
 
 def _by_member(members: Sequence[Member], metrics: Any, kept: np.ndarray) -> dict[str, Any]:
