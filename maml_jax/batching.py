@@ -174,7 +174,8 @@ def sum_gradient(
     added up in float32.
 
     Where the gradient is not finite although losses are, the same program runs again for single
-    tasks, to tell which they are. The loop around it has no reverse-mode derivative.
+    tasks, to tell which they are. The loop around it has no reverse-mode derivative; only `"scan"`
+    does without it.
 
     Args:
         task_loss: `task_loss(params, task) -> (scalar, metrics)` for one task.
@@ -185,15 +186,19 @@ def sum_gradient(
     num_tasks = axis_size(tasks)
     chunk = resolve_batching(batching, num_tasks)
 
+    if chunk == 1:  # each task's gradient is there by itself
+        found, bad = _gradients(task_loss, params, tasks, chunk, None)
+        return found._replace(nonfinite=bad | ~jnp.isfinite(found.losses))
+
     def one_pass(turn: Array) -> tuple[TaskGradients, Array]:
         return _gradients(task_loss, params, tasks, chunk, turn)
 
     # Traced once, for the shapes of what the loop carries and for the loop.
-    closed, shapes = jax.make_jaxpr(one_pass, return_shape=True)(jnp.int32(0))
+    closed, shapes = jax.make_jaxpr(one_pass, return_shape=True)(np.int32(0))
     evaluate, form = jex.jaxpr_as_fun(closed), jax.tree.structure(shapes)
     # The task of each chunk that pass i looks at, from i = 1; of a shorter last chunk, the last.
-    starts = np.arange(0, num_tasks, chunk)
-    sizes = np.minimum(chunk, num_tasks - starts)
+    starts = jnp.arange(0, num_tasks, chunk)
+    sizes = jnp.minimum(chunk, num_tasks - starts)
 
     def body(carry: Any) -> Any:
         turn, _, nonfinite, found = carry
@@ -207,17 +212,18 @@ def sum_gradient(
         return turn + 1, jnp.where(first, search, turn < chunk), nonfinite, found
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
-    start = (jnp.int32(0), jnp.array(True), jnp.zeros((num_tasks,), bool), zeros)
+    start = (np.int32(0), np.bool_(True), jnp.zeros((num_tasks,), bool), zeros)
     _, _, nonfinite, found = jax.lax.while_loop(lambda carry: carry[1], body, start)
     return found._replace(nonfinite=nonfinite | ~jnp.isfinite(found.losses))
 
 
 def _gradients(
-    task_loss: TaskLoss, params: Params, tasks: Task, chunk: int, turn: Array
+    task_loss: TaskLoss, params: Params, tasks: Task, chunk: int, turn: Array | None
 ) -> tuple[TaskGradients, Array]:
     """One pass over the tasks, and whether the gradient of each chunk is not finite.
 
     In pass 0 a chunk has its tasks, and is not judged; in pass i its i-th task in the place of all.
+    Without a number of the pass it has its tasks and is judged.
     """
     num_tasks = axis_size(tasks)
 
@@ -227,11 +233,14 @@ def _gradients(
 
     def part(chunk_tasks: Task) -> tuple[TaskGradients, Array]:
         size = axis_size(chunk_tasks)
-        if size > 1:
+        if turn is not None:
             index = jnp.where(turn == 0, jnp.arange(size), jnp.minimum(turn, size) - 1)
             chunk_tasks = jax.tree.map(lambda x: jnp.asarray(x)[index], chunk_tasks)
         losses, metrics, grads = _chunk_gradient(checked, params, chunk_tasks)
-        bad = jax.lax.cond(turn > 0, lambda g: ~types.all_finite(g), lambda _: False, grads)
+        if turn is None:
+            bad = ~types.all_finite(grads)
+        else:
+            bad = jax.lax.cond(turn > 0, lambda g: ~types.all_finite(g), lambda _: False, grads)
         return TaskGradients(losses, metrics, grads, None), bad
 
     if chunk == num_tasks:
