@@ -165,7 +165,11 @@ class TaskGradients(NamedTuple):
 
 
 def sum_gradient(
-    task_loss: TaskLoss, params: Params, tasks: Task, batching: Batching = None
+    task_loss: TaskLoss,
+    params: Params,
+    tasks: Task,
+    batching: Batching = None,
+    single_out: bool = True,
 ) -> TaskGradients:
     """The gradient of the sum of a loss over tasks, in bounded memory.
 
@@ -182,12 +186,16 @@ def sum_gradient(
         params: what to differentiate in.
         tasks: a task pytree with a leading axis of T on every leaf.
         batching: see the module's docstring.
+        single_out: whether to tell which task of a chunk has a gradient that is not finite; else
+            all tasks of that chunk are named. For losses that talk to other devices, which must
+            not run again on one of them alone.
     """
     num_tasks = axis_size(tasks)
     chunk = resolve_batching(batching, num_tasks)
 
-    if chunk == 1:  # each task's gradient is there by itself
+    if chunk == 1 or not single_out:  # no task is looked at again
         found, bad = _gradients(task_loss, params, tasks, chunk, None)
+        bad = jnp.repeat(bad, chunk)[:num_tasks]
         return found._replace(nonfinite=bad | ~jnp.isfinite(found.losses))
 
     def one_pass(turn: Array) -> tuple[TaskGradients, Array]:

@@ -328,7 +328,14 @@ def make_train_fn(
         if _size_mb(jax.eval_shape(jax.vmap(draw), keys)) <= DRAWN_AT_ONCE_MB:
             return update(state, jax.vmap(draw)(keys), task_loss=task_loss)
         # A large meta-batch is drawn chunk by chunk, where its chunk is differentiated.
-        return update(state, keys, task_loss=lambda params, key: task_loss(params, draw(key)))
+        # A sampler of spread data talks to other devices: it must not run on one alone.
+        alone = data_specs == PartitionSpec()
+        return update(
+            state,
+            keys,
+            task_loss=lambda params, key: task_loss(params, draw(key)),
+            single_out=alone,
+        )
 
     def one_block(state, data, length):
         steps = state.step + jnp.arange(length)
@@ -354,7 +361,7 @@ def _size_mb(tree):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
 
 
-def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
+def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices, single_out=True):
     """One meta-step on this device's share of the tasks."""
     types.check_fits(
         "state.optimizer_state",
@@ -364,7 +371,7 @@ def _step(state, tasks, task_loss, meta_optimizer, batching, num_devices):
     )
     local_tasks = tasks_lib.axis_size(tasks)
     num_tasks = local_tasks * num_devices
-    found = tasks_lib.sum_gradient(task_loss, state.params, tasks, batching)
+    found = tasks_lib.sum_gradient(task_loss, state.params, tasks, batching, single_out)
     losses, nonfinite = types.widen(found.losses), found.nonfinite.astype(jnp.float32)
     means = jax.tree.map(lambda x: jnp.sum(_float(x), axis=0) / num_tasks, found.metrics)
     grads = jax.tree.map(lambda g: g / num_tasks, found.gradient)

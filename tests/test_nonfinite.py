@@ -56,6 +56,12 @@ def test_each_task_of_a_gradient_is_judged_by_itself(batching):
     np.testing.assert_array_equal(np.isfinite(found.losses), [True, True, True, False, True])
 
 
+def test_where_no_task_is_to_run_again_all_of_its_chunk_are_named():
+    x = jnp.array([1.0, 1.0, 0.0, 2.0, 1.0])
+    found = sum_gradient(root_loss, jnp.ones(3), x, 2, single_out=False)
+    np.testing.assert_array_equal(found.nonfinite, [False, False, True, True, False])
+
+
 def test_an_optimizer_inside_that_has_no_derivative_is_named_by_its_task():
     tasks = features(jax.random.key(0), 5, zero_in=(2, 3))
     state = init(jnp.ones(2), optax.adam(0.1), 0)
