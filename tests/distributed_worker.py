@@ -20,12 +20,14 @@ from jax.sharding import PartitionSpec
 from experiments.checkpoints import Checkpoints, to_host
 from maml_jax import (
     Task,
+    adaptation_curve,
+    gradient_update,
     init,
     make_evaluate_fn,
     make_train_fn,
+    member_mesh,
     meta_loss,
-    over_seeds,
-    seed_mesh,
+    over_members,
     task_mesh,
 )
 from maml_jax.classification import (
@@ -54,10 +56,12 @@ def train(state, count, spread):
     problem = classification_problem(network, 3, 1, 2, class_axis="tasks" if spread else None)
     step = make_train_fn(
         problem.sample,
-        functools.partial(meta_loss, problem.inner_loss, inner_lr=0.3, mask=network.mask),
-        optimizer,
+        gradient_update(
+            functools.partial(meta_loss, problem.inner_loss, inner_lr=0.3, mask=network.mask),
+            optimizer,
+        ),
         num_tasks=TASKS,
-        num_steps=count,
+        num_meta_steps=count,
         data_specs=(CLASS_SPECS if spread else PartitionSpec(),),
     )
     images = split_classes(image_set(), task_mesh(TASKS).size) if spread else image_set()
@@ -68,19 +72,18 @@ def train_seeds():
     """Two seeds of a linear model, in groups of devices of their own where there are several."""
     sample = lambda params, key: Task(*jax.random.normal(key, (2, 3), jnp.float64))
     loss = lambda params, batch: (jnp.mean((batch - params) ** 2), {})
-    mesh = seed_mesh(2, TASKS)
+    mesh = member_mesh(2, TASKS)
     assert mesh.is_multi_process == (jax.process_count() > 1), mesh
     step = make_train_fn(
         sample,
-        functools.partial(meta_loss, loss, inner_lr=0.1),
-        optimizer,
+        gradient_update(functools.partial(meta_loss, loss, inner_lr=0.1), optimizer),
         num_tasks=TASKS,
-        num_steps=3,
+        num_meta_steps=3,
         mesh=mesh,
     )
     states = [init(jnp.zeros(3, jnp.float64), optimizer, seed) for seed in (0, 1)]
-    states, _ = over_seeds(step)(jax.tree.map(lambda *x: jnp.stack(x), *states))
-    return over_seeds(step)(states)[0].params
+    states, *_ = over_members(step)(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    return over_members(step)(states)[0].params
 
 
 def start():
@@ -94,7 +97,11 @@ def outcome(state):
     """Parameters, and losses of an evaluation, by name."""
     problem = classification_problem(network, 3, 1, 2)
     episodes = draw_episodes(problem.sample, jax.random.key(5), jax.device_put(image_set()), TASKS)
-    evaluate = make_evaluate_fn(problem.inner_loss, 2, mask=network.mask)
+    evaluate = make_evaluate_fn(
+        functools.partial(
+            adaptation_curve, problem.inner_loss, num_inner_steps=2, mask=network.mask
+        )
+    )
     losses = evaluate(state.params, episodes, 0.3).per_task["loss"]
     return {
         **to_host(state.params),
