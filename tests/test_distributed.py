@@ -27,7 +27,6 @@ FLAGS = [
     "--num_shots=5",
     "--eval_steps=2",
     "--eval_tasks=12",
-    "--validation_tasks=4",
 ]
 
 
