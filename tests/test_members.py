@@ -1,4 +1,4 @@
-"""Members of a run, seeds and swept values alike: each is the run alone, in every file it leaves."""
+"""Members of a run, seeds and swept values: each is the run alone, in every file it leaves."""
 
 import contextlib
 import io
