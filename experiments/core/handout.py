@@ -65,14 +65,14 @@ def hand_out(
             lines[member.label] = {"validation": None, "diverged_after": diverged}
             continue
         with contextlib.redirect_stdout(io.StringIO()):
-            found = run(experiment, directory, member.settings, preset=preset, seed=member.seed)
-        if "together" not in found:
-            found = {**found, "together": clock}
+            record = run(experiment, directory, member.settings, preset=preset, seed=member.seed)
+        if "together" not in record:
+            record = {**record, "together": clock}
             if distributed.is_first():
-                results.write_results(directory / "results.json", found)
-        finished[member.label] = found
-        seconds += found["wall_clock_s"]["evaluate"]
-        lines[member.label] = {**_main_row(member.settings, found["rows"]), "validation": score}
+                results.write_results(directory / "results.json", record)
+        finished[member.label] = record
+        seconds += record["wall_clock_s"]["evaluate"]
+        lines[member.label] = {**_main_row(member.settings, record["rows"]), "validation": score}
     rows = []
     for group in dict.fromkeys(member.group for member in members):
         labels = [m.label for m in members if m.group == group and m.label in finished]

@@ -221,18 +221,18 @@ class _Advance:
         params = to_this_process(params)
         scores = np.full(len(self._members), -np.inf, np.float32)
         for i in np.flatnonzero(kept):
-            score: Callable[[Any], Any] = self._scores[i]  # pyright: ignore[reportAssignmentType]
+            score: Callable[[Any], Any] = self._scores[i]
             scores[i] = np.asarray(score(take(params, i)))
         return scores
 
     def _validation(self, scores: Any, selection: Selection, kept: np.ndarray) -> dict[str, float]:
         name, best = self._stage.score_name, np.asarray(selection.best_score)
-        found = {f"validation/{name}": scores, f"validation/best_{name}": best}
-        summary = {key: float(np.mean(values[kept])) for key, values in found.items()}
+        values = {f"validation/{name}": scores, f"validation/best_{name}": best}
+        summary = {key: float(np.mean(x[kept])) for key, x in values.items()}
         if len(self._members) > 1:
             for i in np.flatnonzero(kept):
-                for key, values in found.items():
-                    summary[f"{self._members[i].label}/{key}"] = float(values[i])
+                for key, x in values.items():
+                    summary[f"{self._members[i].label}/{key}"] = float(x[i])
         return summary
 
     def _report_diverged(self, metrics: Any, step: int, live: Any, kept: np.ndarray) -> None:

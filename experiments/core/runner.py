@@ -73,9 +73,9 @@ def run(
         distributed.check_same_settings(identity)
         done = distributed.first_decides(lambda: _begin(held, workdir, identity))
         if done:
-            found = results.read_results(workdir)
-            print(f"{workdir} is done; its results:\n\n{_tables(found)}")
-            return found
+            record = results.read_results(workdir)
+            print(f"{workdir} is done; its results:\n\n{_tables(record)}")
+            return record
         traces = Profile(profile if distributed.is_first() else None)
         return _run(experiment, workdir, everyone, identity, checkpoint_every_s, traces)
 
@@ -150,7 +150,7 @@ def _run(
 
     training = sum(state.train_s for state in states.values())
     meta_steps = len(everyone) * sum(stage.num_steps for stage in stages)
-    found = {
+    record = {
         **identity,
         "environment": where,
         "wall_clock_s": {
@@ -165,16 +165,16 @@ def _run(
         handed = handout.hand_out(
             experiment, workdir, identity["preset"], everyone, stages, states, run
         )
-        found["wall_clock_s"]["evaluate"] = round(handed.pop("evaluate_s"), 3)
-        return _write(workdir, {**found, **handed}, plotting.members_sheet, {})
+        record["wall_clock_s"]["evaluate"] = round(handed.pop("evaluate_s"), 3)
+        return _write(workdir, {**record, **handed}, plotting.members_sheet, {})
     print("evaluating ...", flush=True)
     begun, compiled = time.monotonic(), compiles.seconds
     selections = {s.name: alone(s, states[s.name].selection) for s in stages}
     outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
     compiling = compiles.seconds - compiled
-    found["wall_clock_s"]["compile"] = round(found["wall_clock_s"]["compile"] + compiling, 3)
-    found["wall_clock_s"]["evaluate"] = round(time.monotonic() - begun - compiling, 3)
-    return _write(workdir, {**found, "rows": outcome.rows}, experiment.figure, outcome.arrays)
+    record["wall_clock_s"]["compile"] = round(record["wall_clock_s"]["compile"] + compiling, 3)
+    record["wall_clock_s"]["evaluate"] = round(time.monotonic() - begun - compiling, 3)
+    return _write(workdir, {**record, "rows": outcome.rows}, experiment.figure, outcome.arrays)
 
 
 def _introduce(
@@ -199,23 +199,23 @@ def _introduce(
 
 
 def _write(
-    workdir: Path, found: dict[str, Any], figure: Any, arrays: Mapping[str, np.ndarray]
+    workdir: Path, record: dict[str, Any], figure: Any, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Writes figure and results, by the first process; `results.json` comes last."""
     if distributed.is_first():
         if arrays:
             np.savez_compressed(workdir / "evaluation.npz", **arrays)
-        figure(workdir / "figure.png", found, arrays, read_metrics(workdir))
-        results.write_results(workdir / "results.json", found)
+        figure(workdir / "figure.png", record, arrays, read_metrics(workdir))
+        results.write_results(workdir / "results.json", record)
     distributed.wait_for_all("results")
-    print(f"\n{_tables(found)}\n\nfigure: {workdir / 'figure.png'}")
-    return found
+    print(f"\n{_tables(record)}\n\nfigure: {workdir / 'figure.png'}")
+    return record
 
 
-def _tables(found: dict[str, Any]) -> str:
-    if "members" not in found:
-        return tables.run_table(found)
-    return f"{tables.run_table(found)}\n\n{tables.members_table(found)}"
+def _tables(record: dict[str, Any]) -> str:
+    if "members" not in record:
+        return tables.run_table(record)
+    return f"{tables.run_table(record)}\n\n{tables.members_table(record)}"
 
 
 __all__ = ["FinishedRun", "load", "run"]
