@@ -16,9 +16,10 @@ import filelock
 import jax
 import numpy as np
 
-from experiments.core import distributed, handout, members, plotting, results, tables
+from experiments.core import distributed, members, plotting, results, tables
 from experiments.core.environment import environment
 from experiments.core.finished import FinishedRun, alone, load
+from experiments.core.handout import Trained, hand_out
 from experiments.core.identity import (
     RunError,
     check_info,
@@ -113,68 +114,68 @@ def _run(
     profile: Profile,
 ) -> dict[str, Any]:
     stages = experiment.stages(everyone[0].settings)
-    where = environment()
+    where, compiles = environment(), CompileTimer.instance()
     _introduce(experiment, workdir, everyone, identity, stages, where)
-    compiles = CompileTimer.instance()
-    states: dict[str, StageState] = {}
-    try:
-        for stage in stages:
-            fits = check_info(identity, stage.name)
-            states[stage.name] = open_stage(workdir / "checkpoints", stage, everyone, fits)
-        at = {name: state.step for name, state in states.items()}
-        if any(at.values()):
-            print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
-        logbook: Any = Logbook(workdir, at) if distributed.is_first() else distributed.Nowhere()
-        try:
-            with StopRequest() as stop:
-                loop = Loop(
-                    experiment=experiment,
-                    members=everyone,
-                    identity=identity,
-                    logbook=logbook,
-                    compiles=compiles,
-                    stop=stop,
-                    checkpoint_every_s=checkpoint_every_s,
-                    profile=profile,
-                )
-                for stage in stages:
-                    loop.train(stage, states[stage.name])
-        finally:
-            logbook.close()
-    except jax.errors.JaxRuntimeError as error:
-        distributed.leave_if_lost(error)
-        raise
-    finally:
-        for state in states.values():
-            state.store.close()
-
+    loop = Loop(
+        experiment=experiment,
+        members=everyone,
+        identity=identity,
+        compiles=compiles,
+        checkpoint_every_s=checkpoint_every_s,
+        profile=profile,
+    )
+    states = _train(workdir, loop, stages)
     training = sum(state.train_s for state in states.values())
     meta_steps = len(everyone) * sum(stage.num_steps for stage in stages)
+    clock = {
+        "compile": sum(state.compile_s for state in states.values()),
+        "train": training,
+        "evaluate": 0.0,
+    }
     record = {
         **identity,
         "environment": where,
-        "wall_clock_s": {
-            "compile": round(sum(state.compile_s for state in states.values()), 3),
-            "train": round(training, 3),
-        },
+        "wall_clock_s": clock,
         "meta_steps": meta_steps,
         "meta_steps_per_s": round(meta_steps / max(training, 1e-9), 2),
     }
     if len(everyone) > 1:
         print("evaluating each member ...", flush=True)
-        handed = handout.hand_out(
-            experiment, workdir, identity["preset"], everyone, stages, states, run
-        )
-        record["wall_clock_s"]["evaluate"] = round(handed.pop("evaluate_s"), 3)
+        trained = Trained(experiment, workdir, identity["preset"], everyone, stages, states)
+        handed = hand_out(trained, run)
+        clock["evaluate"] = handed.pop("evaluate_s")
         return _write(workdir, {**record, **handed}, plotting.members_sheet, {})
     print("evaluating ...", flush=True)
     begun, compiled = time.monotonic(), compiles.seconds
     selections = {s.name: alone(s, states[s.name].selection) for s in stages}
     outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
     compiling = compiles.seconds - compiled
-    record["wall_clock_s"]["compile"] = round(record["wall_clock_s"]["compile"] + compiling, 3)
-    record["wall_clock_s"]["evaluate"] = round(time.monotonic() - begun - compiling, 3)
+    clock["compile"] += compiling
+    clock["evaluate"] = time.monotonic() - begun - compiling
     return _write(workdir, {**record, "rows": outcome.rows}, experiment.figure, outcome.arrays)
+
+
+def _train(workdir: Path, loop: Loop, stages: Sequence[Stage]) -> dict[str, StageState]:
+    """Trains every stage, from its newest checkpoint."""
+    states: dict[str, StageState] = {}
+    try:
+        for stage in stages:
+            fits = check_info(loop.identity, stage.name)
+            states[stage.name] = open_stage(workdir / "checkpoints", stage, loop.members, fits)
+        at = {name: state.step for name, state in states.items()}
+        if any(at.values()):
+            print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
+        logbook: Any = Logbook(workdir, at) if distributed.is_first() else distributed.Nowhere()
+        with contextlib.closing(logbook), StopRequest() as stop:
+            for stage in stages:
+                loop.train(stage, states[stage.name], logbook, stop)
+    except jax.errors.JaxRuntimeError as error:
+        distributed.leave_if_lost(error)
+        raise
+    finally:
+        for state in states.values():
+            state.store.close()
+    return states
 
 
 def _introduce(
@@ -202,6 +203,8 @@ def _write(
     workdir: Path, record: dict[str, Any], figure: Any, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Writes figure and results, by the first process; `results.json` comes last."""
+    clock = record["wall_clock_s"]
+    record = {**record, "wall_clock_s": {name: round(s, 3) for name, s in clock.items()}}
     if distributed.is_first():
         if arrays:
             np.savez_compressed(workdir / "evaluation.npz", **arrays)
