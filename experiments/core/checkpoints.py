@@ -1,0 +1,291 @@
+"""Checkpoints that are either whole or not there: orbax, with a digest of what was written.
+
+Orbax writes a checkpoint under a temporary name and renames it when it is complete, so that a
+process that is killed leaves no half checkpoint under a good name. The digest catches what happens
+to files afterwards. A checkpoint that is whole but belongs elsewhere is refused, not passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.core import distributed
+from maml_jax.types import Array
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or does not fit; the message says why and what to do."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint as it was saved.
+
+    Attributes:
+        step: meta-steps taken.
+        state: the whole training state.
+        info: the JSON that was saved beside it.
+    """
+
+    step: int
+    state: Any
+    info: dict[str, Any]
+
+
+def _lone_reader() -> ocp.Checkpointer:
+    """Reads without waiting for the other processes.
+
+    Orbax has all of them meet after a read. One whose read fails would not come, and what it does
+    next with the others would be taken for that meeting.
+    """
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+    handler = ocp.CompositeCheckpointHandler()
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+class Checkpoints:
+    """The checkpoints of one stage of a run, in one directory."""
+
+    def __init__(self, directory: Path, keep: int = 2):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax speaks of every save
+        self._directory = directory.resolve()
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, enable_async_checkpointing=False, create=True
+                ),
+            )
+        except OSError as error:
+            raise CheckpointError(f"cannot make {self._directory}: {error}.") from error
+
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        """Writes a checkpoint and waits until it is on the disk.
+
+        Raises:
+            CheckpointError: the disk is full, the directory is not writable, or the like. Earlier
+                checkpoints are untouched.
+        """
+        leaves = to_host(state)
+        info = {**info, "step": step, "sha256": digest(leaves)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves), info=ocp.args.JsonSave(info)
+                ),
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
+            if distributed.is_lost(error):
+                raise
+            last = max((s for s in self.steps() if s != step), default=None)
+            raise CheckpointError(
+                f"could not write the checkpoint of step {step} to {self._directory}: "
+                f"{_first_line(error)}. Is the disk full, or the directory not writable? "
+                + ("No earlier checkpoint." if last is None else f"The one of step {last} is good.")
+            ) from error
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, oldest first."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def restore(
+        self,
+        make_like: Callable[[], Any],
+        warn: Callable[[str], None],
+        read_only: bool = False,
+        check: Callable[[Mapping[str, Any]], str | None] = lambda info: None,
+    ) -> Restored | None:
+        """The newest checkpoint that is whole, or None if there is none.
+
+        Args:
+            make_like: makes a state of the same structure, shapes and types; it is only traced.
+            warn: receives a message for each checkpoint that cannot be read and is passed over.
+                Such a one is moved to `NAME-STEP.damaged` beside the directory, so that the run can
+                write that step again.
+            read_only: whether to leave such a checkpoint where it is, and those that a killed
+                process left half written, too: another process may be writing them.
+            check: `check(info)` says what a checkpoint is of, if not of this run; None if it is.
+
+        Raises:
+            CheckpointError: a checkpoint is of another run, another step, or another kind of
+                state. It stays where it is.
+        """
+        if not read_only:
+            self._clear_half_written()
+        steps = self._steps_of_first()
+        for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
+            if not path.parent.name.isdigit() or path.parent.name != str(int(path.parent.name)):
+                warn(f"{path.parent} is not named as a step and is passed over.")
+        shapes, kinds = _describe(make_like) if steps else (None, {})
+        for step in reversed(steps):
+            restored, refusal, reason = None, None, "another process cannot read it"
+            try:
+                info = self._read(step, info=ocp.args.JsonRestore())["info"]
+                refusal = _other_step(step, info) or check(info)
+                if refusal is None:
+                    restored, refusal = self._restore(step, info, shapes, kinds)
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                if distributed.is_lost(error):
+                    raise
+                reason = _first_line(error)
+            refused, damaged = distributed.any_of(
+                refusal is not None, refusal is None and restored is None
+            )
+            if refused:
+                refusal = refusal or "another run; another process says which."
+                raise CheckpointError(f"{self._directory / str(step)} is of {refusal}")
+            if not damaged:
+                return restored
+            warn(
+                f"checkpoint of step {step} in {self._directory} is damaged and is passed over: "
+                f"{reason}"
+            )
+            if not read_only:
+                self._set_aside(step)
+        return None
+
+    def _steps_of_first(self) -> list[int]:
+        """As process 0 sees them: a file system may show the others an older listing."""
+        newest = np.full(16, -1, np.int32)
+        steps = self.steps()[-newest.size :]
+        newest[: len(steps)] = steps
+        return [int(step) for step in distributed.of_first(newest) if step >= 0]
+
+    def _restore(
+        self, step: int, info: dict[str, Any], shapes: Any, kinds: dict[str, Any]
+    ) -> tuple[Restored | None, str | None]:
+        """A checkpoint, or what it is of if it does not fit the shapes."""
+        leaves = self._read(step, state=ocp.args.StandardRestore())["state"]
+        if digest(leaves) != info["sha256"]:
+            raise ValueError("its content does not match its digest")
+        refusal = _other_leaves(leaves, shapes)
+        if refusal is not None:
+            return None, refusal
+        return Restored(step, _from_host(leaves, shapes, kinds), info), None
+
+    def _read(self, step: int, **items: Any) -> Any:
+        args = ocp.args.Composite(**items)
+        if jax.process_count() == 1:
+            return self._manager.restore(step, args=args)
+        with _lone_reader() as reader:
+            return reader.restore(self._directory / str(step), args=args)
+
+    def _clear_half_written(self) -> None:
+        """Removes what a kill or a full disk left under a temporary name, and takes up room."""
+        if jax.process_index() == 0:  # the others cannot save before this one does
+            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _set_aside(self, step: int) -> None:
+        if distributed.is_first():
+            target = self._directory.with_name(f"{self._directory.name}-{step}.damaged")
+            shutil.rmtree(target, ignore_errors=True)
+            (self._directory / str(step)).rename(target)
+        distributed.wait_for_all("set aside")
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Releases what orbax holds open."""
+        self._manager.close()
+
+
+def to_host(state: Any) -> dict[str, np.ndarray]:
+    """Each leaf as a NumPy array under its path, of JAX's types; PRNG keys as their data."""
+
+    def value(leaf: Any) -> np.ndarray:
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+    return {
+        jax.tree_util.keystr(path): value(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _describe(make_like: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """A state's structure with the shapes of its leaves, keys as data; and the keys' kinds."""
+    kinds = {}
+
+    def data(path: Any, x: Any) -> Any:
+        if not _is_key(x):
+            return x
+        kinds[jax.tree_util.keystr(path)] = jax.random.key_impl(x)
+        return jax.random.key_data(x)
+
+    shapes = jax.eval_shape(lambda: jax.tree_util.tree_map_with_path(data, make_like()))
+    return shapes, kinds
+
+
+def _other_step(step: int, info: Mapping[str, Any]) -> str | None:
+    """What a checkpoint under the name of a step is of, if not of that step."""
+    if info["step"] == step:
+        return None
+    return (
+        f"step {info['step']}, not {step}: its folder was renamed. Nothing was changed. "
+        f"Name it {info['step']} again, or move it away."
+    )
+
+
+def _other_leaves(leaves: Mapping[str, np.ndarray], shapes: Any) -> str | None:
+    """What a saved state is, if it has not the names, shapes and types of this one."""
+    expected = {
+        jax.tree_util.keystr(path): f"{np.dtype(x.dtype)}{list(x.shape)}"
+        for path, x in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    there = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+    changed = [
+        f"{name}: there {there.get(name, 'nothing')}, asked for {expected.get(name, 'nothing')}"
+        for name in dict.fromkeys([*expected, *there])
+        if there.get(name) != expected.get(name)
+    ]
+    if not changed:
+        return None
+    more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return (
+        f"another kind of state ({'; '.join(changed[:3])}{more}). Nothing was changed. Go on with "
+        "the settings, the version and the environment variables of JAX that it was made with, or "
+        "use another directory."
+    )
+
+
+def _from_host(leaves: dict[str, np.ndarray], shapes: Any, kinds: dict[str, Any]) -> Any:
+    def convert(path: Any, _: Any) -> Array:
+        name = jax.tree_util.keystr(path)
+        value = jnp.asarray(leaves[name])
+        return jax.random.wrap_key_data(value, impl=kinds[name]) if name in kinds else value
+
+    return jax.tree_util.tree_map_with_path(convert, shapes)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def digest(leaves: dict[str, np.ndarray]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for name in sorted(leaves):
+        value = np.ascontiguousarray(leaves[name])
+        sha.update(f"{name}:{value.dtype}:{value.shape};".encode())
+        sha.update(value.tobytes())
+    return sha.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")

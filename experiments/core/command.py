@@ -1,0 +1,259 @@
+"""The command line that every experiment has."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from experiments.core import config as config_lib
+from experiments.core import distributed, places, runner, settings_flags, streams
+from experiments.core.checkpoints import CheckpointError
+from experiments.core.config import ConfigError
+from experiments.core.distributed import FirstProcessError
+from experiments.core.files import FileError
+from experiments.core.identity import MAX_SEED, RunError
+from experiments.core.loop import StoppedError
+from experiments.core.members import make_members
+from experiments.core.process import (
+    check_devices,
+    devices_given,
+    keep_compiled,
+    lay_out_cpu,
+    limit_memory,
+    num_cores,
+)
+from experiments.core.stages import Experiment
+from maml_jax import NonFiniteError
+
+
+def main(experiment: Experiment) -> None:
+    """The command line of an experiment."""
+    streams.protect("the run goes on, and its directory has all results.")
+    _define_flags(experiment)
+    app.run(lambda argv: sys.exit(_command(experiment, argv)))
+
+
+def _define_flags(experiment: Experiment) -> None:
+    module = sys.argv[0]
+    presets, modes = ", ".join(experiment.presets), ", ".join(("train", *experiment.modes))
+
+    def text(name: str, default: Any, help_text: str) -> None:
+        flags.DEFINE_string(name, default, help_text, module_name=module)
+
+    text("workdir", None, "Directory of the run; made if missing, resumed if begun. Required.")
+    text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of the run, from 0 to 999999.", 0, MAX_SEED, module_name=module
+    )
+    flags.DEFINE_integer(
+        "num_seeds",
+        1,
+        "Seeds that train together: seed, seed + 1, ... Each is a member of the run.",
+        1,
+        module_name=module,
+    )
+    text("mode", "train", f"What to do: {modes}.")
+    flags.DEFINE_float(
+        "checkpoint_every_s",
+        30.0,
+        "Seconds between checkpoints. Does not change results.",
+        0.0,
+        module_name=module,
+    )
+    text("data_dir", None, "Where data sets are looked for; default $MAML_JAX_DATA, or per user.")
+    text("cache_dir", None, "Where prepared data is kept; default $MAML_JAX_CACHE, or per user.")
+    flags.DEFINE_integer(
+        "cpu_devices",
+        None,
+        "JAX devices that a CPU is split into; default what suits the experiment. Resume a run "
+        "with as many for the same bits.",
+        1,
+        1_024,
+        module_name=module,
+    )
+    text("profile", None, "Directory for a trace of three dispatches of each stage.")
+    text(
+        "compilation_cache",
+        None,
+        "Directory in which compiled programs are kept, for a quicker next start; default "
+        "$JAX_COMPILATION_CACHE_DIR, or none.",
+    )
+    _define_process_flags(module)
+    for mode_flags in experiment.mode_flags.values():
+        for name, default, help_text in mode_flags:
+            define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+            define(name, default, help_text, module_name=module)
+    settings_flags.define_flags(experiment.config, experiment.presets, module)
+
+
+def _define_process_flags(module: str) -> None:
+    """Flags for runs of several processes, on one host or many."""
+    flags.DEFINE_boolean(
+        "distributed",
+        False,
+        "Join the other processes of the run, named by SLURM, Open MPI, Kubernetes or Cloud TPU.",
+        module_name=module,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, where no cluster tells it; implies --distributed.",
+        module_name=module,
+    )
+    for name, text in (
+        ("num_processes", "Processes of the run, where no cluster tells it."),
+        ("process_id", "Number of this process, from 0, where no cluster tells it."),
+    ):
+        flags.DEFINE_integer(name, None, text, 0, 1_000_000, module_name=module)
+    flags.DEFINE_integer(
+        "heartbeat_timeout_s",
+        60,
+        "Seconds without a sign of life after which a process of the run counts as lost.",
+        1,
+        1_000_000,
+        module_name=module,
+    )
+
+
+def _command(experiment: Experiment, argv: list[str]) -> int:
+    values = flags.FLAGS
+    if not values["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.ERROR)
+    given = devices_given()
+    if values.cpu_devices and given not in (None, values.cpu_devices):
+        raise app.UsageError(
+            f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says "
+            f"{given}."
+        )
+    try:
+        code = _ending(functools.partial(_carry_out, experiment, argv, values))
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()  # and no waiting for the others, who may be waiting for this one
+        distributed.leave(1)
+    if code not in (0, *STOPPED) and jax.distributed.is_initialized():
+        distributed.leave(code)
+    return code
+
+
+STOPPED = (130, 143)  # by Ctrl-C or SIGTERM, after saving: the processes end together
+
+
+def _ending(action: Callable[[], None]) -> int:
+    """The exit code of an action; what can go wrong ends in a sentence."""
+    try:
+        action()
+    except StoppedError as stop:
+        print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
+        return 128 + stop.signal_number
+    except (
+        *(ConfigError, RunError, FileError, CheckpointError, NonFiniteError),
+        FirstProcessError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        if jax.distributed.is_initialized():
+            distributed.leave(130)  # the others have not been asked to stop
+        return 130
+    except jax.errors.JaxRuntimeError as error:
+        if not _out_of_memory(error):
+            distributed.leave_if_lost(error)
+            raise
+        print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
+        return 3
+    except (MemoryError, OverflowError) as error:  # of the host, or of int32
+        print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
+        return 3
+    except OSError as error:
+        where = error.filename or flags.FLAGS.workdir
+        print(f"error: {error.strerror or error}: {where}", file=sys.stderr)
+        return 2
+    return 0
+
+
+MEMORY = (
+    "the device has not enough memory. What was saved is kept. Less is needed, as far as the "
+    "experiment has these flags, with --meta_gradient=mixed, --task_batching=scan (or a few tasks "
+    "at a time), fewer --num_tasks or --num_episodes, a smaller network, in another --workdir; or "
+    "on more devices: docs/scaling.md."
+)
+
+
+def _out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    text = str(error)
+    return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues) -> None:
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
+    if not values.workdir:
+        raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
+    settings_flags.check_finite_flags(values)
+    workdir, profile, compiled = (
+        values[name].value and places.expanded(values[name].value, f"--{name}")
+        for name in ("workdir", "profile", "compilation_cache")
+    )
+    if compiled or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        keep_compiled(compiled and str(compiled))
+    for kind, name in places.VARIABLES.items():
+        if values[f"{kind}_dir"].value:
+            flag = f"{kind}_dir"
+            os.environ[name] = str(places.expanded(values[flag].value, f"--{flag}"))
+    overrides, swept = settings_flags.overrides_from_flags(experiment.config, values)
+    settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
+    num_members = len(make_members(settings, values.seed, values.num_seeds, swept))
+    devices = values.cpu_devices
+    if devices is None and experiment.cpu_devices is not None:
+        devices = experiment.cpu_devices(settings, num_members, num_cores())
+    lay_out_cpu(experiment.cpu_threads, devices, experiment.small_kernels)
+    if values.mode in experiment.modes:
+        check_devices()
+        limit_memory()
+        arguments = {name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]}
+        experiment.modes[values.mode](runner.load(experiment, workdir), **arguments)
+        return
+    if values.mode != "train":
+        allowed = ", ".join(("train", *experiment.modes))
+        raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
+    addressed = (values.coordinator, values.num_processes, values.process_id)
+    if values.distributed or any(value is not None for value in addressed):
+        distributed.connect(
+            values.coordinator,
+            values.num_processes,
+            values.process_id,
+            values.heartbeat_timeout_s,
+        )
+    check_devices()
+    limit_memory()
+    with contextlib.ExitStack() as quiet:
+        if not distributed.is_first():
+            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        runner.run(
+            experiment,
+            workdir,
+            settings,
+            preset=values.preset,
+            seed=values.seed,
+            num_seeds=values.num_seeds,
+            swept=swept,
+            checkpoint_every_s=values.checkpoint_every_s,
+            profile=profile,
+        )

@@ -1,0 +1,187 @@
+"""Files of a run: written whole or not at all, and read with a check of what they hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NUMBER = (int, float)
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+class FileError(RuntimeError):
+    """A file of a run that cannot be used; the message names it, what is wrong and what to do."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON for people to read, too.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+    """
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: Path,
+    keys: Mapping[str, Any],
+    optional: Mapping[str, Any] | None = None,
+    *,
+    advice: str,
+) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Args:
+        path: of the file.
+        keys: that the object must have, with their types.
+        optional: further keys that it may have; None for any.
+        advice: what to do about a file that is no such object, a sentence.
+
+    Raises:
+        FileError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = _parse(path.read_bytes(), finite=True)
+        check_object(value, keys, optional)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} {_reason(error)}. {advice}") from None
+    return value
+
+
+def read_json_lines(path: Path, keys: Mapping[str, Any], *, advice: str) -> list[dict[str, Any]]:
+    """The objects of a file that has one a line; none where there is no file.
+
+    A last line that a kill cut off is left out. Numbers may be NaN or infinite.
+
+    Args:
+        path: of the file.
+        keys: that each object must have, with their types; it may have others.
+        advice: what to do about a line that is no such object, a sentence.
+
+    Raises:
+        FileError: the file cannot be read, or a line holds something else.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}.") from None
+    *lines, rest = content.split(b"\n")
+    objects = []
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        try:
+            value = _parse(line, finite=False)
+            check_object(value, keys, None)
+        except (ValueError, RecursionError) as error:
+            if number > len(lines):
+                break
+            raise FileError(f"{path}, line {number}, {_reason(error)}. {advice}") from None
+        objects.append(value)
+    return objects
+
+
+def check_object(
+    value: Any, keys: Mapping[str, Any], optional: Mapping[str, Any] | None, name: str = ""
+) -> None:
+    """Checks that a JSON value is an object with these keys.
+
+    Args:
+        value: of a file.
+        keys: that it must have, each with a type, or a tuple of types.
+        optional: further keys that it may have; None for any.
+        name: where the value stands in its file, for the message.
+
+    Raises:
+        ValueError: says what is wrong, to stand behind the file's name.
+    """
+    where = f" in {name}" if name else ""
+    if not isinstance(value, dict):
+        raise ValueError(f"holds {_named(type(value))}{where}; expected an object")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"lacks {', '.join(map(repr, missing))}{where}")
+    unknown = [key for key in value if optional is not None and key not in {**keys, **optional}]
+    if unknown:
+        raise ValueError(f"has an unknown key {unknown[0]!r}{where}")
+    for key, kind in {**(optional or {}), **keys}.items():
+        if key in value and not is_of(value[key], kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            expected = " or ".join(_named(k) for k in kinds if k is not int or float not in kinds)
+            raise ValueError(f"has {key!r}: {_shown(value[key])}{where}; expected {expected}")
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has a type, or one of a tuple of types; a bool is no number."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds)
+
+
+def _parse(content: bytes, finite: bool) -> Any:
+    """A JSON value; an error of the text is a ValueError that says where it is."""
+    text = content.decode("utf-8")
+    if not text.strip():
+        raise ValueError("is empty")
+
+    def number(text: str) -> float:
+        value = float(text)
+        if finite and not math.isfinite(value):
+            raise ValueError(f"holds {text}, which is no finite number")
+        return value
+
+    return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"has the key {twice!r} twice")
+    return value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 text (byte {error.start})"
+    if isinstance(error, json.JSONDecodeError):
+        where = f"line {error.lineno}, column {error.colno}"
+        return f"is not JSON, or is cut off ({where}: {error.msg})"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    return str(error)
+
+
+def _named(kind: type) -> str:
+    return _NAMES.get(kind, kind.__name__)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,224 @@
+"""A run: begun, resumed or only reported; its stages trained, its members evaluated.
+
+A run is resumable at every checkpoint, and bit for bit: stages advance in dispatches whose
+boundaries do not depend on when a run was stopped, and nothing else carries state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import numpy as np
+
+from experiments.core import distributed, members, plotting, results, tables
+from experiments.core.environment import environment
+from experiments.core.finished import FinishedRun, alone, load
+from experiments.core.handout import Trained, hand_out
+from experiments.core.identity import (
+    RunError,
+    check_info,
+    claim,
+    identity_of,
+)
+from experiments.core.logbook import Logbook, read_metrics
+from experiments.core.loop import Loop, StageState, open_stage
+from experiments.core.members import Member, make_members
+from experiments.core.process import CompileTimer, StopRequest
+from experiments.core.profiling import Profile
+from experiments.core.stages import Experiment, Stage
+
+
+def run(
+    experiment: Experiment,
+    workdir: Path,
+    settings: Any,
+    *,
+    preset: str = "custom",
+    seed: int = 0,
+    num_seeds: int = 1,
+    swept: members.Swept | None = None,
+    checkpoint_every_s: float = 30.0,
+    profile: Path | None = None,
+) -> dict[str, Any]:
+    """Begins, resumes or only reports a run, and returns its results.
+
+    Args:
+        experiment: what to run.
+        workdir: its directory; of a run of several members, each member's is in it.
+        settings: of the experiment's configuration class.
+        preset: that the settings began from.
+        seed: of the first member.
+        num_seeds: seeds seed, seed + 1, ..., each of which is a member.
+        swept: for settings with `sweep=True`, several values, each of which makes members.
+        checkpoint_every_s: seconds between checkpoints. Does not change results.
+        profile: a directory for traces.
+
+    Raises:
+        ConfigError: the settings of a member are not allowed.
+        RunError: another process has the directory, or it holds a run with another configuration.
+        FileError: a file of the run is not as a run writes it.
+        CheckpointError: a checkpoint cannot be written, or is of another run or step.
+        FirstProcessError: process 0 of a run of several cannot begin.
+        NonFiniteError: a loss is not finite; the last good checkpoint stays.
+        StoppedError: SIGTERM or Ctrl-C, after saving.
+    """
+    everyone = make_members(settings, seed, num_seeds, swept)
+    identity = identity_of(experiment.name, preset, seed, everyone[0].settings, num_seeds, swept)
+    with contextlib.ExitStack() as held:
+        distributed.check_same_settings(identity)
+        done = distributed.first_decides(lambda: _begin(held, workdir, identity))
+        if done:
+            record = results.read_results(workdir)
+            print(f"{workdir} is done; its results:\n\n{_tables(record)}")
+            return record
+        traces = Profile(profile if distributed.is_first() else None)
+        return _run(experiment, workdir, everyone, identity, checkpoint_every_s, traces)
+
+
+def _begin(held: contextlib.ExitStack, workdir: Path, identity: dict[str, Any]) -> bool:
+    """Takes the directory for this run until `held` is closed; whether the run is done already.
+
+    One that is done needs nothing written, and may lie where nothing can be.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunError(f"--workdir={workdir} is not a directory.") from None
+    done, writable = (workdir / "results.json").exists(), True
+    try:
+        held.enter_context(filelock.FileLock(workdir / ".lock", timeout=0))
+    except filelock.Timeout:
+        raise RunError(f"another process is running in {workdir}; wait, or stop it.") from None
+    except (OSError, NotImplementedError) as error:
+        if not done:
+            raise RunError(
+                f"{workdir} cannot be written: {error}. Use another --workdir."
+            ) from None
+        writable = False
+    claim(workdir, identity, writable)
+    return done
+
+
+def _run(
+    experiment: Experiment,
+    workdir: Path,
+    everyone: Sequence[Member],
+    identity: dict[str, Any],
+    checkpoint_every_s: float,
+    profile: Profile,
+) -> dict[str, Any]:
+    stages = experiment.stages(everyone[0].settings)
+    where, compiles = environment(), CompileTimer.instance()
+    _introduce(experiment, workdir, everyone, identity, stages, where)
+    loop = Loop(
+        experiment=experiment,
+        members=everyone,
+        identity=identity,
+        compiles=compiles,
+        checkpoint_every_s=checkpoint_every_s,
+        profile=profile,
+    )
+    states = _train(workdir, loop, stages)
+    training = sum(state.train_s for state in states.values())
+    meta_steps = len(everyone) * sum(stage.num_steps for stage in stages)
+    clock = {
+        "compile": sum(state.compile_s for state in states.values()),
+        "train": training,
+        "evaluate": 0.0,
+    }
+    record = {
+        **identity,
+        "environment": where,
+        "wall_clock_s": clock,
+        "meta_steps": meta_steps,
+        "meta_steps_per_s": round(meta_steps / max(training, 1e-9), 2),
+    }
+    if len(everyone) > 1:
+        print("evaluating each member ...", flush=True)
+        trained = Trained(experiment, workdir, identity["preset"], everyone, stages, states)
+        handed = hand_out(trained, run)
+        clock["evaluate"] = handed.pop("evaluate_s")
+        return _write(workdir, {**record, **handed}, plotting.members_sheet, {})
+    print("evaluating ...", flush=True)
+    begun, compiled = time.monotonic(), compiles.seconds
+    selections = {s.name: alone(s, states[s.name].selection) for s in stages}
+    outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
+    compiling = compiles.seconds - compiled
+    clock["compile"] += compiling
+    clock["evaluate"] = time.monotonic() - begun - compiling
+    return _write(workdir, {**record, "rows": outcome.rows}, experiment.figure, outcome.arrays)
+
+
+def _train(workdir: Path, loop: Loop, stages: Sequence[Stage]) -> dict[str, StageState]:
+    """Trains every stage, from its newest checkpoint."""
+    states: dict[str, StageState] = {}
+    try:
+        for stage in stages:
+            fits = check_info(loop.identity, stage.name)
+            states[stage.name] = open_stage(workdir / "checkpoints", stage, loop.members, fits)
+        at = {name: state.step for name, state in states.items()}
+        if any(at.values()):
+            print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
+        logbook: Any = Logbook(workdir, at) if distributed.is_first() else distributed.Nowhere()
+        with contextlib.closing(logbook), StopRequest() as stop:
+            for stage in stages:
+                loop.train(stage, states[stage.name], logbook, stop)
+    except jax.errors.JaxRuntimeError as error:
+        distributed.leave_if_lost(error)
+        raise
+    finally:
+        for state in states.values():
+            state.store.close()
+    return states
+
+
+def _introduce(
+    experiment: Experiment,
+    workdir: Path,
+    everyone: Sequence[Member],
+    identity: Mapping[str, Any],
+    stages: Sequence[Stage],
+    where: Mapping[str, str],
+) -> None:
+    """Says what is about to be trained, and where."""
+    count = f", {len(everyone)} members" if len(everyone) > 1 else ""
+    print(
+        f"{experiment.name} ({identity['preset']}, seed {identity['seed']}{count}): "
+        f"{experiment.summary}"
+    )
+    print(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
+    for stage in stages:
+        print(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
+    most = max((stage.num_tasks for stage in stages), default=1)
+    distributed.warn_if_not_split(most, len(everyone))
+
+
+def _write(
+    workdir: Path, record: dict[str, Any], figure: Any, arrays: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Writes figure and results, by the first process; `results.json` comes last."""
+    clock = record["wall_clock_s"]
+    record = {**record, "wall_clock_s": {name: round(s, 3) for name, s in clock.items()}}
+    if distributed.is_first():
+        if arrays:
+            np.savez_compressed(workdir / "evaluation.npz", **arrays)
+        figure(workdir / "figure.png", record, arrays, read_metrics(workdir))
+        results.write_results(workdir / "results.json", record)
+    distributed.wait_for_all("results")
+    print(f"\n{_tables(record)}\n\nfigure: {workdir / 'figure.png'}")
+    return record
+
+
+def _tables(record: dict[str, Any]) -> str:
+    if "members" not in record:
+        return tables.run_table(record)
+    return f"{tables.run_table(record)}\n\n{tables.members_table(record)}"
+
+
+__all__ = ["FinishedRun", "load", "run"]

@@ -1,0 +1,197 @@
+"""A long run, disturbed again and again, beside the same run left alone: all must come out equal.
+
+Both are runs of `experiments.omniglot` with the same settings. One is left alone; the other is
+killed, stopped, given a full disk and robbed of half a checkpoint, at random steps, and started
+again each time. Checked are: parameters, results and losses, bit for bit; how each process ended
+and what it said; growth of memory and of open files in training; that no file is half written.
+The full disk is a file system in memory, which takes the right to mount (root), or else a limit on
+the size of files. What each start said on stderr stays beside the runs. Linux only. `tests/test_soak.py` says how long it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import soak_disturbances as disturbances
+from soak_disturbances import Child, Disturbance
+
+from experiments import omniglot
+from experiments.core import checkpoints, runner
+from experiments.core.logbook import read_metrics
+
+GROWTH_MB, GROWTH_SHARE = 20.0, 0.02  # of resident memory, that pass for none
+
+
+class Check(NamedTuple):
+    """One line of the last table.
+
+    Attributes:
+        what: was checked.
+        passed: whether it is as it should be.
+        found: what was found.
+    """
+
+    what: str
+    passed: bool
+    found: str
+
+
+class Command(NamedTuple):
+    """How both runs are started.
+
+    Attributes:
+        settings: of the experiment, internal ones included.
+        flags: further flags of the command.
+    """
+
+    settings: dict[str, Any]
+    flags: tuple[str, ...] = ()
+
+    def with_steps(self, steps: int) -> Command:
+        """The command of a run of so many meta-steps."""
+        return self._replace(settings={**self.settings, "meta_steps": steps})
+
+
+def soak(
+    workdir: Path,
+    command: Command,
+    *,
+    num_disturbances: int,
+    steps: int | None = None,
+    minutes: float = 30.0,
+    seed: int = 0,
+) -> list[Check]:
+    """Both runs, and what was checked.
+
+    Args:
+        workdir: directory for both runs; made here.
+        command: of both runs.
+        num_disturbances: how many, of each kind at least one.
+        steps: meta-steps of a run; None for as many as fill the minutes.
+        minutes: about how long a run alone takes.
+        seed: of the schedule; the runs have seed 0.
+    """
+    workdir.mkdir(parents=True)
+    steps = steps or steps_for(60 * minutes, workdir / "speed", command)
+    command = command.with_steps(steps)
+    plan = disturbances.schedule(seed, num_disturbances, steps)
+    print(f"{steps:,} meta-steps, twice", flush=True)
+    alone, disturbed = workdir / "alone", workdir / "disturbed"
+    checks = [*run_alone(alone, command, steps), *run_disturbed(disturbed, command, plan)]
+    checks += [*compare(alone, disturbed), left_behind(alone, 0)]
+    return [*checks, left_behind(disturbed, sum(d.kind == "truncated" for d in plan))]
+
+
+def steps_for(seconds: float, workdir: Path, command: Command) -> int:
+    """Meta-steps that take so long, a whole number of dispatches, from a run that is then killed.
+
+    The first two dispatches compile. It runs for a tenth of the time, or until it has dispatched
+    as often as that takes.
+    """
+    child = Child(workdir, command.with_steps(100_000_000))
+    first = child.wait_for_entries(3)
+    child.wait(seconds / 10)
+    entries = child.entries()
+    child.kill()
+    if not first or len(entries) < 3:
+        raise SystemExit(f"the run to measure the speed ended by itself:\n{child.err}")
+    shutil.rmtree(workdir)
+    speed = _median([entry["meta_steps_per_s"] for entry in entries[2:]])
+    dispatch = entries[0]["step"]
+    return dispatch * max(10, math.ceil(speed * seconds / dispatch))
+
+
+def run_alone(workdir: Path, command: Command, steps: int) -> list[Check]:
+    """The run that is left alone, and how its process grew."""
+    child = Child(workdir, command)
+    code = child.wait()
+    if code != 0:
+        raise SystemExit(f"the run that was left alone ended with {code}:\n{child.err}")
+    return growth(child.samples, steps)
+
+
+def growth(samples: list[disturbances.Sample], steps: int) -> list[Check]:
+    """Memory and open files in the last third of training against those in the second.
+
+    The first third is warm-up: compiling, the first validation and the first checkpoints.
+    """
+    middle = [s for s in samples if steps / 3 <= s.step < 2 * steps / 3]
+    last = [s for s in samples if 2 * steps / 3 <= s.step < steps]
+    if not middle or not last:
+        return [Check("memory and open files", False, f"only {len(samples)} samples")]
+    before, after = (_median([s.resident_mb for s in part]) for part in (middle, last))
+    files = [_median([s.open_files for s in part]) for part in (middle, last)]
+    return [
+        Check(
+            "memory does not grow",
+            after - before <= GROWTH_MB + GROWTH_SHARE * before,
+            f"{before:,.0f} MB, then {after:,.0f} MB",
+        ),
+        Check("open files do not grow", files[1] <= files[0], f"{files[0]}, then {files[1]}"),
+    ]
+
+
+def _median(values: list[Any]) -> Any:
+    return sorted(values)[len(values) // 2]
+
+
+def run_disturbed(workdir: Path, command: Command, plan: list[Disturbance]) -> list[Check]:
+    """The run that is disturbed and started again, and whether each process ended as it should."""
+    checks, expected = [], ""  # what the next start has to say
+    for number, disturbance in enumerate(plan, 1):
+        ended, child = disturbances.disturb(workdir, command, disturbance)
+        passed = ended.passed and expected in child.err
+        found = ended.found if expected in child.err else f"{ended.found}; did not say {expected!r}"
+        where = f"{number}. {disturbance.kind} at step {disturbance.step:,}"
+        print(f"  {where}: {found}", flush=True)
+        checks.append(Check(where, passed, found))
+        expected = "is damaged and is passed over" if disturbance.kind == "truncated" else ""
+    child = Child(workdir, command)
+    code = child.wait()
+    passed = code == 0 and expected in child.err
+    return [*checks, Check("the last start finishes", passed, f"exit code {code}")]
+
+
+def compare(alone: Path, disturbed: Path) -> list[Check]:
+    """Everything that must not depend on how a run was disturbed."""
+    try:
+        one, other = outcome(alone), outcome(disturbed)
+    except Exception as error:  # a run that is not done, or cannot be read
+        return [Check("the same outcome", False, str(error).splitlines()[0])]
+    return [
+        Check(f"the same {name}", one[name] == other[name], f"{len(one[name])} compared")
+        for name in one
+    ]
+
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """Settings, digests of all states, results and losses of a finished run."""
+    run = runner.load(omniglot.EXPERIMENT, workdir)
+    return {
+        "settings": json.loads((workdir / "config.json").read_text()),
+        "final states": {
+            name: checkpoints.digest(checkpoints.to_host(state))
+            for name, state in run.states.items()
+        },
+        "results": json.loads((workdir / "results.json").read_text())["rows"],
+        "losses": [(e["stage"], e["step"], e["loss"]) for e in read_metrics(workdir)],
+    }
+
+
+def left_behind(workdir: Path, truncated: int) -> Check:
+    """Whether a finished run has files that are half written, or more set aside than were cut."""
+    names = [path.relative_to(workdir) for path in workdir.rglob("*")]
+    bad = [str(name) for name in names if ".tmp" in name.name or "checkpoint-tmp" in name.name]
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        try:
+            json.loads(line)
+        except json.JSONDecodeError:
+            bad.append("a line of metrics.jsonl")
+    aside = [str(name) for name in names if name.suffix == ".damaged"]
+    if len(aside) > truncated:
+        bad += aside
+    return Check(f"{workdir.name}: nothing half written", not bad, ", ".join(bad[:5]) or "nothing")
