@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import process
+from experiments.core import process
 from experiments.few_shot.config import Config
 from maml_jax import memory_report
 from maml_jax.batching import TASK_AXIS, resolve_batching, sum_gradient
