@@ -1,4 +1,4 @@
-"""What a policy's adaptation achieves on new tasks, and whether the episodes of a run were sound."""
+"""What adaptation achieves on new tasks, and whether the episodes of a run were sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Episodes and inner steps in turn: what collecting a task and evaluating a policy have in common."""
+"""Episodes and inner steps in turn: what sampling a task and evaluating a policy share."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from maml_jax.reinforcement import trust_region
 from maml_jax.reinforcement.checks import check_number
 from maml_jax.reinforcement.objectives import divergence
 from maml_jax.reinforcement.problem import MODES, ReinforcementProblem
-from maml_jax.types import Array, Metrics, MetaUpdate, Params, PyTree, Task
+from maml_jax.types import Array, MetaUpdate, Metrics, Params, PyTree, Task
 from maml_jax.updates import gradient_update
 
 
