@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.meta_gradient import MODES
 
 # Fastest first where memory is plenty; the last is another gradient.
@@ -45,7 +45,7 @@ def memory_report(
     `jax.ShapeDtypeStruct`s.
 
         report = memory_report(
-            lambda mode: functools.partial(meta_loss, loss_fn, inner_lr=0.1, num_steps=10,
+            lambda mode: functools.partial(meta_loss, loss_fn, inner_lr=0.1, num_inner_steps=10,
                                            mode=mode),
             params, task)
 
@@ -64,7 +64,7 @@ def memory_report(
     """
     report = {}
     for mode in modes:
-        types.check_choice(mode, MODES, "mode")
+        checks.check_choice(mode, MODES, "mode")
         fn = jax.value_and_grad(loss_of_mode(mode), has_aux=has_aux)
         analysis = jax.jit(fn).lower(*args).compile().memory_analysis()
         if analysis is None:

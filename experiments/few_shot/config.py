@@ -20,7 +20,7 @@ from maml_jax.classification import PROTOCOLS
 from maml_jax.classification.episodes import ROTATIONS
 from maml_jax.meta_gradient import EXACT_MODES
 from maml_jax.networks import ImageNetwork, convolutional, fully_connected
-from maml_jax.networks.convolutions import LOWERINGS
+from maml_jax.kernels.convolutions import LOWERINGS
 from maml_jax.networks.image import POOLINGS
 from maml_jax.networks.normalization import NORMS
 
