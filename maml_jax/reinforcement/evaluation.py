@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,7 +73,7 @@ def adaptation_returns(
     return collect_and_adapt(collect, problem.inner_loss, params, keys, inner_lr, mask=problem.mask)
 
 
-def check_episodes(metrics: Metrics) -> str | None:
+def check_episodes(metrics: Mapping[str, Any]) -> str | None:
     """Raises if no episode of a meta-step was sound. Reads the metrics back to the host.
 
     Args:
@@ -106,7 +106,7 @@ def check_episodes(metrics: Metrics) -> str | None:
     return warning
 
 
-def sound_returns(per_task: dict[str, Any]) -> Array:
+def sound_returns(per_task: Mapping[str, Any]) -> Array:
     """Mean return of each task after each update [T, U + 1]; NaN where half of it blew up.
 
     What an episode that blew up counts as (`Trajectories.returns`) would pass for a return.
