@@ -163,23 +163,6 @@ def test_clipped_surrogate_stops_at_its_bound():
     np.testing.assert_array_equal(slope, 0.0)
 
 
-def test_alpha_does_not_depend_on_the_number_of_tasks(recorded):
-    problem, params, _ = recorded
-    several = jax.random.split(jax.random.key(9), 5)
-    key = several[0]
-    adapted = []
-    for keys in (several[:1], several):
-        tasks = jax.jit(jax.vmap(problem.sample, (None, 0)))(params, keys)
-        adapted.append(jax.vmap(problem.learner.adapt, (None, 0))(params, tasks.support))
-    one, five = (jax.tree.map(lambda x: x[0], a) for a in adapted)
-    assert_trees_close(one, five, 1e-5)
-    moved = jax.tree.map(lambda a, p: a - p, one, params)
-    task = problem.sample(params, key)
-    support = jax.tree.map(lambda x: x[0], task.support)
-    grads = jax.grad(problem.inner_loss, has_aux=True)(params, support)[0]
-    assert_trees_close(moved, jax.tree.map(lambda g: -0.1 * g, grads), 1e-5)
-
-
 # Against exact meta-gradients
 
 
@@ -265,23 +248,3 @@ def test_exact_return_is_what_episodes_return():
     exact = expected_return(policy, params, tables, 3)
     np.testing.assert_allclose(t.returns.mean(), exact, atol=4 * t.returns.std() / 20_000**0.5)
     check_environment(bandit(4), linear_policy(1, 4))
-
-
-# Several inner steps
-
-
-def test_new_episodes_for_each_inner_step():
-    problem = reinforcement_problem(
-        navigation(horizon=6), gaussian_policy(2, 2, (4,)), num_episodes=3, num_inner_steps=2
-    )
-    params = problem.init(KEY)
-    task = problem.sample(params, jax.random.key(2))
-    first, second = (jax.tree.map(lambda x, i=i: x[i], task.support) for i in range(2))
-    assert not np.array_equal(first.actions, second.actions)
-    by_hand = params
-    for samples in (first, second):
-        grads = jax.grad(problem.inner_loss, has_aux=True)(by_hand, samples)[0]
-        by_hand = jax.tree.map(lambda p, g: p - 0.1 * g, by_hand, grads)
-    assert_trees_close(problem.learner.adapt(params, task.support), by_hand, 1e-6)
-    ratio = surrogate(problem.policy)(by_hand, task.query)[1]["ratio"]
-    np.testing.assert_allclose(ratio, 1.0, atol=1e-6)
