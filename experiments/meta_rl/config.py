@@ -153,7 +153,7 @@ class Config:
         """Of the outer step."""
         return surrogate(policy, self.clip if self.meta_update == "ppo" else None)
 
-    def seen_by_policy(self, env: Environment) -> Environment:
+    def for_policy(self, env: Environment) -> Environment:
         """The environment with what the policy is to see, and to act on."""
         return with_feedback(env) if self.feedback else env
 
@@ -167,7 +167,7 @@ class Config:
 
 def make_problem(config: Config, env: Environment, method: str) -> ReinforcementProblem:
     """What a method trains on: the oracle sees the task, and some do not adapt."""
-    env = config.seen_by_policy(informed(env) if method == "oracle" else env)
+    env = config.for_policy(informed(env) if method == "oracle" else env)
     policy = config.make_policy(env)
     try:
         return reinforcement_problem(

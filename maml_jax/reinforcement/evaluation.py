@@ -40,8 +40,7 @@ def adaptation_returns(
         evaluate(params, tasks, 0.1).mean["return"]  # [4]
 
     Args:
-        problem: from `reinforcement_problem`; its own number of steps and learning rate do not
-            count.
+        problem: from `reinforcement_problem`; its number of steps and learning rate do not count.
         params: of the policy.
         task: of the environment, and the PRNG key of its episodes.
         inner_lr: alpha, as in `maml_jax.adapt`: `PerStep(rates)` for rates of each update.
