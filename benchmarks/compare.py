@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from absl import app
 
-from experiments import streams
-from experiments.files import NUMBER, FileError, check_object, read_json
-from experiments.results import format_table
+from experiments.core import streams
+from experiments.core.files import NUMBER, FileError, check_object, read_json
+from experiments.core.results import format_table
 
 
 class Ratio(NamedTuple):

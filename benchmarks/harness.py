@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.process import CompileTimer
+from experiments.core.process import CompileTimer
 
 
 class Timing(NamedTuple):

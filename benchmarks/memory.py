@@ -19,8 +19,8 @@ from benchmarks.harness import (
     summarize,
     variants,
 )
-from experiments import plotting
-from experiments.results import format_table
+from experiments.core import plotting
+from experiments.core.results import format_table
 from maml_jax import MODES, Task, memory_report, meta_loss
 from maml_jax.networks import mlp
 from maml_jax.regression import Examples, mean_squared_error

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.harness import summarize
 from benchmarks.reinforcement import PYTORCH_MAML_RL, SUBSAMPLE, make_case, time_iteration
-from experiments.process import num_cores
+from experiments.core.process import num_cores
 
 ITERATIONS, WARM_UP = 8, 2
 

@@ -33,7 +33,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.process import lay_out_cpu, num_cores
+from experiments.core.process import lay_out_cpu, num_cores
 
 SUITES = ("core", "sinusoid", "memory", "peers", "scaling", "startup")
 SMALL_KERNELS = ("physics", "locomotion")
@@ -209,7 +209,7 @@ def run_suite(name: str) -> Iterable[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """Device, versions, commit, threads, and flags of XLA where there are any."""
-    from experiments.environment import environment
+    from experiments.core.environment import environment
 
     found = {**environment(), "cpu_threads": int(os.environ["PJRT_NPROC"])}
     told = os.environ.get("XLA_FLAGS")
@@ -218,7 +218,7 @@ def environment() -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A text table of whatever keys the rows have; numbers with four digits."""
-    from experiments.results import format_table
+    from experiments.core.results import format_table
 
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return format_table(keys, [[_cell(row.get(key)) for key in keys] for row in rows])

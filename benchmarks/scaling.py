@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import classification, core
 from benchmarks.harness import Timing, in_fresh_process, measure_loop
 from benchmarks.programs import all_reduce_bytes, collectives
-from experiments.process import num_cores
+from experiments.core.process import num_cores
 from maml_jax import task_mesh
 from maml_jax.batching import replicate, resolve_batching
 from maml_jax.networks import num_parameters

@@ -24,7 +24,7 @@ from absl import app, flags, logging
 
 from benchmarks import soak_disturbances as disturbances
 from benchmarks.soak_disturbances import Child, Disturbance
-from experiments.results import format_table
+from experiments.core.results import format_table
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for both runs; must not exist.")
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "About how long a run alone takes.", 0.1)
@@ -164,8 +164,9 @@ def compare(alone: Path, disturbed: Path) -> list[Check]:
 
 def outcome(workdir: Path) -> dict[str, Any]:
     """Settings, digests of all states, results and losses of a finished run."""
-    from experiments import checkpoints, omniglot, runner
-    from experiments.logbook import read_metrics
+    from experiments import omniglot
+    from experiments.core import checkpoints, runner
+    from experiments.core.logbook import read_metrics
 
     run = runner.load(omniglot.EXPERIMENT, workdir)
     return {

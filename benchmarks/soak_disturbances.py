@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.logbook import read_metrics
+from experiments.core.logbook import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 # A kill at a random moment, a kill while a checkpoint is being written, a request to stop, a disk

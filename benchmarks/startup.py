@@ -50,7 +50,7 @@ def startup_suite(repeats: int = 3, limit_s: float = 300.0) -> list[dict[str, An
 
 
 def _has_omniglot() -> bool:
-    from experiments import places
+    from experiments.core import places
     from maml_jax.classification.datasets import omniglot
 
     return omniglot.has_archives(places.data_dir())

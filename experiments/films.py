@@ -18,12 +18,12 @@ import numpy as np
 from matplotlib import animation
 from matplotlib.collections import LineCollection
 
-from experiments import plotting
-from experiments.config import ConfigError
+from experiments.core import plotting
+from experiments.core.config import ConfigError
+from experiments.core.plotting import plt
 from experiments.meta_rl.config import ADAPTED
 from experiments.meta_rl.evaluation import TEST_SEED, update_rates
 from experiments.meta_rl.stages import unstack
-from experiments.plotting import plt
 from maml_jax import inner_update
 from maml_jax.networks import Policy
 from maml_jax.reinforcement import Environment, State, inner_objective, rollout, to_samples

@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments import films, meta_rl, plotting
-from experiments.command import main
-from experiments.config import ConfigError, option
+from experiments import films, meta_rl
+from experiments.core import plotting
+from experiments.core.command import main
+from experiments.core.config import ConfigError, option
+from experiments.core.plotting import plt
+from experiments.core.results import METHOD_TITLES
 from experiments.meta_rl.sheet import draw_returns, draw_training
-from experiments.plotting import plt
-from experiments.results import METHOD_TITLES
 from maml_jax.networks import Policy
 from maml_jax.reinforcement import Environment, Estimation, Trajectories
 from maml_jax.reinforcement.objectives import SurrogateFn

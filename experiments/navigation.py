@@ -20,12 +20,13 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments import meta_rl, plotting
-from experiments.command import main
-from experiments.config import option
+from experiments import meta_rl
+from experiments.core import plotting
+from experiments.core.command import main
+from experiments.core.config import option
+from experiments.core.plotting import plt
+from experiments.core.results import METHOD_TITLES
 from experiments.meta_rl.sheet import draw_returns, draw_training
-from experiments.plotting import plt
-from experiments.results import METHOD_TITLES
 from maml_jax.reinforcement import Environment, Trajectories, navigation
 from maml_jax.reinforcement.navigation import REWARDS
 

@@ -15,8 +15,8 @@ import dataclasses
 from typing import Any
 
 from experiments import few_shot
-from experiments.command import main
-from experiments.config import option
+from experiments.core.command import main
+from experiments.core.config import option
 
 SUMMARY = "few-shot classification of characters (MAML paper, section 5.2)"
 

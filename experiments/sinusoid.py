@@ -21,11 +21,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments import plotting, user_points
-from experiments.command import main
-from experiments.config import check_fields, option
-from experiments.results import make_row
-from experiments.runner import Advance, Experiment, Outcome, Stage
+from experiments import user_points
+from experiments.core import plotting
+from experiments.core.command import main
+from experiments.core.config import check_fields, option
+from experiments.core.results import make_row
+from experiments.core.runner import Advance, Experiment, Outcome, Stage
 from maml_jax import (
     MetaState,
     adapt,

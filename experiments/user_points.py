@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import plotting
-from experiments.config import ConfigError
+from experiments.core import plotting
+from experiments.core.config import ConfigError
 from maml_jax import adapt
 from maml_jax.networks import Network
 from maml_jax.regression import Examples, mean_squared_error

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from experiments.checkpoints import Checkpoints, to_host
+from experiments.core.checkpoints import Checkpoints, to_host
 from maml_jax import (
     Task,
     init,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import PATIENCE_S
 
-from experiments.logbook import read_metrics
+from experiments.core.logbook import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = [
@@ -208,7 +208,7 @@ import sys
 from pathlib import Path
 import jax
 import jax.numpy as jnp
-from experiments.checkpoints import Checkpoints
+from experiments.core.checkpoints import Checkpoints
 
 port, process, directory = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", 2, int(process))

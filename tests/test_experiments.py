@@ -18,18 +18,9 @@ import pytest
 from absl import flags
 from conftest import PATIENCE_S
 
-from experiments import (
-    checkpoints,
-    config,
-    logbook,
-    navigation,
-    report,
-    results,
-    runner,
-    sinusoid,
-    user_points,
-)
-from experiments import command as command_line
+from experiments import navigation, report, sinusoid, user_points
+from experiments.core import checkpoints, config, logbook, results, runner
+from experiments.core import command as command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -216,7 +207,7 @@ class TestRun:
 
 class TestReport:
     def test_table_has_the_papers_numbers_beside_ours(self, finished):
-        text = report.run_table(finished[1])
+        text = tables.run_table(finished[1])
         assert "0.67" in text
         assert "MAML" in text
         assert "oracle" in text
@@ -257,7 +248,7 @@ class TestReport:
     @pytest.mark.parametrize("key", ["method", "setting", "metric", "experiment", "preset"])
     def test_texts_of_a_file_are_no_mathematics(self, finished, tmp_path, key):
         """A results.json may be anybody's; mathematics that cannot be parsed ends a figure."""
-        from experiments import plotting
+        from experiments.core import plotting
 
         _, found = finished
         text = r"$\frac{$"
@@ -489,7 +480,7 @@ class TestCheckpoints:
         """A limit on file size makes every write beyond it fail, as a full disk does."""
         code = (
             "import resource, signal, sys, numpy as np, pathlib\n"
-            "from experiments.checkpoints import Checkpoints, CheckpointError\n"
+            "from experiments.core.checkpoints import Checkpoints, CheckpointError\n"
             "store = Checkpoints(pathlib.Path(sys.argv[1]))\n"
             "state = {'w': np.random.default_rng(0).normal(size=200_000)}\n"
             "store.save(1, state, {})\n"

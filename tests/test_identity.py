@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import compare
-from experiments import checkpoints, config, identity, navigation, report, runner, sinusoid
-from experiments.files import FileError
+from experiments import navigation, report, sinusoid
+from experiments.core import checkpoints, config, identity, runner
+from experiments.core.files import FileError
 from experiments.sweep import handover
 
 SMALL = {

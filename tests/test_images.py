@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    logbook,
-    mini_imagenet,
-    omniglot,
-    places,
-    report,
-    runner,
-)
-from experiments.config import ConfigError
+from experiments import mini_imagenet, omniglot, report
+from experiments.core import logbook, places, runner
+from experiments.core.config import ConfigError
 from experiments.few_shot import adapt, data, stages
 from experiments.few_shot.config import METHODS, make_network
 from maml_jax.classification import PROTOCOLS
@@ -138,7 +132,7 @@ def test_where_images_lie_changes_nothing_but_memory(finished, tmp_path, capsys)
 
 
 def test_table_puts_methods_without_steps_in_a_column_of_their_own(finished):
-    table = report.group_table([finished[1]])
+    table = tables.group_table([finished[1]])
     header = table.splitlines()[0]
     assert "(none)" in header
     assert "nearest neighbour" in table
@@ -151,7 +145,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path):
     images = data.load(config)
     whole = stages.make_stages(config, 0, images)[0]
     through, _ = whole.make_advance(10)(whole.init())
-    from experiments.checkpoints import Checkpoints
+    from experiments.core.checkpoints import Checkpoints
 
     store = Checkpoints(tmp_path / "checkpoints")
     store.save(10, through, {"train_s": 0.0, "compile_s": 0.0})
@@ -280,7 +274,7 @@ def test_a_folder_of_ones_own_is_trained_on(tmp_path, monkeypatch, capsys):
     assert block < train < printed.out.index("step")
     assert "note: skipped in" in printed.err
     assert "notes.txt" in printed.err
-    assert "paper" not in report.group_table([found]).splitlines()[0]
+    assert "paper" not in tables.group_table([found]).splitlines()[0]
     with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*0 \(4\).*--num_shots"):
         data.load(mini_imagenet.Config(**{**small, "num_shots": 4}))
     with pytest.raises(ConfigError, match="4-way episodes need 4 or more"):

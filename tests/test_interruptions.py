@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from conftest import KEEP_COMPILED, PATIENCE_S
 
-from experiments import checkpoints, runner, sinusoid
-from experiments.logbook import read_metrics
+from experiments import sinusoid
+from experiments.core import checkpoints, runner
+from experiments.core.logbook import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments import navigation, runner, sinusoid
+from experiments import navigation, sinusoid
+from experiments.core import runner
 
 pytestmark = pytest.mark.slow
 

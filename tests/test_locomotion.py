@@ -17,9 +17,10 @@ pytest.importorskip("brax", reason="locomotion needs the rl extra")
 
 import mujoco
 
-from experiments import films, runner
+from experiments import films
 from experiments import locomotion as experiment
-from experiments.config import ConfigError
+from experiments.core import runner
+from experiments.core.config import ConfigError
 from maml_jax import init
 from maml_jax.networks import Gaussian, gaussian_policy
 from maml_jax.reinforcement import (
@@ -351,7 +352,8 @@ def test_an_explosion_stays_in_its_episode():
 COMMAND_WITHOUT_BRAX = """
 import sys
 sys.modules["brax"] = None
-from experiments import command, locomotion
+from experiments import locomotion
+from experiments.core import command
 command.main(locomotion.EXPERIMENT)
 """
 

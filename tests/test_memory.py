@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import omniglot, process
+from experiments import omniglot
+from experiments.core import process
 from experiments.few_shot import data, memory, stages
 from experiments.few_shot.config import make_network
 from maml_jax import meta_loss

@@ -11,8 +11,8 @@ import jaxlib.version
 import pytest
 from conftest import PATIENCE_S
 
-from experiments import process
-from experiments.config import ConfigError
+from experiments.core import process
+from experiments.core.config import ConfigError
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 

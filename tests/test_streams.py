@@ -11,7 +11,7 @@ from conftest import PATIENCE_S
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = r"""
 import os, sys
-from experiments import streams
+from experiments.core import streams
 
 streams.protect("the run goes on.")
 with open(sys.argv[1], "w") as results:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from conftest import PATIENCE_S
 
-from experiments import checkpoints, omniglot, report, runner, sinusoid, sweep
-from experiments.config import ConfigError
-from experiments.config import build as build_config
+from experiments import omniglot, report, sinusoid, sweep
+from experiments.core import checkpoints, runner
+from experiments.core.config import ConfigError
+from experiments.core.config import build as build_config
+from experiments.core.logbook import read_metrics
+from experiments.core.selection import Selection
 from experiments.few_shot import data, memory
-from experiments.logbook import read_metrics
-from experiments.selection import Selection
 from experiments.sweep import __main__ as command
 from experiments.sweep import handover, together
 from experiments.sweep.config import RATES, make_members, sweep_config

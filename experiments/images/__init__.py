@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.core.process import device_per_core
+from experiments.core.runner import Experiment, Outcome, Stage
 from experiments.few_shot import adapt, data, evaluation
 from experiments.few_shot.config import Config
 from experiments.few_shot.sheet import few_shot_sheet
 from experiments.few_shot.stages import make_stages
-from experiments.process import device_per_core
-from experiments.runner import Experiment, Outcome, Stage
 
 
 def few_shot_experiment(

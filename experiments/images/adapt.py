@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.config import ConfigError
+from experiments.core.config import ConfigError
 from experiments.few_shot import data
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.sheet import contact_sheet

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.config import (
+from experiments.core.config import (
     BATCHING_HELP,
     ConfigError,
     check_fields,

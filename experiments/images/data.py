@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import places
-from experiments.config import ConfigError
+from experiments.core import places
+from experiments.core.config import ConfigError
 from maml_jax.classification import ImageSet
 from maml_jax.text import printable
 

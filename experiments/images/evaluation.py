@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.core.results import make_row
+from experiments.core.runner import Outcome
+from experiments.core.selection import Selection
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
 from experiments.few_shot.stages import (
@@ -16,9 +19,6 @@ from experiments.few_shot.stages import (
     pretrained_network,
     validation_episodes,
 )
-from experiments.results import make_row
-from experiments.runner import Outcome
-from experiments.selection import Selection
 from maml_jax import adapt, make_evaluate_fn
 from maml_jax.batching import map_tasks
 from maml_jax.classification import (

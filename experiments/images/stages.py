@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.config import ConfigError
+from experiments.core.config import ConfigError
+from experiments.core.logbook import say
+from experiments.core.runner import Advance, Stage
+from experiments.core.selection import Selection, ValidatedStage, begin, validate
 from experiments.few_shot import memory
 from experiments.few_shot.config import Config, make_network
 from experiments.few_shot.data import Images
-from experiments.logbook import say
-from experiments.runner import Advance, Stage
-from experiments.selection import Selection, ValidatedStage, begin, validate
 from maml_jax import init, make_evaluate_fn, make_train_fn, meta_loss, task_mesh
 from maml_jax.batching import TASK_AXIS, bring_home, map_tasks, place
 from maml_jax.classification import (

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from experiments.core.process import device_per_core
+from experiments.core.runner import Experiment, Outcome, Stage
 from experiments.meta_rl import evaluation
 from experiments.meta_rl.config import Config
 from experiments.meta_rl.evaluation import Watch
 from experiments.meta_rl.stages import make_stages
-from experiments.process import device_per_core
-from experiments.runner import Experiment, Outcome, Stage
 from maml_jax.reinforcement import Environment
 
 
@@ -39,7 +39,7 @@ def meta_rl_experiment(
         make_environment: `make_environment(settings) -> Environment`.
         setting: `setting(settings)`, as results name it.
         watch: `watch(settings)`, which episodes the figure needs.
-        figure: draws `figure.png`, see `experiments.runner.Experiment`.
+        figure: draws `figure.png`, see `experiments.core.runner.Experiment`.
         **others: of `Experiment`, as they are.
     """
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import optax
 
-from experiments.config import (
+from experiments.core.config import (
     BATCHING_HELP,
     ConfigError,
     check_fields,

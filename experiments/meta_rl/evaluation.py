@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.logbook import say
+from experiments.core.logbook import say
+from experiments.core.results import METHOD_TITLES, make_row
+from experiments.core.runner import Outcome
+from experiments.core.selection import Selection
 from experiments.meta_rl.config import ADAPTED, Config
 from experiments.meta_rl.stages import (
     environment_of,
@@ -19,9 +22,6 @@ from experiments.meta_rl.stages import (
     returns_by_task,
     unstack,
 )
-from experiments.results import METHOD_TITLES, make_row
-from experiments.runner import Outcome
-from experiments.selection import Selection
 from maml_jax.reinforcement import Environment, Returns, Trajectories, make_evaluate_fn
 from maml_jax.types import Array, Params
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments import plotting
-from experiments.results import METHOD_TITLES, pool
+from experiments.core import plotting
+from experiments.core.results import METHOD_TITLES, pool
 
 
 def draw_returns(ax: Axes, run: dict[str, Any]) -> None:

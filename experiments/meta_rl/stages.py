@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.logbook import say
+from experiments.core.logbook import say
+from experiments.core.results import METHOD_TITLES
+from experiments.core.runner import Advance, Stage
+from experiments.core.selection import Selection, begin, choose
 from experiments.meta_rl.config import (
     ADAPTED,
     Config,
     make_meta_update,
     make_problem,
 )
-from experiments.results import METHOD_TITLES
-from experiments.runner import Advance, Stage
-from experiments.selection import Selection, begin, choose
 from maml_jax import init, over_seeds, seed_mesh
 from maml_jax.batching import bring_home
 from maml_jax.reinforcement import (

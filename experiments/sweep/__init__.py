@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from experiments import plotting, results, runner
-from experiments.config import ConfigError
-from experiments.runner import Experiment, Outcome
+from experiments.core import plotting, results, runner
+from experiments.core.config import ConfigError
+from experiments.core.runner import Experiment, Outcome
 from experiments.sweep import together
 from experiments.sweep.config import (
     find_experiment,

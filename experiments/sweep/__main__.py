@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from experiments import command, sweep
-from experiments.config import ConfigError
+from experiments import sweep
+from experiments.core import command
+from experiments.core.config import ConfigError
 
 
 def main() -> None:

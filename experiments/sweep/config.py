@@ -10,8 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.config import ConfigError, check_fields, option
-from experiments.runner import Experiment
+from experiments.core.config import ConfigError, check_fields, option
+from experiments.core.runner import Experiment
 
 EXPERIMENTS = ("sinusoid", "omniglot", "mini_imagenet")
 OTHERS = ("navigation", "locomotion")  # which train several seeds at once by themselves

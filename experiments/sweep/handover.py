@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import results, runner
-from experiments.checkpoints import Checkpoints
-from experiments.identity import claim, identity_of
-from experiments.logbook import Logbook, read_metrics
-from experiments.runner import Experiment
+from experiments.core import results, runner
+from experiments.core.checkpoints import Checkpoints
+from experiments.core.identity import claim, identity_of
+from experiments.core.logbook import Logbook, read_metrics
+from experiments.core.runner import Experiment
 from experiments.sweep.config import Member
 from experiments.sweep.together import on_one_device, slice_member
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.runner import Advance, Experiment, Stage
-from experiments.selection import Selection, ValidatedStage, validate
+from experiments.core.runner import Advance, Experiment, Stage
+from experiments.core.selection import Selection, ValidatedStage, validate
 from experiments.sweep.config import RATES, Member
 from maml_jax import MetaState, NonFiniteError, check_finite, seed_mesh
 from maml_jax.batching import SEED_AXIS, place, shapes

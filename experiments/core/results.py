@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.files import NUMBER, FileError, check_object, is_of, read_json, write_json
+from experiments.core.files import NUMBER, FileError, check_object, is_of, read_json, write_json
 
 METHOD_TITLES = {
     "maml": "MAML",
@@ -147,7 +147,7 @@ def _check_results(found: dict[str, Any]) -> None:
 
 def published() -> dict[tuple[str, str, str, int | None, str], dict[str, Any]]:
     """The paper's numbers by (experiment, method, setting, gradient_steps, metric)."""
-    path = Path(__file__).parent / "paper_results.json"
+    path = Path(__file__).parents[1] / "paper_results.json"
     rows = read_json(path, {"rows": list}, advice="Install the package again.")["rows"]
     return {(row["experiment"], *_key(row)): row for row in rows}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.runner import Stage
+from experiments.core.runner import Stage
 from maml_jax import MetaState
 from maml_jax.types import Array, Params
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from experiments import config as config_lib
-from experiments import results
-from experiments.files import NUMBER, FileError, check_object, read_json, write_json
+from experiments.core import config as config_lib
+from experiments.core import results
+from experiments.core.files import NUMBER, FileError, check_object, read_json, write_json
 
 # JAX's settings that change what a program computes, with JAX's defaults: those of runs whose
 # files do not name them. What changes the order of sums alone, as devices do, is not among them.

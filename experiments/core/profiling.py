@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.logbook import say
+from experiments.core.logbook import say
 
 
 class Profile:

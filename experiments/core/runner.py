@@ -22,12 +22,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import STARTED, distributed, report, results
-from experiments import config as config_lib
-from experiments.checkpoints import Checkpoints
-from experiments.environment import environment
-from experiments.files import FileError
-from experiments.identity import (
+from experiments import STARTED
+from experiments.core import config as config_lib
+from experiments.core import distributed, results, tables
+from experiments.core.checkpoints import Checkpoints
+from experiments.core.environment import environment
+from experiments.core.files import FileError
+from experiments.core.identity import (
     RunError,
     check_info,
     check_same,
@@ -36,9 +37,9 @@ from experiments.identity import (
     identity_of,
     read_config,
 )
-from experiments.logbook import Logbook, Progress, read_metrics, say, summarize_metrics
-from experiments.process import CompileTimer, StopRequest, check_room
-from experiments.profiling import Profile
+from experiments.core.logbook import Logbook, Progress, read_metrics, say, summarize_metrics
+from experiments.core.process import CompileTimer, StopRequest, check_room
+from experiments.core.profiling import Profile
 from maml_jax import MetaState, check_finite
 from maml_jax.batching import bring_home
 from maml_jax.training import TrainFn
@@ -202,7 +203,7 @@ def run(
             how = _How(checkpoint_every_s, Profile(profile if distributed.is_first() else None))
             return _run(experiment, workdir, settings, identity, how)
         found = results.read_results(workdir)
-        print(f"{workdir} is done; its results:\n\n{report.run_table(found)}")
+        print(f"{workdir} is done; its results:\n\n{tables.run_table(found)}")
         return found
 
 
@@ -308,7 +309,7 @@ def _run(experiment, workdir, settings, identity, how):
     experiment.figure(workdir / "figure.png", found, outcome.arrays, read_metrics(workdir))
     results.write_results(workdir / "results.json", found)
     distributed.wait_for_all("results")
-    print(f"\n{report.run_table(found)}\n\nfigure: {workdir / 'figure.png'}")
+    print(f"\n{tables.run_table(found)}\n\nfigure: {workdir / 'figure.png'}")
     return found
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from experiments import results
-from experiments.files import read_json_lines, write_text
+from experiments.core import results
+from experiments.core.files import read_json_lines, write_text
 
 QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.config import ConfigError
+from experiments.core.config import ConfigError
 from maml_jax import seed_mesh
 
 LOST = (

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import distributed
+from experiments.core import distributed
 from maml_jax.types import Array
 
 

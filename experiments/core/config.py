@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.files import NUMBER, check_object, is_of
+from experiments.core.files import NUMBER, check_object, is_of
 
 
 def option(
@@ -28,13 +28,28 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
     repeats: bool = False,
+    sweep: bool = False,
+    internal: bool = False,
 ) -> Any:
     """A field of a configuration: its default, what it means with its unit, and its range.
 
-    Of a list, `repeats` says whether a value may stand in it twice.
+    Args:
+        default: its value where nobody gives one.
+        help: what it means, with its unit.
+        above: a bound that a number must exceed.
+        minimum: the least number allowed.
+        maximum: the largest number allowed.
+        choices: the texts allowed.
+        repeats: whether a value may stand twice in a list.
+        sweep: whether the flag takes several numbers, `--inner_lr=0.001,0.01`, each of which makes
+            a member of the run. Programs take such a setting as an argument: a float.
+        internal: a setting with one good value. It has no flag; Python code may set it, and
+            `config.json` records it.
     """
     metadata = {
         "repeats": repeats,
+        "sweep": sweep,
+        "internal": internal,
         "help": help,
         "above": above,
         "minimum": minimum,
@@ -126,6 +141,24 @@ def _as_used(value: Any) -> Any:
         return np.float32(value)
 
 
+def public_fields(config_class: type) -> list[dataclasses.Field[Any]]:
+    """The fields that have a flag."""
+    return [f for f in dataclasses.fields(config_class) if not f.metadata.get("internal")]
+
+
+def swept_fields(config_class: type) -> tuple[str, ...]:
+    """The settings that may differ between the members of a run."""
+    return tuple(f.name for f in dataclasses.fields(config_class) if f.metadata.get("sweep"))
+
+
+def without_swept(config: Any) -> Any:
+    """The configuration with every setting that can be swept at 1.
+
+    It is the key of programs that take those settings as arguments, so that members share them.
+    """
+    return dataclasses.replace(config, **dict.fromkeys(swept_fields(type(config)), 1.0))
+
+
 def describe_range(limits: Mapping[str, Any]) -> str:
     """The allowed values in words: "above 0", "from 1 to 10", "one of a, b"; "" for any."""
     if limits.get("choices"):
@@ -146,7 +179,7 @@ def describe_range(limits: Mapping[str, Any]) -> str:
 def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], module: str) -> None:
     """Defines a flag for each field of a configuration, listed under `module` in `--help`."""
     hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
+    for field in public_fields(config_class):
         kind = _flag_kind(hints[field.name])
         allowed = describe_range(field.metadata)
         per_preset = ", ".join(
@@ -158,7 +191,11 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
         text += f" Allowed: {allowed}." if allowed else ""
         text += f" In presets: {per_preset}." if per_preset else ""
         default = field.default
-        if kind is bool:
+        if field.metadata.get("sweep"):
+            text += " Several, separated by commas, each make a member of the run."
+            shown = None if default is None else [str(default)]
+            flags.DEFINE_list(field.name, shown, text, module_name=module)
+        elif kind is bool:
             flags.DEFINE_boolean(field.name, default, text, module_name=module)
         elif kind is int:
             flags.DEFINE_integer(field.name, default, text, module_name=module)
@@ -183,25 +220,47 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def overrides_from_flags(config_class: type, values: flags.FlagValues) -> dict[str, Any]:
-    """The fields that were given on the command line, converted to their types."""
+def overrides_from_flags(
+    config_class: type, values: flags.FlagValues
+) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
+    """The fields that were given on the command line, converted to their types.
+
+    Returns:
+        The fields; and those of which several values were given, for which the first holds the
+        first value.
+
+    Raises:
+        ConfigError: a list has a value of another type, or a swept setting has a value twice.
+    """
     hints = typing.get_type_hints(config_class)
-    given = {}
-    for field in dataclasses.fields(config_class):
-        if not values[field.name].present:
+    given, swept = {}, {}
+    for field in public_fields(config_class):
+        name = field.name
+        if not values[name].present:
             continue
-        value = values[field.name].value
-        if _flag_kind(hints[field.name]) is tuple:
-            item = typing.get_args(hints[field.name])[0]
-            try:
-                value = tuple(item(part) for part in value)
-            except ValueError:
-                raise ConfigError(
-                    f"--{field.name} must be a list of {item.__name__} separated by commas; "
-                    f"received {','.join(value)!r}."
-                ) from None
-        given[field.name] = value
-    return given
+        value = values[name].value
+        kind = _flag_kind(hints[name])
+        if field.metadata.get("sweep"):
+            numbers = _parse_list(name, value, float)
+            if not numbers:
+                raise ConfigError(f"--{name} must be a number, or several; received none.")
+            value = numbers[0]
+            if len(numbers) > 1:
+                swept[name] = numbers
+        elif kind is tuple:
+            value = _parse_list(name, value, typing.get_args(hints[name])[0])
+        given[name] = value
+    return given, swept
+
+
+def _parse_list(name: str, parts: list[str], item: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(item(part) for part in parts)
+    except ValueError:
+        raise ConfigError(
+            f"--{name} must be a list of {item.__name__} separated by commas; "
+            f"received {','.join(parts)!r}."
+        ) from None
 
 
 def check_finite_flags(values: flags.FlagValues) -> None:

@@ -15,14 +15,14 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments import config as config_lib
-from experiments import distributed, places, runner, streams
-from experiments.checkpoints import CheckpointError
-from experiments.config import ConfigError
-from experiments.distributed import FirstProcessError
-from experiments.files import FileError
-from experiments.identity import MAX_SEED, RunError
-from experiments.process import (
+from experiments.core import config as config_lib
+from experiments.core import distributed, places, runner, streams
+from experiments.core.checkpoints import CheckpointError
+from experiments.core.config import ConfigError
+from experiments.core.distributed import FirstProcessError
+from experiments.core.files import FileError
+from experiments.core.identity import MAX_SEED, RunError
+from experiments.core.process import (
     check_devices,
     devices_told,
     keep_compiled,
@@ -30,7 +30,7 @@ from experiments.process import (
     limit_memory,
     num_cores,
 )
-from experiments.runner import Experiment, StoppedError
+from experiments.core.runner import Experiment, StoppedError
 from maml_jax import NonFiniteError
 
 
@@ -209,7 +209,7 @@ def _carry_out(
         if values[f"{kind}_dir"].value:
             flag = f"{kind}_dir"
             os.environ[name] = str(places.expanded(values[flag].value, f"--{flag}"))
-    overrides = config_lib.overrides_from_flags(experiment.config, values)
+    overrides, _ = config_lib.overrides_from_flags(experiment.config, values)
     settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
     devices = values.cpu_devices
     if devices is None and experiment.cpu_devices is not None:

@@ -1,0 +1,1 @@
+"""What every run shares: settings, command line, stages, members, checkpoints, results."""

@@ -1,0 +1,74 @@
+"""Tables of results, beside the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.core import results
+from experiments.core.results import format_table
+
+
+def run_table(run: dict[str, Any]) -> str:
+    """One run's results beside the paper's, with what it took."""
+    clock, where = run["wall_clock_s"], run["environment"]
+    speed = run["meta_steps_per_s"]
+    note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
+    return (
+        f"{group_table([run])}\n\n{note}"
+        f"{run['meta_steps']:,} meta-steps in all, {results.pace(speed)} a second; "
+        f"compile {clock['compile']:.1f} s, train {clock['train']:.1f} s, "
+        f"evaluate {clock['evaluate']:.1f} s on {where['device']}"
+    )
+
+
+def group_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The results of runs that differ in their seed only, beside the paper's."""
+    paper = results.published()
+    pooled = results.pool(runs)
+    steps = sorted({k[2] for k in pooled if k[2] is not None})
+    chosen: list[int | None] = [s for s in (0, 1, 2, 3, 5, 10) if s in steps]
+    if any(k[2] is None for k in pooled):
+        chosen.append(None)  # methods that take no gradient steps
+    metrics = sorted({k[3] for k in pooled})
+    blocks = []
+    for metric in metrics:
+        header = [f"{metric} after ... steps", "tasks", "seeds"]
+        for s in chosen:
+            header += [f"{s}" if s is not None else "(none)", "paper"]
+        header.append("paper, no step named")
+        lines = []
+        seen = dict.fromkeys((k[1], k[0]) for k in pooled if k[3] == metric)
+        for setting, method in seen:
+            cells = [pooled.get((method, setting, s, metric)) for s in chosen]
+            first = next(c for c in cells if c is not None)
+            line = [
+                f"{setting}  {results.METHOD_TITLES.get(method, method)}",
+                str(first["num_tasks"]),
+                str(first["num_seeds"]),
+            ]
+            for s, cell in zip(chosen, cells, strict=True):
+                theirs = paper.get((runs[0]["experiment"], method, setting, s, metric))
+                line.append("" if cell is None else _shown(cell))
+                shown = theirs is not None and s is not None
+                line.append(f"{theirs['mean']:.2f}" if shown else "")
+            unnamed = paper.get((runs[0]["experiment"], method, setting, None, metric))
+            line.append(_shown(unnamed) if unnamed else "")
+            lines.append(line)
+        keep = [
+            i for i, h in enumerate(header) if "paper" not in h or any(line[i] for line in lines)
+        ]
+        blocks.append(
+            format_table([header[i] for i in keep], [[line[i] for i in keep] for line in lines])
+        )
+    return "\n\n".join(blocks)
+
+
+def _shown(cell: dict[str, Any]) -> str:
+    if not np.isfinite(cell["mean"]):
+        return "diverged"
+    if cell["ci95"] is None:  # the paper gives none for what it quotes from others
+        return f"{cell['mean']:.3f}"
+    return f"{cell['mean']:.3f} ±{cell['ci95']:.3f}"
