@@ -1,7 +1,7 @@
-"""Few-shot image classification: what the experiments on Omniglot and MiniImagenet share.
+"""Few-shot classification of images: Omniglot, MiniImagenet, a folder of your own.
 
 A run trains the methods that it is asked for, keeps of each the parameters that do best on
-validation episodes, and judges those on test episodes.
+validation episodes, and tests those.
 """
 
 from __future__ import annotations
@@ -10,39 +10,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.core.process import device_per_core
-from experiments.core.runner import Experiment, Outcome, Stage
-from experiments.few_shot import adapt, data, evaluation
-from experiments.few_shot.config import Config
-from experiments.few_shot.sheet import few_shot_sheet
-from experiments.few_shot.stages import make_stages
+from experiments.core.stages import Experiment
+from experiments.images import adapt
+from experiments.images.config import Config
+from experiments.images.evaluation import evaluate
+from experiments.images.figure import images_figure
+from experiments.images.stages import make_stages
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "quick": {"meta_steps": 1_000, "validate_every": 250, "validation_tasks": 100},
+}
 
 
-def few_shot_experiment(
-    name: str, summary: str, config: type, presets: Mapping[str, Mapping[str, Any]]
+def images_experiment(
+    name: str, summary: str, config: type[Config], presets: Mapping[str, Mapping[str, Any]]
 ) -> Experiment:
     """The experiment of a configuration, which says what data and which network it is about.
 
     Args:
-        name: as in `python -m experiments.NAME`.
+        name: of its runs in results.
         summary: a sentence for the first line of a run and of `--help`.
-        config: a subclass of `Config` with a field `dataset`.
+        config: `Config`, or a subclass with other defaults.
         presets: by name, the fields that differ from the defaults.
     """
-
-    def stages(settings: Any, seed: int) -> list[Stage]:
-        return make_stages(settings, seed, data.load(settings))
-
-    def evaluate(settings: Any, seed: int, states: Mapping[str, Any]) -> Outcome:
-        return evaluation.evaluate(settings, seed, data.load(settings), states)
-
     return Experiment(
         name=name,
         summary=summary,
         config=config,
         presets=presets,
-        stages=stages,
+        stages=make_stages,
         evaluate=evaluate,
-        figure=few_shot_sheet,
+        figure=images_figure,
         modes={"adapt": adapt.adapt_to_images},
         mode_flags={"adapt": adapt.FLAGS},
         cpu_threads=1,
@@ -50,4 +49,4 @@ def few_shot_experiment(
     )
 
 
-__all__ = ["Config", "few_shot_experiment"]
+EXPERIMENT = images_experiment("images", "few-shot classification of images", Config, PRESETS)
