@@ -18,7 +18,7 @@ from benchmarks.classification import OMNIGLOT_5, Case, synthetic_images, task_l
 from maml_jax import MODES
 from maml_jax.batching import sum_gradient
 from maml_jax.classification import classification_problem, draw_episodes
-from maml_jax.networks.convolutions import LOWERINGS
+from maml_jax.kernels.convolutions import LOWERINGS
 from maml_jax.types import is_float
 
 # Norm of the difference, relative to the meta-gradient's; TF32 has ten bits of mantissa, 1e-3, in

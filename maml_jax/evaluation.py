@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from maml_jax import batching as tasks_lib
-from maml_jax import maml, types
-from maml_jax.types import Array, LossFn, Metrics, Params, Task
-
-EvaluateFn = Callable[[Params, Task, maml.InnerRate], "Evaluation"]
+from maml_jax import checks, maml, types
+from maml_jax import mesh as mesh_lib
+from maml_jax.batching import Batching, axis_size, map_tasks, resolve_batching
+from maml_jax.inner_loop import Inner, InnerRate
+from maml_jax.kernels.dispatch import settle
+from maml_jax.training import on_mesh
+from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree, Task
 
 
 class Evaluation(NamedTuple):
@@ -36,113 +37,102 @@ def adaptation_curve(
     loss_fn: LossFn,
     params: Params,
     task: Task,
-    inner_lr: maml.InnerRate,
-    num_steps: int,
+    inner_lr: InnerRate,
+    num_inner_steps: int,
     *,
     outer_loss: LossFn | None = None,
-    inner_optimizer: optax.GradientTransformation | None = None,
-    mask: maml.Mask = None,
+    initial: Callable[[Params, Batch], Params] | None = None,
     last_only: bool = False,
-    batch_per_step: bool = False,
+    **inner: Unpack[Inner],
 ) -> Metrics:
     """The query metrics of one task before adaptation and after each of its S steps.
 
-    Arguments and errors as in `maml.meta_loss`; with `last_only` the query is judged after the
-    last step alone, which saves time where judging is expensive.
+        curve = functools.partial(adaptation_curve, loss_fn, num_inner_steps=10)
+        evaluation = make_evaluate_fn(curve)(params, tasks, 0.01)
+
+    Args:
+        loss_fn: the inner loss, as in `maml_jax.adapt`.
+        params: the meta-parameters.
+        task: support and query.
+        inner_lr: alpha, as in `maml_jax.adapt`: for all steps, for each parameter, or `PerStep`.
+        num_inner_steps: S; may be more than in training.
+        outer_loss: the loss whose metrics are reported; default `loss_fn`.
+        initial: `initial(params, support)`, the parameters that adaptation starts from, where they
+            depend on the task: a head of prototypes, say. Default `params`.
+        last_only: evaluates the query after the last step alone, where that is expensive.
+        **inner: `inner_optimizer`, `mask` and `batch_per_step` of `maml_jax.adapt`.
 
     Returns:
-        The metrics of the outer loss with `"loss"`, each with a leading axis of S + 1 (or of 1).
+        The metrics of the outer loss with `"loss"`, with a leading axis of S + 1 (or of 1).
+
+    Raises:
+        ValueError, TypeError: as `maml_jax.meta_loss`.
     """
-    if outer_loss is None or outer_loss is loss_fn:
-        types.check_same_structure(task)
-    else:
-        types.check_is_task(task)
-    types.check_not_empty(task.query, "query")
-    judge = loss_fn if outer_loss is None else outer_loss
+    outer = checks.checked_outer_loss(loss_fn, outer_loss, task)
+    start = params if initial is None else initial(params, task.support)
 
     def query_metrics(adapted: Params) -> Metrics:
-        loss, metrics = types.check_loss_output(judge(adapted, task.query), "outer_loss")
-        return {**types.check_metrics(metrics, "outer_loss"), "loss": loss}
+        return checks.check_metrics(dict(outer(adapted, task.query)[1]), "outer_loss")
 
-    adapted, seen = maml.adapt(
+    adapted, recorded = maml.adapt(
         loss_fn,
-        params,
+        start,
         task.support,
         inner_lr,
-        num_steps,
-        inner_optimizer=inner_optimizer,
-        mask=mask,
-        batch_per_step=batch_per_step,
+        num_inner_steps,
         monitor=None if last_only else query_metrics,
+        **inner,
     )
     if last_only:
         return jax.tree.map(lambda x: jnp.asarray(x)[None], query_metrics(adapted))
-    return seen[1]
+    return recorded[1]
 
 
 def make_evaluate_fn(
-    loss_fn: LossFn,
-    num_steps: int,
+    metrics_of_task: Callable[..., Metrics],
     *,
-    outer_loss: LossFn | None = None,
-    inner_optimizer: optax.GradientTransformation | None = None,
-    mask: maml.Mask = None,
-    last_only: bool = False,
-    batch_per_step: bool = False,
-    batching: tasks_lib.Batching = None,
+    batching: Batching = None,
     mesh: Mesh | None = None,
-) -> EvaluateFn:
+) -> Callable[..., Evaluation]:
     """Compiles the evaluation of any number of tasks into one call.
 
     Args:
-        loss_fn: the inner loss, `loss_fn(params, batch) -> (loss, metrics)`.
-        num_steps: S, inner steps; may be more than in training.
-        outer_loss: the loss whose metrics are reported; default `loss_fn`.
-        inner_optimizer: as in `maml.adapt`.
-        mask: as in `maml.adapt`.
-        last_only: whether to judge after the last step alone: the axis of S + 1 is then one of 1.
-        batch_per_step: as in `maml.adapt`: whether the support holds a batch for each step.
-        batching: how tasks are batched on each device, see `maml_jax.batching`.
+        metrics_of_task: `metrics_of_task(params, task, *arguments) -> metrics` of one task: an
+            `adaptation_curve`, a meta-learner's `evaluate`, or any function that returns a dict of
+            arrays.
+        batching: how many tasks at once on each device, see `maml_jax.batching`.
         mesh: a mesh with the one axis "tasks"; default one that fits the tasks of each call.
 
     Returns:
-        `evaluate(params, tasks, inner_lr) -> Evaluation`, compiled once for each number of tasks.
+        `evaluate(params, tasks, *arguments) -> Evaluation`, compiled once for each number of
+        tasks. `tasks` is any pytree with a leading axis of T; the arguments are the same for all
+        tasks.
+
+    Raises:
+        ValueError: an unknown batching; from the function, no tasks, or a mesh that does not fit.
     """
-    types.check_num_steps(num_steps)
-
-    def curve(params: Params, task: Task, inner_lr: maml.InnerRate) -> Metrics:
-        return adaptation_curve(
-            loss_fn,
-            params,
-            task,
-            inner_lr,
-            num_steps,
-            outer_loss=outer_loss,
-            inner_optimizer=inner_optimizer,
-            mask=mask,
-            last_only=last_only,
-            batch_per_step=batch_per_step,
-        )
-
-    def curves(params: Params, tasks: Task, inner_lr: maml.InnerRate) -> Metrics:
-        return tasks_lib.map_tasks(lambda task: curve(params, task, inner_lr), tasks, batching)
+    resolve_batching(batching, 1)
 
     @functools.partial(jax.jit, static_argnames="used")
-    def compiled(params: Params, tasks: Task, inner_lr: maml.InnerRate, used: Mesh) -> Evaluation:
-        whole, split = PartitionSpec(), PartitionSpec(tasks_lib.TASK_AXIS)
-        per_task = jax.shard_map(
-            curves, mesh=used, in_specs=(whole, split, whole), out_specs=split, check_vma=False
-        )(params, tasks, inner_lr)
-        return summarize(tasks_lib.gather(per_task, used))
+    def compiled(params: Params, tasks: PyTree, arguments: tuple[Any, ...], used: Mesh) -> Any:
+        def of_tasks(params: Params, tasks: PyTree, arguments: tuple[Any, ...]) -> Metrics:
+            return map_tasks(
+                lambda task: metrics_of_task(params, task, *arguments), tasks, batching
+            )
 
-    def evaluate(params: Params, tasks: Task, inner_lr: maml.InnerRate) -> Evaluation:
-        tasks_lib.check_tasks(tasks)
-        num_tasks = tasks_lib.axis_size(tasks)
-        used = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
-        tasks_lib.check_mesh(used, num_tasks)
-        params, inner_lr = tasks_lib.replicate((params, inner_lr), used)
-        found = compiled(params, tasks_lib.split_tasks(tasks, used), inner_lr, used)
-        return tasks_lib.bring_home(tasks_lib.settle(found, used))
+        whole, split = PartitionSpec(), PartitionSpec(mesh_lib.TASK_AXIS)
+        per_task = on_mesh(of_tasks, used, (whole, split, whole), split)(params, tasks, arguments)
+        return summarize(mesh_lib.gather(per_task, used))
+
+    def evaluate(params: Params, tasks: PyTree, *arguments: Any) -> Evaluation:
+        num_tasks = axis_size(tasks)
+        if num_tasks < 1:
+            raise ValueError("tasks must hold 1 task or more; received a leading axis of 0.")
+        used = mesh_lib.task_mesh(num_tasks) if mesh is None else mesh
+        mesh_lib.check_mesh(used, num_tasks)
+        params, arguments = mesh_lib.replicate((params, arguments), used)
+        evaluation = compiled(params, mesh_lib.split_tasks(tasks, used), arguments, used)
+        return mesh_lib.bring_home(settle(evaluation, used))
 
     return evaluate
 

@@ -47,7 +47,7 @@ def memory_report(
     `jax.ShapeDtypeStruct`s.
 
         report = memory_report(
-            lambda mode: functools.partial(meta_loss, loss_fn, inner_lr=0.1, num_steps=10,
+            lambda mode: functools.partial(meta_loss, loss_fn, inner_lr=0.1, num_inner_steps=10,
                                            mode=mode),
             params, task)
 

@@ -38,41 +38,56 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
-from maml_jax import derivative_rules, types
+from maml_jax import checks, derivative_rules, types
 from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree
 
 MODES = ("reverse", "remat", "mixed", "first_order")
 EXACT_MODES = ("reverse", "remat", "mixed")
 
-GradientFn = Callable[[Params, Batch], tuple[Params, tuple[Array, Metrics]]]
+LossAndGradientFn = Callable[[Params, Batch], tuple[Params, tuple[Array, Metrics]]]
 
 
-def gradient(loss_fn: LossFn, mode: str = "reverse") -> GradientFn:
+def gradient(
+    loss_fn: LossFn, mode: str = "reverse"
+) -> Callable[[Params, Batch], tuple[Params, Metrics]]:
     """Returns the gradient of an inner loss, to be differentiated again in the given mode.
 
     Args:
-        loss_fn: `loss_fn(params, batch) -> (scalar, metrics)`.
+        loss_fn: `loss_fn(params, batch) -> (scalar, metrics)`, of floating-point parameters.
         mode: one of `MODES`. `"remat"` is the same as `"reverse"` here: what is recomputed is a
             whole inner step, by `maml.adapt`.
 
     Returns:
-        `fn(params, batch) -> (gradient, (loss, metrics))`, the gradient in the form of `params`.
+        `fn(params, batch) -> (gradient, metrics)`: the gradient in the form of `params`, and the
+        loss's metrics with `"loss"`.
 
     Raises:
-        ValueError: the mode is none of these.
+        ValueError: an unknown mode; from the function, a batch without elements, or a loss that is
+            not a scalar.
+        TypeError: from the function, a loss function that does not return a loss and a dict.
     """
-    types.check_choice(mode, MODES, "mode")
+    checks.check_choice(mode, MODES, "mode")
 
-    def fn(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+    def checked(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+        return checks.check_loss_output(loss_fn(params, batch), "loss_fn")
+
+    def plain(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
+        (loss, metrics), grads = jax.value_and_grad(checked, has_aux=True)(params, batch)
+        return grads, (loss, metrics)
+
+    differentiate = _mixed_gradient(checked, jax.checkpoint(plain)) if mode == "mixed" else plain
+
+    def fn(params: Params, batch: Batch) -> tuple[Params, Metrics]:
+        checks.check_not_empty(batch, "batch")
+        grads, (loss, metrics) = differentiate(params, batch)
         if mode == "first_order":  # the one place where second-order terms are dropped
             grads = jax.lax.stop_gradient(grads)
-        return grads, (loss, dict(metrics))
+        return grads, {**metrics, "loss": loss}
 
-    return _mixed_gradient(loss_fn, jax.checkpoint(fn)) if mode == "mixed" else fn
+    return fn
 
 
-def _mixed_gradient(loss_fn: LossFn, recomputed: GradientFn) -> GradientFn:
+def _mixed_gradient(loss_fn: LossFn, recomputed: LossAndGradientFn) -> LossAndGradientFn:
     """The gradient whose own reverse derivative is a forward-over-reverse product.
 
     `recomputed` takes over where second derivatives need not commute.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 
+import jax
 import optax
 
-from maml_jax.types import Array, Params, PyTree
+from maml_jax import meta_gradient
+from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree
 
 
 def update(
@@ -47,3 +49,44 @@ def update(
             f"{name} receives value= (the loss) and grad= beside the gradient, its state and the "
             f"parameters; it asks for more: {error}."
         ) from error
+
+
+def inner_update(
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFn,
+    params: Params,
+    state: PyTree,
+    batch: Batch,
+    inner_lr: PyTree,
+    mode: str,
+) -> tuple[Params, PyTree, Metrics]:
+    """`maml.inner_update` with an optimizer's step in the place of minus the gradient.
+
+    Args:
+        optimizer: any optax transformation.
+        loss_fn: as in `maml.inner_update`, of floating-point parameters.
+        params: theta.
+        state: of the optimizer.
+        batch: the support batch.
+        inner_lr: a rate for each leaf of `params`, times which the optimizer's step is added.
+        mode: how the step is differentiated.
+
+    Returns:
+        theta', the optimizer's next state, and the metrics at theta.
+    """
+    gradient, metrics = meta_gradient.gradient(loss_fn, mode)(params, batch)
+    loss = metrics["loss"]
+    if mode == "first_order":  # the step is taken as independent of theta
+        loss = jax.lax.stop_gradient(loss)
+
+    def step(params: Params, gradient: PyTree, loss: Array, state: PyTree, inner_lr: PyTree):
+        direction, state = update(optimizer, gradient, state, params, loss, "inner_optimizer")
+        moved = jax.tree.map(
+            lambda p, d, alpha: (p + alpha * d).astype(p.dtype), params, direction, inner_lr
+        )
+        return moved, state
+
+    if mode == "mixed":  # of an optimizer's step, too, only what goes in is kept
+        step = jax.checkpoint(step, prevent_cse=False)
+    params, state = step(params, gradient, loss, state, inner_lr)
+    return params, state, metrics

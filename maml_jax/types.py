@@ -1,4 +1,4 @@
-"""The words that every module shares, and the checks on what users hand over.
+"""The nouns that every module shares: tasks, problems, meta-learners and meta-updates.
 
 Axis letters, in every docstring of the library:
 
@@ -12,6 +12,7 @@ K      shots: support examples (of a class)
 Q      query examples (of a class)
 E      episodes (rollouts) of a task
 H      horizon: time steps of an episode
+M      members of a run: seeds and swept values
 ====== ==========================================
 
 Shapes in docstrings leave the task axis out: problems are written for one task.
@@ -37,11 +38,11 @@ TaskLoss = Callable[[Params, "Task"], tuple[Array, Metrics]]
 
 
 class Task(NamedTuple):
-    """One task: what the inner loop sees and what the outer loop is judged on.
+    """One task: a batch to adapt on and a batch to evaluate the adapted parameters on.
 
     Attributes:
-        support: batch that the parameters are adapted on (paper: D).
-        query: batch that the adapted parameters are judged on (paper: D').
+        support: the batch of the inner loop (paper: D).
+        query: the batch of the outer loss (paper: D').
     """
 
     support: Batch
@@ -49,11 +50,11 @@ class Task(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A meta-learning problem as four pure functions, each written for one task.
+    """What is to be learned: four pure functions, each written for one task.
 
     Attributes:
         init: `init(key) -> params`.
-        sample: `sample(params, key, *data) -> Task`. Only reinforcement learning looks at `params`;
+        sample: `sample(params, key, *data) -> Task`. Only reinforcement learning uses `params`;
             `data` are arrays that tasks are drawn from, if there are any.
         inner_loss: `inner_loss(params, batch) -> (loss, metrics)`, loss a scalar.
         outer_loss: the same form, on the query batch.
@@ -65,18 +66,58 @@ class Problem(NamedTuple):
     outer_loss: LossFn
 
 
+class MetaLearner(NamedTuple):
+    """How a problem is learned: MAML, Meta-SGD, ...; three pure functions for one task.
+
+    Attributes:
+        init: `init(key) -> meta_params`: initial parameters, and whatever else is meta-learned.
+        adapt: `adapt(meta_params, support) -> adapted_params`, what a user deploys.
+        loss: `loss(meta_params, task) -> (loss, metrics)`, what the outer loop differentiates;
+            `metrics["query"]` holds the metrics after adaptation.
+    """
+
+    init: Callable[[Array], Params]
+    adapt: Callable[[Params, Batch], Params]
+    loss: TaskLoss
+
+    def evaluate(self, meta_params: Params, task: Task) -> Metrics:
+        """The query metrics of one task after adaptation, for `make_evaluate_fn`."""
+        return self.loss(meta_params, task)[1]["query"]
+
+
+class MetaUpdate(NamedTuple):
+    """How meta-parameters move: an optimizer on the meta-gradient, TRPO, Reptile, ...
+
+    Attributes:
+        init: `init(params) -> state`.
+        update: `update(params, state, tasks) -> (params, state, metrics)` for the tasks of one
+            meta-step, leading axis T. On a mesh each device calls it with its share of the tasks
+            and has to return the same result: reduce with `updates.pool`. Metrics hold `"loss"`;
+            `updates.report` adds what `check_finite` reads.
+        update_by_keys: for updates that visit their tasks chunk by chunk:
+            `update_by_keys(draw, single_out)` is `update` of PRNG keys in the place of tasks, where
+            `draw(key)` draws one task. Large meta-batches then never exist as a whole.
+            `single_out` is False where `draw` talks to other devices, so that no task may be drawn
+            again on one device alone.
+    """
+
+    init: Callable[[Params], PyTree]
+    update: Callable[[Params, PyTree, Any], tuple[Params, PyTree, Metrics]]
+    update_by_keys: Callable[[Callable[[Array], Task], bool], Callable[..., Any]] | None = None
+
+
 class NonFiniteError(FloatingPointError):
     """A loss became NaN or infinite; the message says at which step and in which task."""
 
 
+def has_dtype(leaf: Any) -> bool:
+    """Whether a leaf is an array or a Python number."""
+    return hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex, np.generic))
+
+
 def is_float(leaf: Any) -> bool:
     """Whether a leaf can be differentiated: a floating-point array or a Python float."""
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) if _has_dtype(leaf) else False
-
-
-def widen(x: Array) -> Array:
-    """A half-precision array as float32, in which sums over tasks are exact enough; else as is."""
-    return jnp.asarray(x, jnp.float32) if is_half(x) else jnp.asarray(x)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) if has_dtype(leaf) else False
 
 
 def is_half(x: Any) -> bool:
@@ -84,203 +125,12 @@ def is_half(x: Any) -> bool:
     return is_float(x) and jnp.finfo(jnp.result_type(x)).bits < 32
 
 
+def widen(x: Array) -> Array:
+    """A half-precision array as float32, in which sums over tasks are exact enough; else as is."""
+    return jnp.asarray(x, jnp.float32) if is_half(x) else jnp.asarray(x)
+
+
 def all_finite(tree: PyTree) -> Array:
     """Whether every number of every floating-point leaf is finite, a bool scalar."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
     return functools.reduce(jnp.logical_and, checks, jnp.array(True))
-
-
-def _has_dtype(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex, np.generic))
-
-
-def check_num_steps(num_steps: int) -> int:
-    """Returns `num_steps` if it is a whole number of inner steps, 0 or more.
-
-    Raises:
-        TypeError: it is not an integer (a traced value included: S is part of the program).
-        ValueError: it is negative.
-    """
-    _check_is_int("num_steps", num_steps)
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be 0 or more inner steps; received {num_steps}.")
-    return int(num_steps)
-
-
-def check_counts(**counts: int) -> None:
-    """Raises an error that names the first count that is not an integer of 1 or more."""
-    for name, value in counts.items():
-        _check_is_int(name, value)
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more; received {value}.")
-
-
-def _check_is_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(
-            f"{name} must be a Python int, because it fixes the shape of the program; "
-            f"received {value!r} of type {type(value).__name__}."
-        )
-
-
-def check_has_float_leaf(params: Params, what: str = "params") -> None:
-    """Raises a ValueError if nothing in `params` can be differentiated."""
-    leaves = jax.tree.leaves(params)
-    if not any(is_float(leaf) for leaf in leaves):
-        found = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
-        raise ValueError(
-            f"{what} has no floating-point leaf to adapt; it has {len(leaves)} leaves"
-            + (f" of type {', '.join(found)}." if found else ".")
-        )
-
-
-def check_not_complex(params: Params, what: str = "params") -> None:
-    """Raises a TypeError that names the complex leaves of `params`."""
-    _refuse_leaves(
-        params,
-        lambda leaf: (
-            not (_has_dtype(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating))
-        ),
-        f"{what} must hold real arrays where they are adapted; complex: {{}}. Keep real and "
-        "imaginary parts as two leaves, or exclude them by mask=.",
-    )
-
-
-def _refuse_leaves(params: Params, fits: Callable[[Any], bool], message: str) -> None:
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    bad = [jax.tree_util.keystr(path) or "the only leaf" for path, x in paths if not fits(x)]
-    if bad:
-        raise TypeError(message.format(", ".join(bad[:5])))
-
-
-def check_all_float(params: Params, what: str = "params") -> None:
-    """Raises a TypeError that names the leaves of `params` that cannot be differentiated."""
-    check_has_float_leaf(params, what)
-    _refuse_leaves(
-        params,
-        is_float,
-        f"{what} must hold floating-point arrays only, because the meta-optimizer updates every "
-        "leaf; not floating point: {}. Keep such values out of params, for example with "
-        "flax.nnx.split or equinox.partition.",
-    )
-
-
-def check_not_empty(batch: Batch, what: str) -> None:
-    """Raises a ValueError if no array of a batch has elements: a mean over it would be NaN."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)]
-    if shapes and all(0 in shape for shape in shapes):
-        raise ValueError(f"{what} must have examples; received arrays of shapes {shapes}.")
-
-
-def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead: int = 0) -> None:
-    """Raises a ValueError that names the first leaf whose structure or shape is not as expected.
-
-    Args:
-        what: is checked, in words.
-        expected: a pytree of arrays or `jax.ShapeDtypeStruct`s.
-        received: what should be like it.
-        advice: what to do, the end of the sentence.
-        lead: leading axes of every received leaf that the expected ones have not.
-    """
-    structures = jax.tree.structure(expected), jax.tree.structure(received)
-    if structures[0] != structures[1]:
-        raise ValueError(
-            f"{what} must have the structure {structures[0]}; received {structures[1]}. {advice}"
-        )
-    wanted = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, leaf), other in zip(wanted, jax.tree.leaves(received), strict=True):
-        if jnp.shape(leaf) != jnp.shape(other)[lead:]:
-            raise ValueError(
-                f"{what}{jax.tree_util.keystr(path)} must have shape {jnp.shape(leaf)}"
-                + (" after the axis of tasks" if lead else "")
-                + f"; received {jnp.shape(other)}. {advice}"
-            )
-
-
-def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
-    """Returns `(loss, metrics)` if a loss function returned a float scalar and a mapping.
-
-    Raises:
-        TypeError: it is not a pair of an array and a mapping.
-        ValueError: the loss is not a scalar.
-    """
-    if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)):
-        raise TypeError(
-            f"{what} must return a pair (loss, metrics) with metrics a dict, which may be empty; "
-            f"received {_describe(output)}."
-        )
-    loss, metrics = output
-    if not _has_dtype(loss):
-        raise TypeError(f"{what} must return an array as its loss; received {_describe(loss)}.")
-    if jnp.shape(loss) != ():
-        raise ValueError(
-            f"{what} must return a scalar loss for one task; received shape {jnp.shape(loss)}. "
-            "Take the mean over examples, and leave the task axis to the core."
-        )
-    if not is_float(loss):
-        raise TypeError(f"{what} must return a float loss; received {jnp.result_type(loss)}.")
-    return loss, _check_metrics(dict(metrics), _has_dtype, "arrays or numbers", what)
-
-
-def check_metrics(metrics: Metrics, what: str) -> Metrics:
-    """Returns metrics whose mean can be taken over tasks.
-
-    Raises:
-        TypeError: one is no real number or array of them.
-    """
-    return _check_metrics(metrics, _is_real, "real numbers", what)
-
-
-def _check_metrics(
-    metrics: Metrics, fits: Callable[[Any], bool], expected: str, what: str
-) -> Metrics:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(metrics):
-        if not fits(leaf):
-            raise TypeError(
-                f"{what} must return metrics that are {expected}; received {_describe(leaf)} at "
-                f"metrics{jax.tree_util.keystr(path)}."
-            )
-    return metrics
-
-
-def _is_real(leaf: Any) -> bool:
-    return _has_dtype(leaf) and (
-        jnp.result_type(leaf) == jnp.bool_
-        or jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-        or jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    )
-
-
-def check_is_task(task: Any) -> None:
-    """Raises a TypeError unless a task, or a batch of tasks, has a support and a query."""
-    if not hasattr(task, "support") or not hasattr(task, "query"):
-        raise TypeError(
-            f"a task must have the attributes support and query (maml_jax.Task); "
-            f"received {_describe(task)}."
-        )
-
-
-def check_same_structure(task: Task) -> None:
-    """Raises a ValueError if one loss is to serve a support and a query of different form."""
-    check_is_task(task)
-    support, query = jax.tree.structure(task.support), jax.tree.structure(task.query)
-    if support != query:
-        raise ValueError(
-            "support and query must have the same structure when one loss is used for both; "
-            f"received support {support} and query {query}. Pass outer_loss= for another form."
-        )
-
-
-def check_choice(value: Any, choices: tuple[Any, ...], what: str) -> None:
-    """Raises a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{what} must be one of {listed}; received {value!r}.")
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)} ({', '.join(type(v).__name__ for v in value)})"
-    return f"{type(value).__name__}" + (
-        f" of shape {jnp.shape(value)}" if hasattr(value, "shape") else ""
-    )

@@ -29,7 +29,7 @@ from benchmarks import (
     scaling,
     startup,
 )
-from maml_jax.networks import products
+from maml_jax.kernels import products
 
 ROOT = Path(__file__).resolve().parents[1]
 

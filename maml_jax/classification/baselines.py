@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.classification.episodes import ROTATIONS, ImageSet, check_image_set, scaled, turn
 from maml_jax.classification.losses import (
     LabelledImages,
@@ -34,8 +34,8 @@ def class_batches(
         `sample(params, key, image_set) -> Task` with an empty support and the batch as query;
         labels are the classes' numbers (times four, plus the turn, for `"classes"`).
     """
-    types.check_choice(rotations, ROTATIONS, "rotations")
-    types.check_counts(num_images=num_images)
+    checks.check_choice(rotations, ROTATIONS, "rotations")
+    checks.check_counts(num_images=num_images)
 
     def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
         del params

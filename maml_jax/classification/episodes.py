@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from maml_jax import types
-from maml_jax.batching import TASK_AXIS
+from maml_jax import checks
 from maml_jax.classification.losses import LabelledImages, cross_entropy
+from maml_jax.mesh import TASK_AXIS
 from maml_jax.networks.image import ImageNetwork
 from maml_jax.types import Array, Params, Problem, Task
 
@@ -73,8 +73,8 @@ def episode_sampler(
             few examples, or the images are not square and are to be turned.
         TypeError: a count is no integer; (from the sampler) the images are not uint8.
     """
-    types.check_counts(num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
-    types.check_choice(rotations, ROTATIONS, "rotations")
+    checks.check_counts(num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
+    checks.check_choice(rotations, ROTATIONS, "rotations")
     per_class = num_shots + num_queries
 
     def sample(params: Params, key: Array, image_set: ImageSet) -> Task:
@@ -115,7 +115,7 @@ def split_classes(image_set: ImageSet, num_devices: int) -> ImageSet:
         image_set: whole, on the host or a device.
         num_devices: of the mesh.
     """
-    types.check_counts(num_devices=num_devices)
+    checks.check_counts(num_devices=num_devices)
     images = np.asarray(image_set.images)
     missing = -len(images) % num_devices
     padded: Any = np.pad(images, ((0, missing), *((0, 0) for _ in images.shape[1:])))
@@ -233,7 +233,7 @@ def check_image_set(
 
 def draw_episodes(sampler: EpisodeSampler, key: Array, image_set: ImageSet, num_tasks: int) -> Task:
     """A fixed set of episodes [T], for validation or test: the same for the same key."""
-    types.check_counts(num_tasks=num_tasks)
+    checks.check_counts(num_tasks=num_tasks)
     keys = jax.random.split(key, num_tasks)
     return jax.vmap(lambda k: sampler(None, k, image_set))(keys)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.networks.image import ImageApply
 from maml_jax.types import Array, LossFn, Params, Task
 
@@ -126,7 +126,7 @@ def judge(apply: ImageApply, protocol: str) -> LossFn:
     Raises:
         ValueError: the protocol is none of `PROTOCOLS`.
     """
-    types.check_choice(protocol, PROTOCOLS, "protocol")
+    checks.check_choice(protocol, PROTOCOLS, "protocol")
 
     def loss_fn(params: Params, batch: JudgedImages) -> tuple[Array, dict[str, Any]]:
         logits = query_outputs(apply, protocol, params, batch.support_images, batch.images)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from maml_jax import types
-from maml_jax.networks import convolutions, normalization, products
+from maml_jax import checks, types
+from maml_jax.kernels import convolutions, products
+from maml_jax.networks import normalization
 from maml_jax.types import Array, Params, PyTree
 
 POOLINGS = ("stride", "max")
@@ -180,12 +181,12 @@ def convolutional(
         ValueError: an unknown choice, a count below 1, or images too small for so many poolings.
         TypeError: a count that is no integer.
     """
-    types.check_choice(pooling, POOLINGS, "pooling")
+    checks.check_choice(pooling, POOLINGS, "pooling")
     head = {"stride": "normal", "max": "xavier"}[pooling] if head is None else head
     _check(image_shape, norm, head, num_outputs=num_outputs, num_filters=num_filters,
            num_layers=num_layers)  # fmt: skip
     if lowering is not None:
-        types.check_choice(lowering, convolutions.LOWERINGS, "lowering")
+        checks.check_choice(lowering, convolutions.LOWERINGS, "lowering")
     if pooling == "max" and min(image_shape[:2]) < 2**num_layers:
         raise ValueError(
             f"images of {image_shape[0]}x{image_shape[1]} are too small for {num_layers} times 2x2 "
@@ -238,9 +239,9 @@ def _check(image_shape: tuple[int, int, int], norm: str, head: str, **counts: in
     if len(image_shape) != 3:
         raise ValueError(f"image_shape must be (H, W, C); received {image_shape}.")
     normalization.check_norm(norm)
-    types.check_choice(head, tuple(HEADS), "head")
-    types.check_counts(**{f"image_shape[{i}]": size for i, size in enumerate(image_shape)})
-    types.check_counts(**counts)
+    checks.check_choice(head, tuple(HEADS), "head")
+    checks.check_counts(**{f"image_shape[{i}]": size for i, size in enumerate(image_shape)})
+    checks.check_counts(**counts)
 
 
 def _network(

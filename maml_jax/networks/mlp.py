@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from maml_jax import types
-from maml_jax.networks import products
+from maml_jax import checks
+from maml_jax.kernels import products
 from maml_jax.types import Array, Params
 
 INITIALIZERS: dict[str, Callable[..., Array]] = {
@@ -73,8 +73,8 @@ def mlp(
     """
     sizes = (num_inputs, *hidden_sizes, num_outputs)
     for size in sizes:
-        types.check_counts(**{"layer sizes": size})
-    types.check_choice(initializer, tuple(INITIALIZERS), "initializer")
+        checks.check_counts(**{"layer sizes": size})
+    checks.check_choice(initializer, tuple(INITIALIZERS), "initializer")
     module = _MLP(tuple(sizes[1:]), activation, INITIALIZERS[initializer])
 
     def init(key: Array) -> Params:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.types import Array, Params, PyTree
 
 NORMS = ("batch", "batch_scale", "layer", "group", "none")
@@ -80,7 +80,7 @@ def removes_offsets(norm: str) -> bool:
 
 def check_norm(norm: str) -> None:
     """Raises a ValueError unless `norm` is one of `NORMS`."""
-    types.check_choice(norm, NORMS, "norm")
+    checks.check_choice(norm, NORMS, "norm")
 
 
 def all_but_norm(params: Params) -> PyTree:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from maml_jax import types
+from maml_jax import checks
+from maml_jax.kernels.products import dot_general
 from maml_jax.networks.distributions import Categorical, Distribution, Gaussian
 from maml_jax.networks.mlp import Network, mlp
-from maml_jax.networks.products import dot_general
 from maml_jax.types import Array, Params, PyTree
 
 STD_FLOOR = 1e-6  # the original code's
@@ -132,7 +132,7 @@ def recurrent_policy(
     Raises:
         ValueError: a size below 1, or an `initial_std` that is not finite or not above the floor.
     """
-    types.check_counts(
+    checks.check_counts(
         num_observations=num_observations, num_actions=num_actions, num_units=num_units
     )
     cell = nn.GRUCell(num_units)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.networks import Network
 from maml_jax.regression.losses import Examples, mean_squared_error
 from maml_jax.regression.sinusoid import Sinusoid, examples, sample_inputs
@@ -50,7 +50,7 @@ def tune_inner_lr(curve: Callable[[Array], Array], candidates: Array) -> tuple[A
 
 def init_many(network: Network, key: Array, num_networks: int) -> Params:
     """Parameters of many networks, each drawn with its own key; leaves [M, ...]."""
-    types.check_counts(num_networks=num_networks)
+    checks.check_counts(num_networks=num_networks)
     return jax.vmap(network.init)(jax.random.split(key, num_networks))
 
 

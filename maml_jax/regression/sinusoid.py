@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.networks import Network
 from maml_jax.regression.losses import Examples, mean_squared_error
 from maml_jax.types import Array, Params, Problem, Task
@@ -84,7 +84,7 @@ def sinusoid_problem(
         num_query: Q, other points of the same function to be judged on.
         informed: whether inputs carry amplitude and phase, for the oracle.
     """
-    types.check_counts(num_support=num_support, num_query=num_query)
+    checks.check_counts(num_support=num_support, num_query=num_query)
     loss = mean_squared_error(network.apply)
 
     def sample(params: Params, key: Array) -> Task:
@@ -113,7 +113,7 @@ class FixedTasks(NamedTuple):
 
 def sample_fixed_tasks(key: Array, num_tasks: int, max_support: int) -> FixedTasks:
     """Draws test (or validation) functions; `max_support` is the largest K to be asked for."""
-    types.check_counts(num_tasks=num_tasks, max_support=max_support)
+    checks.check_counts(num_tasks=num_tasks, max_support=max_support)
     keys = jax.random.split(key, num_tasks)
     return FixedTasks(*jax.vmap(lambda k: sample_points(k, max_support))(keys))
 
@@ -128,7 +128,7 @@ def few_shot_tasks(
     Raises:
         ValueError: `num_support` is more than the tests were drawn for.
     """
-    types.check_counts(num_support=num_support, num_query=num_query)
+    checks.check_counts(num_support=num_support, num_query=num_query)
     drawn = tests.inputs.shape[1]
     if num_support > drawn:
         raise ValueError(f"num_support must be at most the {drawn} drawn; received {num_support}.")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.networks import Categorical, Policy
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.types import Array, PyTree
@@ -44,7 +44,7 @@ def checked(env: Environment) -> Environment:
             `step` is traced, as `check_environment`.
         TypeError: then, too: `reset` or `step` does not return a `State`.
     """
-    types.check_counts(
+    checks.check_counts(
         num_observations=env.num_observations, num_actions=env.num_actions, horizon=env.horizon
     )
 
@@ -184,7 +184,7 @@ def _check_policy(env: Environment, policy: Policy, observation: Any) -> Any:
                 f"{part.shape}."
             )
     start, after = memories
-    types.check_fits(
+    checks.check_fits(
         "the memory that act returns", start, after, "It must be like that of start()."
     )
     return action

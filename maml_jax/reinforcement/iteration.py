@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from maml_jax import batching as tasks_lib
-from maml_jax import types
+from maml_jax import checks, types
 from maml_jax.evaluation import Evaluation, summarize
 from maml_jax.maml import PerStep, inner_update
 from maml_jax.networks import Policy
@@ -65,7 +65,7 @@ def make_iterate_fn(
             parameters or optimizer state are of another kind.
         TypeError: `meta_update` is no `MetaUpdate`.
     """
-    types.check_counts(num_tasks=num_tasks, num_steps=num_steps)
+    checks.check_counts(num_tasks=num_tasks, num_steps=num_steps)
     if not isinstance(meta_update, MetaUpdate):
         raise TypeError(
             "meta_update must be a MetaUpdate, from trpo or gradient_steps(problem, optimizer); "
@@ -77,12 +77,12 @@ def make_iterate_fn(
 
     def check_state(state: MetaState) -> None:
         params = jax.eval_shape(problem.init, jax.random.key(0))
-        types.check_fits(
+        checks.check_fits(
             "state.params", params, state.params, "They must be of the problem's policy."
         )
         optimizer_state = jax.eval_shape(meta_update.init, state.params)
         advice = "Make the state by maml_jax.init(params, meta_update, key) with this meta_update."
-        types.check_fits("state.optimizer_state", optimizer_state, state.optimizer_state, advice)
+        checks.check_fits("state.optimizer_state", optimizer_state, state.optimizer_state, advice)
 
     def one(state: MetaState, _: None) -> tuple[MetaState, Metrics]:
         first = jax.lax.axis_index(tasks_lib.TASK_AXIS) * local_tasks
@@ -198,7 +198,7 @@ def make_evaluate_fn(
             a policy that do not (`check_environment`).
         TypeError: `estimation` is no `Estimation`.
     """
-    types.check_counts(num_episodes=num_episodes)
+    checks.check_counts(num_episodes=num_episodes)
     check_estimation(estimation)
     inner_loss = inner_objective(policy, objective)
 
@@ -224,9 +224,9 @@ def make_evaluate_fn(
         num_tasks = tasks_lib.axis_size(tasks)
         task = jax.eval_shape(env.sample_task, jax.random.key(0))
         advice = "Tasks are what vmap of the environment's sample_task returns."
-        types.check_fits("tasks", task, tasks, advice, lead=1)
+        checks.check_fits("tasks", task, tasks, advice, lead=1)
         expected = jax.eval_shape(policy.init, jax.random.key(0))
-        types.check_fits("params", expected, params, "They must be of the policy.")
+        checks.check_fits("params", expected, params, "They must be of the policy.")
         used = tasks_lib.task_mesh(num_tasks) if mesh is None else mesh
         tasks_lib.check_mesh(used, num_tasks)
         keys = jax.random.split(key, num_tasks)

@@ -16,7 +16,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from maml_jax import batching as tasks_lib
-from maml_jax import optimizers, types
+from maml_jax import checks, optimizers
 from maml_jax.reinforcement.checks import check_number
 from maml_jax.reinforcement.objectives import SurrogateFn, check_clip, surrogate_of
 from maml_jax.reinforcement.problem import MODES, ReinforcementProblem
@@ -89,10 +89,10 @@ def trpo(
         TypeError: `problem` is not from `reinforcement_problem`.
     """
     _check_problem(problem)
-    types.check_choice(products, PRODUCTS, "products")
-    types.check_counts(conjugate_steps=conjugate_steps, tries=tries)
+    checks.check_choice(products, PRODUCTS, "products")
+    checks.check_counts(conjugate_steps=conjugate_steps, tries=tries)
     if product_episodes is not None:
-        types.check_counts(product_episodes=product_episodes)
+        checks.check_counts(product_episodes=product_episodes)
     check_number("max_kl", max_kl, "above 0 and finite", lambda x: 0 < x < math.inf)
     check_number("damping", damping, "of 0 or more and finite", lambda x: 0 <= x < math.inf)
     check_number("shrink", shrink, "between 0 and 1", lambda x: 0 < x < 1)
@@ -169,7 +169,7 @@ def _check_problem(problem: Any) -> None:
             "problem must be what reinforcement_problem returns; received "
             f"{type(problem).__name__}."
         )
-    types.check_choice(problem.mode, MODES, "problem.mode")
+    checks.check_choice(problem.mode, MODES, "problem.mode")
 
 
 def _first_episodes(tasks: Task, count: int | None) -> Task:
@@ -351,7 +351,7 @@ def gradient_steps(
             transformation; in the first iteration, a loss that does not return a pair.
     """
     _check_problem(problem)
-    types.check_counts(num_epochs=num_epochs)
+    checks.check_counts(num_epochs=num_epochs)
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
         raise TypeError(
             f"optimizer must be an optax transformation, optax.adam(1e-3) say; received "
@@ -368,7 +368,7 @@ def gradient_steps(
 
     def task_loss(params: Params, task: Task) -> tuple[Array, Metrics]:
         output = judge(problem.adapted_distribution(params, task), task.query)
-        value, metrics = types.check_loss_output(output, "loss")
+        value, metrics = checks.check_loss_output(output, "loss")
         if "kl" not in metrics:
             raise ValueError(f"loss must have 'kl' among its metrics; received {sorted(metrics)}.")
         return value, metrics

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.reinforcement.environment import Environment, State, check_continuous
 from maml_jax.types import Array
 
@@ -39,8 +39,8 @@ def navigation(reward: str = "distance", horizon: int = 100) -> Environment:
     Raises:
         ValueError: an unknown reward, or a horizon below 1.
     """
-    types.check_choice(reward, REWARDS, "reward")
-    types.check_counts(horizon=horizon)
+    checks.check_choice(reward, REWARDS, "reward")
+    checks.check_counts(horizon=horizon)
 
     def sample_task(key: Array) -> Array:
         return jax.random.uniform(key, (2,), minval=-GOAL_BOUND, maxval=GOAL_BOUND)

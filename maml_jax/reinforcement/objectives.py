@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.networks import Policy
 from maml_jax.reinforcement.advantages import masked_mean
 from maml_jax.reinforcement.checks import check_number
@@ -63,7 +63,7 @@ def inner_objective(policy: Policy, form: str = "likelihood") -> LossFn:
     Raises:
         ValueError: an unknown form.
     """
-    types.check_choice(form, INNER_OBJECTIVES, "the inner objective")
+    checks.check_choice(form, INNER_OBJECTIVES, "the inner objective")
 
     def loss(params: Params, samples: Samples) -> tuple[Array, Metrics]:
         log_probs = policy.unroll(params, samples.observations).log_prob(samples.actions)

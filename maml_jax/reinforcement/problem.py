@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from maml_jax import maml, types
+from maml_jax import checks, maml, types
 from maml_jax.networks import Policy
 from maml_jax.reinforcement import advantages as advantages_lib
 from maml_jax.reinforcement.checks import check_environment, check_number
@@ -242,9 +242,9 @@ def reinforcement_problem(
             policy is not what it should be, see `check_environment`.
         TypeError: `num_steps` is not an int, or as `check_environment`.
     """
-    num_steps = types.check_num_steps(num_steps)
-    types.check_counts(num_episodes=num_episodes)
-    types.check_choice(mode, MODES, "mode")
+    num_steps = checks.check_num_inner_steps(num_steps)
+    checks.check_counts(num_episodes=num_episodes)
+    checks.check_choice(mode, MODES, "mode")
     check_estimation(estimation)
     check_environment(env, policy)
     problem = ReinforcementProblem(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.networks import Policy
 from maml_jax.reinforcement.advantages import worst_reward
 from maml_jax.reinforcement.checks import checked
@@ -82,10 +82,10 @@ def rollout(
             or a state that is not, as `check_environment`.
     """
     horizon = env.horizon if horizon is None else horizon
-    types.check_counts(num_episodes=num_episodes, horizon=horizon)
+    checks.check_counts(num_episodes=num_episodes, horizon=horizon)
     env = checked(env)
     expected = jax.eval_shape(env.sample_task, jax.random.key(0))
-    types.check_fits(
+    checks.check_fits(
         "task", expected, task, "Tasks are what the environment's sample_task returns."
     )
     params = jax.lax.stop_gradient(params)

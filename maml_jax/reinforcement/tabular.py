@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.networks import Categorical, Policy
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.types import Array, Params
@@ -52,11 +52,11 @@ def tabular(
     Raises:
         ValueError: a size below 1, or tables of another shape.
     """
-    types.check_counts(num_states=num_states, num_actions=num_actions, horizon=horizon)
+    checks.check_counts(num_states=num_states, num_actions=num_actions, horizon=horizon)
     n, A = num_states, num_actions
     expected = Tables(jnp.zeros((n, A)), jnp.zeros((n, A, n)), jnp.zeros((n,)))
     sampled = jax.eval_shape(sample_task, jax.random.key(0))
-    types.check_fits(
+    checks.check_fits(
         "what sample_task returns: Tables", expected, sampled, "See num_states, num_actions."
     )
 
@@ -110,7 +110,7 @@ def expected_return(policy: Policy, params: Params, task: Tables, horizon: int) 
         ValueError: a horizon below 1.
         TypeError: actions that are not `Categorical`.
     """
-    types.check_counts(horizon=horizon)
+    checks.check_counts(horizon=horizon)
     distribution = policy.unroll(params, jnp.eye(task.start.shape[0])[None])
     if not isinstance(distribution, Categorical):
         raise TypeError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maml_jax import types
+from maml_jax import checks
 from maml_jax.classification.datasets import archives, builder
 from maml_jax.classification.datasets.images import SPLITS, ImageClasses
 from maml_jax.classification.datasets.messages import (
@@ -69,7 +69,7 @@ def load_omniglot(
     Raises:
         DataError: an archive is not Omniglot: names what is missing or of the wrong size.
     """
-    types.check_choice(splitting, SPLITTINGS, "splitting")
+    checks.check_choice(splitting, SPLITTINGS, "splitting")
     reading = Reading(image_size, 1, invert=True, resample=resample)
     parts = builder.load(_source(data_dir), reading, cache_dir)
     background, evaluation = (parts[name] for name in CHARACTERS)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
-from maml_jax.batching import factorized_at_once, in_pieces
+from maml_jax import checks
+from maml_jax.kernels.factorizations import factorized_at_once, in_pieces
 from maml_jax.reinforcement.environment import Environment, State, check_continuous
 from maml_jax.reinforcement.locomotion.quiet import quiet_imports
 from maml_jax.types import Array
@@ -94,15 +94,15 @@ def make_physics(
         ValueError: an unknown name, or a count below 1.
         TypeError: `solver` is no `Solver`.
     """
-    types.check_choice(robot, ("half_cheetah", "ant"), "robot")
-    types.check_choice(physics, PHYSICS, "physics")
+    checks.check_choice(robot, ("half_cheetah", "ant"), "robot")
+    checks.check_choice(physics, PHYSICS, "physics")
     if physics == "paper":
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a locomotion.Solver; received {solver!r}.")
-        types.check_choice(solver.contacts, ("all", "feet"), "contacts")
-        types.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
+        checks.check_choice(solver.contacts, ("all", "feet"), "contacts")
+        checks.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
         return _in_pieces(getattr(mujoco_physics, robot)(solver), 1)
-    types.check_choice(backend, BACKENDS, "backend")
+    checks.check_choice(backend, BACKENDS, "backend")
     made = brax_physics.brax_robot("ant" if robot == "ant" else "halfcheetah", backend)
     if backend == "mjx":
         return _in_pieces(made, 1)
@@ -143,8 +143,8 @@ def locomotion(
         ValueError: an unknown name, or a count below 1.
         TypeError: `solver` is no `Solver`.
     """
-    types.check_choice(task, TASKS, "task")
-    types.check_counts(horizon=horizon)
+    checks.check_choice(task, TASKS, "task")
+    checks.check_counts(horizon=horizon)
     family = FAMILIES[task]
     body = make_physics(family.robot, physics, solver=solver, backend=backend)
 

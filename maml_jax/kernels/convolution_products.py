@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from maml_jax.networks import products
+from maml_jax.kernels import products
 from maml_jax.types import Array
 
 FORMS = ("output", "input", "kernel")

@@ -13,24 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maml_jax import types
-from maml_jax.networks import products
-from maml_jax.networks.convolution_products import Geometry, convolve
+from maml_jax import checks
+from maml_jax.kernels import products
+from maml_jax.kernels.convolution_products import Geometry, convolve
+from maml_jax.kernels.preferences import preferred
 from maml_jax.types import Array
 
 LOWERINGS = ("patches", "shifts", "native")
-
-
-def default_lowering(platform: str | None = None) -> str:
-    """The convolution lowering for meta-learning on a platform.
-
-    Measured on a CPU (`python -m benchmarks.run --suite=classification`); on accelerators assumed,
-    because there, too, `"native"` becomes a grouped convolution under `jax.vmap` over tasks.
-
-    Args:
-        platform: "cpu", "gpu" or "tpu"; default that of the first device.
-    """
-    return {"cpu": "patches"}.get(platform or jax.default_backend(), "patches")
 
 
 def convolution(lowering: str | None = None) -> Callable[..., Array]:
@@ -39,7 +28,7 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
     Args:
         lowering: `"native"` is JAX's own; `"patches"` gathers the shifted inputs under the kernel
             side by side and takes one matrix product, see `convolution_products`; `"shifts"` adds
-            up one product for each position of the kernel. Default `default_lowering()`.
+            up one product for each position of the kernel. Default: see `preferences`.
 
     Returns:
         `conv(inputs [..., H, W, C], kernel [h, w, C, F], strides, padding, ...)`. The latter two
@@ -48,8 +37,8 @@ def convolution(lowering: str | None = None) -> Callable[..., Array]:
     Raises:
         ValueError: the lowering is none of `LOWERINGS`.
     """
-    lowering = default_lowering() if lowering is None else lowering
-    types.check_choice(lowering, LOWERINGS, "lowering")
+    lowering = preferred("lowering") if lowering is None else lowering
+    checks.check_choice(lowering, LOWERINGS, "lowering")
     if lowering == "native":
         return jax.lax.conv_general_dilated
 

@@ -1,0 +1,1 @@
+"""What one platform needs: products, convolutions, factorisations, waiting, preferences."""

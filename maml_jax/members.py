@@ -1,0 +1,124 @@
+"""Members of a run: seeds and swept values, meta-trained in one program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from maml_jax import mesh as mesh_lib
+from maml_jax.batching import axis_size
+from maml_jax.kernels.dispatch import settle
+from maml_jax.training import WHOLE, MetaState, Sampler, TrainFn, check_data, on_mesh
+from maml_jax.types import Array, Metrics
+
+Values = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemberTrainFn:
+    """Meta-steps of M members in one dispatch, from `over_members`; donates the states.
+
+    Attributes:
+        compiled: the program, of the tuple `(states, values, member_data)` and the tuple `data`.
+        mesh: the mesh that it runs on.
+        specs: how these two lie on it.
+        draw: `draw(params, key, *data)`, the sampler of one member.
+    """
+
+    compiled: Any
+    mesh: Mesh
+    specs: tuple[Any, Any]
+    draw: Sampler
+    _checked: list[Any] = dataclasses.field(default_factory=list, repr=False)
+
+    def __call__(
+        self, states: MetaState, values: Values, *data: Any, member_data: tuple[Any, ...] = ()
+    ) -> tuple[MetaState, Metrics, Array]:
+        """Puts the arguments in place, runs the program, and returns what it returns."""
+        given = jax.tree.leaves((data, member_data))
+        members, data = mesh_lib.place(
+            ((states, dict(values), member_data), data), self.mesh, self.specs
+        )
+        if given:
+            state, first_data = jax.tree.map(lambda x: x[0], (members[0], members[2]))
+            check_data(self.draw, self._checked, given, state, (*data, *first_data))
+        return settle(self.compiled(members, data), self.mesh)
+
+    def lower(
+        self, states: MetaState, values: Values, *data: Any, member_data: tuple[Any, ...] = ()
+    ) -> jax.stages.Lowered:
+        """The program for arguments of these shapes, without running it; as `TrainFn.lower`."""
+        members = states, dict(values), member_data
+        return self.compiled.lower(*mesh_lib.shapes((members, data), self.mesh, self.specs))
+
+
+def over_members(
+    make: Callable[[Values], TrainFn],
+    mesh: Mesh,
+    *,
+    draw: Sampler,
+    data_specs: Any = WHOLE,
+    one_by_one: bool = False,
+) -> MemberTrainFn:
+    """Meta-trains members with states, values and data of their own, side by side.
+
+    On a `member_mesh` each device has its share of the members, on a `task_mesh` all of them.
+    Members do not communicate. A device with one member runs the program of that member alone.
+
+    Args:
+        make: `make(values)`, the `TrainFn` of one member on `mesh`, from `make_train_fn`. `values`
+            are traced scalars by name, what members differ in beside their state.
+        mesh: a member or task mesh.
+        draw: the sampler of `make`'s functions; it is traced with new data, for its checks.
+        data_specs: how data that all members share lies on the mesh, as in `make_train_fn`.
+        one_by_one: runs a device's members in sequence. It is faster on a CPU where products are
+            small, which weights of each member's own make smaller still (`kernels.preferences`).
+
+    Returns:
+        `train(states, values, *data, member_data=()) -> (states, metrics, kept)`: leaves of states,
+        values and member_data have a leading axis of M, metrics [M, num_meta_steps]. The sampler
+        gets `(*data, *member_data)`. `kept`, bool [M], is False for members of which something was
+        not finite; of several members such a one keeps the state that it had, and the others go on.
+        A member that is behind the furthest one is not kept either.
+    """
+    split = mesh_lib.MEMBER_AXIS in mesh.axis_names
+    member_specs = PartitionSpec(mesh_lib.MEMBER_AXIS) if split else WHOLE
+
+    def on_device(members: Any, data: tuple[Any, ...]) -> tuple[MetaState, Metrics]:
+        def one(member: Any) -> tuple[MetaState, Metrics]:
+            state, values, member_data = member
+            return make(values).on_device(state, (*data, *member_data))
+
+        if axis_size(members) == 1:  # a batched axis of one costs copies on a CPU
+            alone = one(jax.tree.map(lambda x: x[0], members))
+            return jax.tree.map(lambda x: x[None], alone)
+        return jax.lax.map(one, members) if one_by_one else jax.vmap(one)(members)
+
+    sharded = on_mesh(on_device, mesh, (member_specs, data_specs), member_specs)
+
+    def train(members: Any, data: tuple[Any, ...]) -> tuple[MetaState, Metrics, Array]:
+        trained, metrics = sharded(members, data)
+        before: MetaState = members[0]
+        finite = (metrics["nonfinite_tasks"] == 0) & (metrics["nonfinite_update"] == 0)
+        kept = jnp.all(finite, axis=-1) & (before.step == jnp.max(before.step))
+        if axis_size(before.step) > 1:
+            trained = _choose(kept, trained, before)
+        return mesh_lib.gather((trained, metrics, kept), mesh)
+
+    compiled = jax.jit(train, donate_argnums=0)
+    return MemberTrainFn(compiled, mesh, (member_specs, data_specs), draw)
+
+
+def _choose(kept: Array, new: MetaState, old: MetaState) -> MetaState:
+    """The new state of members that are kept, the old one of the others."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(jnp.reshape(kept, (-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    params, update_state, step = jax.tree.map(pick, new[:3], old[:3])
+    return MetaState(params, update_state, step, old.key)
