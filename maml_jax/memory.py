@@ -159,7 +159,9 @@ class Advice(NamedTuple):
     def sentence(self, write: Callable[[str, str], str] = "{}={!r}".format) -> str:
         """The advice as a sentence; `write(argument, value)` names a change, as code by default."""
         if self.changes is None:
-            return "No mode fits: take a smaller network, fewer or smaller examples, or more devices."
+            return (
+                "No mode fits: take a smaller network, fewer or smaller examples, or more devices."
+            )
         if self.fits:
             return "It fits."
         changes = " ".join(write(name, value) for name, value in self.changes.items())

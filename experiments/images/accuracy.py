@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from experiments.images import data
-from experiments.images.config import Config, make_network
+from experiments.images.config import Config
+from experiments.images.network import make_network
 from maml_jax import adaptation_curve, make_evaluate_fn
 from maml_jax.classification import (
     baselines,
@@ -17,8 +19,8 @@ from maml_jax.classification import (
     episode_sampler,
     judge,
 )
-from maml_jax.evaluation import EvaluateFn
-from maml_jax.types import Array, Metrics, Params, Task
+from maml_jax.evaluation import Evaluation
+from maml_jax.types import Metrics, Params, Task
 
 VALIDATION_SEED, TUNING_SEED = 1_000_002, 1_000_003  # of no training run: those are smaller
 TUNING_TASKS = 100
@@ -27,7 +29,7 @@ TUNING_TASKS = 100
 @functools.lru_cache(maxsize=8)
 def adapting(
     config: Config, num_inner_steps: int, protocol: str = "transductive", last_only: bool = False
-) -> EvaluateFn:
+) -> Callable[..., Evaluation]:
     """`evaluate(params, judged tasks, inner_lr)`: accuracy after 0 to S gradient steps, or S alone.
 
     Args:
@@ -51,7 +53,7 @@ def adapting(
 @functools.lru_cache(maxsize=8)
 def not_adapting(
     config: Config, method: str, num_outputs: int, protocol: str = "transductive"
-) -> EvaluateFn:
+) -> Callable[..., Evaluation]:
     """`evaluate(params, tasks)`: accuracy of a method that takes no gradient steps.
 
     Args:
@@ -94,5 +96,3 @@ def episodes(config: Config, num_queries: int, seed: int, image_set: Any, count:
     sampler = episode_sampler(config.num_ways, config.num_shots, num_queries, config.rotations)
     draw = jax.jit(functools.partial(draw_episodes, sampler), static_argnums=2)
     return draw(jax.random.key(seed), image_set, count)
-
-

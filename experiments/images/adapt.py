@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.core.config import ConfigError
-from experiments.images.config import Config, make_network
+from experiments.images.config import Config
 from experiments.images.data import explained, reading
 from experiments.images.figure import contact_sheet
+from experiments.images.network import make_network
 from maml_jax import adapt
 from maml_jax.classification import LabelledImages, cross_entropy
 from maml_jax.classification.losses import query_outputs

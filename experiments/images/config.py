@@ -1,12 +1,9 @@
-"""Settings of the image experiments, and the network that they describe."""
+"""Settings of the image experiments."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from experiments.core.config import (
     BATCHING_HELP,
@@ -17,10 +14,11 @@ from experiments.core.config import (
     without_swept,
 )
 from experiments.images import data
+from experiments.images.defaults import characters, photographs
 from maml_jax.classification import PROTOCOLS
 from maml_jax.classification.episodes import ROTATIONS
+from maml_jax.kernels.preferences import preferred
 from maml_jax.meta_gradient import MODES
-from maml_jax.networks import ImageNetwork, convolutional, fully_connected
 from maml_jax.networks.image import POOLINGS
 from maml_jax.networks.normalization import NORMS
 
@@ -113,14 +111,11 @@ class Config:
 
     clip: float | None = option(
         None,
-        "Bound for each element of the meta-gradient; 0 for none. The original bounds that of a "
-        "loss N * queries / K times the mean, by 10.",
+        "Bound for each element of the meta-gradient; 0 for none.",
         minimum=0,
         internal=True,
     )
-    num_layers: int = option(
-        4, "Convolutional layers.", minimum=1, maximum=1_000, internal=True
-    )
+    num_layers: int = option(4, "Convolutional layers.", minimum=1, maximum=1_000, internal=True)
     pooling: str | None = option(
         None,
         "Convolutions of stride 2 and a mean, or 2x2 max-pooling.",
@@ -206,48 +201,17 @@ class Config:
         return "photographs" if self.dataset in ("mini_imagenet", "folder") else "characters"
 
     def derived(self) -> dict[str, Any]:
-        """Values of the fields that are None: the paper's for the ways and shots.
-
-        For MiniImagenet they are the original code's. The paper's text has 2 tasks a meta-batch for
-        5-shot; the code's command has 4 for both.
-        """
+        """Values of the fields that are None or empty."""
         if self.like() == "photographs":
-            queries = self.train_queries or 15
-            values = {
-                "train_queries": queries,
-                "num_tasks": 4,
-                "inner_steps": 5,
-                "inner_lr": 0.05,
-                "num_filters": 32,
-                "image_size": 84,
-                "image_kind": "colour",
-                "rotations": "none",
-                "clip": 10.0 / (self.num_ways * queries / self.num_shots),
-                "pooling": "max",
-                "report_steps": 10,
-                "steps_per_call": 25,
-            }
+            values = photographs(self.num_ways, self.num_shots, self.train_queries)
         else:
-            many = self.num_ways >= 20
-            values = {
-                "train_queries": self.num_shots,
-                "num_tasks": 16 if many else 32,
-                "inner_steps": 5 if many else 1,
-                "inner_lr": 2.0,
-                "num_filters": 64,
-                "image_size": 28,
-                "image_kind": "ink",
-                "rotations": "augment",
-                "clip": 0.0,
-                "pooling": "stride",
-                "report_steps": 5 if many else 3,
-                "steps_per_call": 100,
-            }
+            values = characters(self.num_ways, self.num_shots)
+        values["eval_queries"] = (0, 15)
         if self.dataset == "folder":
-            values["eval_queries"] = (self.train_queries or values["train_queries"],)
+            values["eval_queries"] = (values["train_queries"],)
             if self.image_size is None:
                 values["image_size"] = data.size_of_folder()
-        return {"eval_queries": (0, 15), **values}
+        return values
 
     def __post_init__(self):
         for name, value in self.derived().items():
@@ -280,6 +244,11 @@ class Config:
         return [m for m in ("pretrained", "nearest_neighbour") if m in self.methods]
 
     @property
+    def episode_sizes(self) -> tuple[Any, Any, Any]:
+        """N, K and Q of training."""
+        return self.num_ways, self.num_shots, self.train_queries
+
+    @property
     def channels(self) -> int:
         """1 for grey images, 3 for colour."""
         return data.KINDS[self.image_kind][0]
@@ -289,7 +258,7 @@ class Config:
         """How the core batches tasks on a device."""
         if self.task_batching != "auto":
             return parse_batching(self.task_batching)
-        return "scan" if jax.default_backend() == "cpu" else "vmap"
+        return preferred("batching")
 
     @property
     def shared(self) -> Config:
@@ -313,24 +282,3 @@ class Config:
         """Name of the meta-learned method in stages and results."""
         name = "first_order" if self.mode == "first_order" else "maml"
         return name if self.network == "conv" else f"{name}, not convolutional"
-
-
-def make_network(config: Config, num_outputs: int | None = None) -> ImageNetwork:
-    """The classifier, by default with N outputs."""
-    outputs = config.num_ways if num_outputs is None else num_outputs
-    dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
-    shape = (config.image_size, config.image_size, config.channels)
-    shared: Any = {"norm": config.norm, "adapt_norm": config.adapt_norm, "dtype": dtype}
-    try:
-        if config.network == "mlp":
-            return fully_connected(shape, outputs, config.hidden_sizes, **shared)
-        return convolutional(
-            shape,
-            outputs,
-            num_filters=config.num_filters,
-            num_layers=config.num_layers,
-            pooling=config.pooling,
-            **shared,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None

@@ -11,7 +11,8 @@ import numpy as np
 from experiments.core.results import make_row
 from experiments.core.stages import Outcome
 from experiments.images import accuracy, data
-from experiments.images.config import Config, make_network
+from experiments.images.config import Config
+from experiments.images.network import make_network
 from experiments.images.stages import num_training_classes
 from maml_jax import adapt
 from maml_jax.classification import baselines, cross_entropy, judged

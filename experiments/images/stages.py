@@ -20,8 +20,9 @@ from experiments.core.config import ConfigError
 from experiments.core.logbook import say
 from experiments.core.stages import Stage
 from experiments.images import accuracy, data
-from experiments.images.config import Config, make_network
+from experiments.images.config import Config
 from experiments.images.data import Images
+from experiments.images.network import make_network
 from maml_jax.algorithms import maml
 from maml_jax.batching import resolve_batching
 from maml_jax.classification import (
@@ -33,6 +34,7 @@ from maml_jax.classification import (
     judged,
     split_classes,
 )
+from maml_jax.kernels.preferences import preferred
 from maml_jax.memory import advise
 from maml_jax.mesh import TASK_AXIS, place
 from maml_jax.types import Array, MetaLearner, Params, Task, TaskLoss
@@ -72,12 +74,10 @@ def num_training_classes(config: Config, images: Images) -> int:
 
 def _maml_stage(config: Config, images: Images) -> Stage:
     network = make_network(config)
-    problem = classification_problem(network, *_episode_sizes(config), config.rotations)
+    problem = classification_problem(network, *config.episode_sizes, config.rotations)
 
     def learner(mode: str) -> MetaLearner:
-        return maml(
-            problem, config.inner_lr, config.inner_steps, mask=network.mask, mode=mode
-        )
+        return maml(problem, config.inner_lr, config.inner_steps, mask=network.mask, mode=mode)
 
     def score(params: Params) -> Array:
         evaluate = accuracy.adapting(config.shared, config.report_steps)
@@ -144,14 +144,9 @@ def _pretraining_stage(config: Config, images: Images) -> Stage:
     )
 
 
-def _episode_sizes(config: Config) -> tuple[int, int, int]:
-    assert config.train_queries is not None
-    return config.num_ways, config.num_shots, config.train_queries
-
-
 def _sampler(config: Config, images: Images) -> Callable[..., Task]:
     axis = TASK_AXIS if images.spread else None
-    return episode_sampler(*_episode_sizes(config), config.rotations, axis)
+    return episode_sampler(*config.episode_sizes, config.rotations, axis)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
@@ -195,7 +190,7 @@ def _stage(
         data_specs=specs,
         score=score if validated else None,
         validate_every=config.validate_every,
-        one_by_one=config.batching == "scan",
+        one_by_one=preferred("members") == "scan",
         shown=("loss", "query/accuracy"),
         before_training=before_training,
         prepare=functools.partial(accuracy.validation_episodes, config.shared)
