@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.core import places, results, streams, tables
-from experiments.core.config import ConfigError, without_removed
+from experiments.core.config import ConfigError
 from experiments.core.files import FileError
 from experiments.core.identity import NUMBERS
 
@@ -23,7 +23,7 @@ def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Runs by experiment and configuration: those that differ in seed alone stand together."""
     groups, covered = defaultdict(list), defaultdict(set)
     for run in sorted(runs, key=lambda run: -run["config"].get("num_seeds", 1)):
-        settings = {k: v for k, v in without_removed(run["config"]).items() if k != "num_seeds"}
+        settings = {k: v for k, v in run["config"].items() if k != "num_seeds"}
         key = json.dumps([run["experiment"], settings, _unusual(run)], sort_keys=True)
         seeds = set(range(run["seed"], run["seed"] + run["config"].get("num_seeds", 1)))
         if seeds & covered[key]:
@@ -36,6 +36,8 @@ def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def find_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The results of all runs at or below some directories.
 
+    A run of several members is left out where the members' results are below it.
+
     Raises:
         FileNotFoundError: there is none at or below one of them.
     """
@@ -44,9 +46,13 @@ def find_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
         files = [path] if path.is_file() else sorted(path.rglob("results.json"))
         if not files:
             raise FileNotFoundError(f"no results.json at or below {path}; is the run done?")
-        runs += [results.read_results(file) for file in files]
-    # The members of a sweep have results of their own.
-    return [run for run in runs if run["experiment"] != "sweep"] or runs
+        for file in files:
+            run = results.read_results(file)
+            if not any(
+                (file.parent / label) / "results.json" in files for label in run.get("members", ())
+            ):
+                runs.append(run)
+    return runs
 
 
 def main(argv: Sequence[str]) -> None:

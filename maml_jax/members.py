@@ -37,12 +37,16 @@ class MemberTrainFn:
     _checked: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
     def __call__(
-        self, states: MetaState, values: Values, *data: Any, member_data: tuple[Any, ...] = ()
+        self,
+        states: MetaState,
+        *data: Any,
+        values: Values | None = None,
+        member_data: tuple[Any, ...] = (),
     ) -> tuple[MetaState, Metrics, Array]:
         """Puts the arguments in place, runs the program, and returns what it returns."""
         given = jax.tree.leaves((data, member_data))
         members, data = mesh_lib.place(
-            ((states, dict(values), member_data), data), self.mesh, self.specs
+            ((states, dict(values or {}), member_data), data), self.mesh, self.specs
         )
         if given:
             state, first_data = jax.tree.map(lambda x: x[0], (members[0], members[2]))
@@ -50,49 +54,54 @@ class MemberTrainFn:
         return settle(self.compiled(members, data), self.mesh)
 
     def lower(
-        self, states: MetaState, values: Values, *data: Any, member_data: tuple[Any, ...] = ()
+        self,
+        states: MetaState,
+        *data: Any,
+        values: Values | None = None,
+        member_data: tuple[Any, ...] = (),
     ) -> jax.stages.Lowered:
         """The program for arguments of these shapes, without running it; as `TrainFn.lower`."""
-        members = states, dict(values), member_data
+        members = states, dict(values or {}), member_data
         return self.compiled.lower(*mesh_lib.shapes((members, data), self.mesh, self.specs))
 
 
 def over_members(
-    make: Callable[[Values], TrainFn],
-    mesh: Mesh,
+    train: TrainFn,
+    make: Callable[[Values], TrainFn] | None = None,
     *,
-    draw: Sampler,
-    data_specs: Any = WHOLE,
     one_by_one: bool = False,
 ) -> MemberTrainFn:
-    """Meta-trains members with states, values and data of their own, side by side.
+    """Meta-trains several members side by side: states from other seeds, other learning rates.
 
     On a `member_mesh` each device has its share of the members, on a `task_mesh` all of them.
     Members do not communicate. A device with one member runs the program of that member alone.
 
+        seeds = over_members(train)
+        rates = over_members(train, lambda values: make_train(inner_lr=values["inner_lr"]))
+
     Args:
-        make: `make(values)`, the `TrainFn` of one member on `mesh`, from `make_train_fn`. `values`
-            are traced scalars by name, what members differ in beside their state.
-        mesh: a member or task mesh.
-        draw: the sampler of `make`'s functions; it is traced with new data, for its checks.
-        data_specs: how data that all members share lies on the mesh, as in `make_train_fn`.
+        train: the meta-steps of one member, from `make_train_fn`; says mesh, sampler and data.
+        make: `make(values)`, the meta-steps of a member with these values, on the same mesh; the
+            values are traced scalars by name. Default: members differ in their states alone.
         one_by_one: runs a device's members in sequence. It is faster on a CPU where products are
             small, which weights of each member's own make smaller still (`kernels.preferences`).
 
     Returns:
-        `train(states, values, *data, member_data=()) -> (states, metrics, kept)`: leaves of states,
-        values and member_data have a leading axis of M, metrics [M, num_meta_steps]. The sampler
-        gets `(*data, *member_data)`. `kept`, bool [M], is False for members of which something was
-        not finite; of several members such a one keeps the state that it had, and the others go on.
-        A member that is behind the furthest one is not kept either.
+        `train(states, *data, values={}, member_data=()) -> (states, metrics, kept)`, which donates
+        the states. Leaves of states, values and member_data have a leading axis of M, metrics
+        [M, num_meta_steps]. The sampler gets `(*data, *member_data)`. `kept`, bool [M], is False
+        for members of which something was not finite; such a one of several keeps the state that
+        it had, and the others go on. A member that is behind the furthest one is not kept either.
     """
+    mesh, data_specs = train.mesh, train.data_specs
     split = mesh_lib.MEMBER_AXIS in mesh.axis_names
     member_specs = PartitionSpec(mesh_lib.MEMBER_AXIS) if split else WHOLE
 
     def on_device(members: Any, data: tuple[Any, ...]) -> tuple[MetaState, Metrics]:
         def one(member: Any) -> tuple[MetaState, Metrics]:
             state, values, member_data = member
-            return make(values).on_device(state, (*data, *member_data))
+            step = train if make is None else make(values)
+            return step.on_device(state, (*data, *member_data))
 
         if axis_size(members) == 1:  # a batched axis of one costs copies on a CPU
             alone = one(jax.tree.map(lambda x: x[0], members))
@@ -101,7 +110,7 @@ def over_members(
 
     sharded = on_mesh(on_device, mesh, (member_specs, data_specs), member_specs)
 
-    def train(members: Any, data: tuple[Any, ...]) -> tuple[MetaState, Metrics, Array]:
+    def train_members(members: Any, data: tuple[Any, ...]) -> tuple[MetaState, Metrics, Array]:
         trained, metrics = sharded(members, data)
         before: MetaState = members[0]
         finite = (metrics["nonfinite_tasks"] == 0) & (metrics["nonfinite_update"] == 0)
@@ -110,8 +119,8 @@ def over_members(
             trained = _choose(kept, trained, before)
         return mesh_lib.gather((trained, metrics, kept), mesh)
 
-    compiled = jax.jit(train, donate_argnums=0)
-    return MemberTrainFn(compiled, mesh, (member_specs, data_specs), draw)
+    compiled = jax.jit(train_members, donate_argnums=0)
+    return MemberTrainFn(compiled, mesh, (member_specs, data_specs), train.draw)
 
 
 def _choose(kept: Array, new: MetaState, old: MetaState) -> MetaState:

@@ -54,8 +54,8 @@ def init(params: Params, update: Any, key: Array | int) -> MetaState:
         key: a typed PRNG key (`jax.random.key`), or a seed.
 
     Raises:
-        TypeError: a leaf of `params` is neither float, integer nor bool array, or `key` is not a
-            typed key.
+        TypeError: the update refuses a leaf of `params` (`gradient_update` without a mask moves
+            floating-point arrays only), or `key` is not a typed key.
     """
     checks.check_has_float_leaf(params)
     if isinstance(key, (int, np.integer)):

@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from maml_jax import batching as batching_lib
-from maml_jax import maml
+from maml_jax import checks, maml
 from maml_jax.inner_loop import Mask, partition
 from maml_jax.types import Array, MetaUpdate, Metrics, Params, PyTree, Task, TaskLoss
 
@@ -44,7 +44,10 @@ def gradient_update(
     batching_lib.resolve_batching(batching, 1)
 
     def init(params: Params) -> PyTree:
-        return optimizer.init(params if mask is None else partition(params, mask).selected)
+        if mask is not None:
+            return optimizer.init(partition(params, mask).selected)
+        checks.check_all_float(params)
+        return optimizer.init(params)
 
     def update(
         params: Params, state: PyTree, tasks: Any, task_loss: Any = loss, single_out: bool = True

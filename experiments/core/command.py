@@ -16,12 +16,14 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from experiments.core import config as config_lib
-from experiments.core import distributed, places, runner, streams
+from experiments.core import distributed, places, runner, settings_flags, streams
 from experiments.core.checkpoints import CheckpointError
 from experiments.core.config import ConfigError
 from experiments.core.distributed import FirstProcessError
 from experiments.core.files import FileError
 from experiments.core.identity import MAX_SEED, RunError
+from experiments.core.loop import StoppedError
+from experiments.core.members import make_members
 from experiments.core.process import (
     check_devices,
     devices_told,
@@ -30,15 +32,15 @@ from experiments.core.process import (
     limit_memory,
     num_cores,
 )
-from experiments.core.runner import Experiment, StoppedError
+from experiments.core.stages import Experiment
 from maml_jax import NonFiniteError
 
 
-def main(experiment: Experiment, run: Callable[..., Any] = runner.run) -> None:
-    """The command line of an experiment; `run` trains it, called as `runner.run` is."""
+def main(experiment: Experiment) -> None:
+    """The command line of an experiment."""
     streams.protect("the run goes on, and its directory has all results.")
     _define_flags(experiment)
-    app.run(lambda argv: sys.exit(_command(experiment, argv, run)))
+    app.run(lambda argv: sys.exit(_command(experiment, argv)))
 
 
 def _define_flags(experiment: Experiment) -> None:
@@ -52,6 +54,13 @@ def _define_flags(experiment: Experiment) -> None:
     text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
     flags.DEFINE_integer(
         "seed", 0, "Seed of the run, from 0 to 999999.", 0, MAX_SEED, module_name=module
+    )
+    flags.DEFINE_integer(
+        "num_seeds",
+        1,
+        "Seeds that train together: seed, seed + 1, ... Each is a member of the run.",
+        1,
+        module_name=module,
     )
     text("mode", "train", f"What to do: {modes}.")
     flags.DEFINE_float(
@@ -84,7 +93,7 @@ def _define_flags(experiment: Experiment) -> None:
         for name, default, help_text in mode_flags:
             define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
             define(name, default, help_text, module_name=module)
-    config_lib.define_flags(experiment.config, experiment.presets, module)
+    settings_flags.define_flags(experiment.config, experiment.presets, module)
 
 
 def _define_process_flags(module: str) -> None:
@@ -116,7 +125,7 @@ def _define_process_flags(module: str) -> None:
     )
 
 
-def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -> int:
+def _command(experiment: Experiment, argv: list[str]) -> int:
     values = flags.FLAGS
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
@@ -126,7 +135,7 @@ def _command(experiment: Experiment, argv: list[str], run: Callable[..., Any]) -
             f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says {told}."
         )
     try:
-        code = _ending(functools.partial(_carry_out, experiment, argv, values, run))
+        code = _ending(functools.partial(_carry_out, experiment, argv, values))
     except BaseException:
         if not jax.distributed.is_initialized():
             raise
@@ -191,14 +200,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _carry_out(
-    experiment: Experiment, argv: list[str], values: flags.FlagValues, run: Callable[..., Any]
-) -> None:
+def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
     if not values.workdir:
         raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
-    config_lib.check_finite_flags(values)
+    settings_flags.check_finite_flags(values)
     workdir, profile, compiled = (
         values[name].value and places.expanded(values[name].value, f"--{name}")
         for name in ("workdir", "profile", "compilation_cache")
@@ -209,15 +216,13 @@ def _carry_out(
         if values[f"{kind}_dir"].value:
             flag = f"{kind}_dir"
             os.environ[name] = str(places.expanded(values[flag].value, f"--{flag}"))
-    overrides, _ = config_lib.overrides_from_flags(experiment.config, values)
+    overrides, swept = settings_flags.overrides_from_flags(experiment.config, values)
     settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
+    num_members = len(make_members(settings, values.seed, values.num_seeds, swept))
     devices = values.cpu_devices
     if devices is None and experiment.cpu_devices is not None:
-        devices = experiment.cpu_devices(settings, experiment.num_runs(settings), num_cores())
+        devices = experiment.cpu_devices(settings, num_members, num_cores())
     lay_out_cpu(experiment.cpu_threads, devices, experiment.small_kernels)
-    last_seed = values.seed + experiment.num_runs(settings) - 1
-    if last_seed > MAX_SEED:
-        raise ConfigError(f"seeds must be from 0 to {MAX_SEED}; the last would be {last_seed}.")
     if values.mode in experiment.modes:
         check_devices()
         limit_memory()
@@ -240,12 +245,14 @@ def _carry_out(
     with contextlib.ExitStack() as quiet:
         if not distributed.is_first():
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        run(
+        runner.run(
             experiment,
             workdir,
             settings,
             preset=values.preset,
             seed=values.seed,
+            num_seeds=values.num_seeds,
+            swept=swept,
             checkpoint_every_s=values.checkpoint_every_s,
             profile=profile,
         )

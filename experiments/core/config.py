@@ -1,4 +1,4 @@
-"""Configurations: a frozen dataclass for each experiment, its flags, and its presets.
+"""Configurations: a frozen dataclass for each experiment, its ranges, and its presets.
 
 A default value is written once, in the dataclass; flags, `--help`, range checks and `config.json`
 all come from there.
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from experiments.core.files import NUMBER, check_object, is_of
+from maml_jax import MODES
 
 
 def option(
@@ -59,10 +59,8 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+META_GRADIENTS = ("auto", *MODES)  # choices of --meta_gradient
 INT32_MAX = 2**31 - 1
-# Settings that older runs name and no configuration has any more, with the value that says what
-# every run does now.
-REMOVED = {"bootstrap": False}
 
 
 class ConfigError(ValueError):
@@ -176,103 +174,13 @@ def describe_range(limits: Mapping[str, Any]) -> str:
     return " and ".join(parts)
 
 
-def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], module: str) -> None:
-    """Defines a flag for each field of a configuration, listed under `module` in `--help`."""
-    hints = typing.get_type_hints(config_class)
-    for field in public_fields(config_class):
-        kind = _flag_kind(hints[field.name])
-        allowed = describe_range(field.metadata)
-        per_preset = ", ".join(
-            f"{name}: {_shown(values[field.name])}"
-            for name, values in presets.items()
-            if field.name in values
-        )
-        text = field.metadata["help"]
-        text += f" Allowed: {allowed}." if allowed else ""
-        text += f" In presets: {per_preset}." if per_preset else ""
-        default = field.default
-        if field.metadata.get("sweep"):
-            text += " Several, separated by commas, each make a member of the run."
-            shown = None if default is None else [str(default)]
-            flags.DEFINE_list(field.name, shown, text, module_name=module)
-        elif kind is bool:
-            flags.DEFINE_boolean(field.name, default, text, module_name=module)
-        elif kind is int:
-            flags.DEFINE_integer(field.name, default, text, module_name=module)
-        elif kind is float:
-            flags.DEFINE_float(field.name, default, text, module_name=module)
-        elif kind is tuple:
-            shown = [str(item) for item in default]
-            flags.DEFINE_list(field.name, shown, text, module_name=module)
-        else:
-            flags.DEFINE_string(field.name, default, text, module_name=module)
-
-
-def _flag_kind(hint: Any) -> Any:
+def field_kind(hint: Any) -> Any:
+    """The type of a field's values from its annotation; `tuple` for a list."""
     if isinstance(hint, types.GenericAlias):
         return typing.get_origin(hint)
     if isinstance(hint, types.UnionType):  # "int | None": None stands for a value to be worked out
         return next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
     return hint
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def overrides_from_flags(
-    config_class: type, values: flags.FlagValues
-) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
-    """The fields that were given on the command line, converted to their types.
-
-    Returns:
-        The fields; and those of which several values were given, for which the first holds the
-        first value.
-
-    Raises:
-        ConfigError: a list has a value of another type, or a swept setting has a value twice.
-    """
-    hints = typing.get_type_hints(config_class)
-    given, swept = {}, {}
-    for field in public_fields(config_class):
-        name = field.name
-        if not values[name].present:
-            continue
-        value = values[name].value
-        kind = _flag_kind(hints[name])
-        if field.metadata.get("sweep"):
-            numbers = _parse_list(name, value, float)
-            if not numbers:
-                raise ConfigError(f"--{name} must be a number, or several; received none.")
-            value = numbers[0]
-            if len(numbers) > 1:
-                swept[name] = numbers
-        elif kind is tuple:
-            value = _parse_list(name, value, typing.get_args(hints[name])[0])
-        given[name] = value
-    return given, swept
-
-
-def _parse_list(name: str, parts: list[str], item: Any) -> tuple[Any, ...]:
-    try:
-        return tuple(item(part) for part in parts)
-    except ValueError:
-        raise ConfigError(
-            f"--{name} must be a list of {item.__name__} separated by commas; "
-            f"received {','.join(parts)!r}."
-        ) from None
-
-
-def check_finite_flags(values: flags.FlagValues) -> None:
-    """Checks the flags that are no fields of a configuration.
-
-    Raises:
-        ConfigError: names one that is not finite.
-    """
-    for name in values:
-        value = values[name].value
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"--{name} must be a finite number; received {value!r}.")
 
 
 def build(
@@ -296,16 +204,15 @@ def build(
 
 
 def from_json(config_class: type, values: Mapping[str, Any]) -> Any:
-    """The configuration that `config.json` holds; of an older run, too (`without_removed`).
+    """The configuration that `config.json` holds of one member.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of range.
     """
-    values = without_removed(values)
     hints = typing.get_type_hints(config_class)
     kinds = {}
     for field in dataclasses.fields(config_class):
-        kind = _flag_kind(hints[field.name])
+        kind = field_kind(hints[field.name])
         kinds[field.name] = {tuple: list, float: NUMBER}.get(kind, kind)
     try:
         check_object(values, kinds, {})
@@ -321,11 +228,6 @@ def from_json(config_class: type, values: Mapping[str, Any]) -> Any:
             if not is_of(part, NUMBER if item is float else item):
                 raise ValueError(f"it has {part!r} in {name!r}; expected {item.__name__}.")
     return config_class(**fields)
-
-
-def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config.json` holds, but for settings that are `REMOVED` and change nothing."""
-    return {k: v for k, v in values.items() if k not in REMOVED or v != REMOVED[k]}
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ the one asked for is refused, before anything is written or moved.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,13 @@ NUMBERS: dict[str, Any] = {
     "jax_numpy_dtype_promotion": "standard",
 }
 KEYS = {"experiment": str, "preset": str, "seed": int, "config": dict}
-OPTIONAL = {"numbers": dict}
+OPTIONAL = {"numbers": dict, "format": int}
+FORMAT = 2  # of checkpoints and settings; runs of version 1 do not name theirs
+OLDER = (
+    "an earlier version of maml_jax, which this one cannot take up. Nothing was changed. Use that "
+    "version (results.json names its commit), or another --workdir. `python -m experiments.report` "
+    "still shows its results."
+)
 MAX_SEED = 999_999  # larger ones are those of tests and validation
 _REBUILD = "Remove it, or repair it: the command that began the run makes it anew."
 
@@ -39,13 +45,31 @@ class RunError(RuntimeError):
     """A run that cannot begin or go on; the message is for the user."""
 
 
-def identity_of(experiment: str, preset: str, seed: int, settings: Any) -> dict[str, Any]:
-    """What `config.json` holds of a run of these settings in this process."""
+def identity_of(
+    experiment: str,
+    preset: str,
+    seed: int,
+    settings: Any,
+    num_seeds: int = 1,
+    swept: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """What `config.json` holds of a run in this process.
+
+    Args:
+        experiment: its name.
+        preset: that the settings began from.
+        seed: of the first member.
+        settings: of the first member.
+        num_seeds: of the run.
+        swept: the values of settings that differ between members; recorded as lists.
+    """
+    several = {name: list(values) for name, values in (swept or {}).items()}
     return {
         "experiment": experiment,
         "preset": preset,
         "seed": seed,
-        "config": config_lib.to_json(settings),
+        "config": {**config_lib.to_json(settings), **several, "num_seeds": num_seeds},
+        "format": FORMAT,
         "numbers": {name: getattr(jax.config, name, NUMBERS[name]) for name in NUMBERS},
     }
 
@@ -56,7 +80,7 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     parts = [
         (
             {"experiment": run["experiment"], "seed": run["seed"]},
-            config_lib.without_removed(run["config"]),
+            run["config"],
             numbers_of(run),
         )
         for run in (there, asked)
@@ -147,13 +171,15 @@ def check_same(workdir: Path, asked: Mapping[str, Any]) -> list[tuple[Path, dict
     for source, there in records:
         problem = misfit(there, asked)
         if problem:
-            what = f"{workdir} holds" if source.name == "config.json" else f"{source} is of"
-            raise RunError(f"{what} {problem}")
+            what = f"{workdir} holds a run" if source.name == "config.json" else f"{source} is"
+            raise RunError(f"{what} of {problem}")
     return records
 
 
 def misfit(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """What differs and what to do, to stand behind "X is of"; None for the same run."""
+    """What differs and what to do, to stand behind "a run of"; None for the same run."""
+    if there.get("format") != FORMAT:
+        return OLDER
     changed = differences(there, asked)
     if not changed:
         return None
@@ -161,7 +187,7 @@ def misfit(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
     if any(name.upper() in text for text in changed for name in NUMBERS):
         same = "settings of JAX (environment variables)"
     return (
-        f"a run with another configuration ({'; '.join(changed)}). Nothing was changed. "
+        f"another configuration ({'; '.join(changed)}). Nothing was changed. "
         f"Use another --workdir, or the same {same} to go on with what is there."
     )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from experiments.core import results
+from experiments.core import distributed, results
 from experiments.core.files import read_json_lines, write_text
 
 QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
@@ -37,7 +38,7 @@ class Logbook:
         self._events: dict[str, SummaryWriter] = {}
 
     def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds an entry; `values` are numbers or lists of numbers (one a seed)."""
+        """Adds an entry; `values` are numbers."""
         self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if stage not in self._events:
             self._events[stage] = SummaryWriter(
@@ -46,8 +47,7 @@ class Logbook:
                 purge_step=self._resume_at.get(stage, 0) + 1,
             )
         for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._events[stage].add_scalar(name, value, step)
+            self._events[stage].add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -60,6 +60,12 @@ def say(text: str) -> None:
     """Prints a line, above a progress bar if there is one."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def warn(message: str) -> None:
+    """Prints a warning on standard error, by the first process only."""
+    if distributed.is_first():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 class Progress:
@@ -107,21 +113,45 @@ class Progress:
             self._bar.close()
 
 
-def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Means over a dispatch: numbers, and for `loss` a list too where there are several seeds.
+def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Means over a dispatch, by name.
 
     Args:
-        metrics: nested dicts of arrays with a last axis of meta-steps, and maybe a first of seeds.
+        metrics: nested dicts of arrays with an axis of meta-steps.
     """
-    flat: dict[str, Any] = {}
-    for name, value in _flatten(metrics):
-        if name == "first_nonfinite_task":
-            continue
-        value = np.asarray(value, np.float64)
-        flat[name] = float(value.mean())
-        if name == "loss" and value.ndim > 1:
-            flat["loss_per_seed"] = [float(v) for v in value.mean(axis=-1)]
-    return flat
+    means = {name: np.mean(np.asarray(x, np.float64)) for name, x in _flatten(metrics)}
+    return {name: float(x) for name, x in means.items() if name != "first_nonfinite_task"}
+
+
+def summarize_members(
+    labels: Sequence[str], metrics: Mapping[str, Any], kept: np.ndarray
+) -> dict[str, float]:
+    """Means over a dispatch and over members; of several members, each one's as `LABEL/NAME` too.
+
+    Args:
+        labels: of the members.
+        metrics: nested dicts of arrays [M, meta-steps].
+        kept: bool [M], members that still train; of the others nothing is said.
+    """
+    summary = summarize_metrics(jax.tree.map(lambda x: x[kept], metrics))
+    if len(labels) == 1:
+        return summary
+    for i in np.flatnonzero(kept):
+        alone = summarize_metrics(jax.tree.map(lambda x, i=i: x[i], metrics))
+        summary |= {f"{labels[i]}/{name}": value for name, value in alone.items()}
+    return summary
+
+
+def of_member(entries: Sequence[Mapping[str, Any]], label: str) -> list[dict[str, Any]]:
+    """The entries of one member, as its run alone would have them, from those of all members."""
+    prefix = f"{label}/"
+    alone = []
+    for entry in entries:
+        values = {k.removeprefix(prefix): v for k, v in entry.items() if k.startswith(prefix)}
+        if values:
+            shared = {key: entry[key] for key in ("stage", "step", "meta_steps_per_s")}
+            alone.append({**shared, **values})
+    return alone
 
 
 def _flatten(metrics: Mapping[str, Any], prefix: str = ""):

@@ -59,52 +59,6 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def sinusoid_sheet(
-    path: Path,
-    run: dict[str, Any],
-    arrays: Mapping[str, np.ndarray],
-    metrics: list[dict[str, Any]],
-) -> None:
-    """The paper's Figures 2 and 3: fits of MAML and the pretrained network, and error curves."""
-    del metrics
-    settings = [f"K={k}" for k in run["config"]["num_shots"]]
-    fitted = [m for m in ("maml", "pretrained") if f"fit/{m}/{settings[0]}" in arrays]
-    panels = [(m, s) for m in fitted for s in settings[:2]]
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(11, 6.4), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.1])
-        if panels:
-            axes = top.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-            for ax, (method, setting) in zip(axes, panels, strict=True):
-                _draw_fit(ax, arrays, method, setting)
-            axes[0].set_ylabel("y")
-            handles, labels = axes[0].get_legend_handles_labels()
-            top.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        axes = bottom.subplots(1, len(settings), sharey=True, squeeze=False)[0]
-        pooled = pool([run])
-        for ax, setting in zip(axes, settings, strict=True):
-            draw_curves(ax, pooled, setting, "mse")
-        axes[0].set_ylabel("mean squared error")
-        handles, labels = axes[0].get_legend_handles_labels()
-        bottom.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-        save(figure, path)
-
-
-def _draw_fit(ax: Axes, arrays: Mapping[str, np.ndarray], method: str, setting: str) -> None:
-    grid, support = arrays["grid"], arrays[f"support/{setting}"]
-    fits = arrays[f"fit/{method}/{setting}"]
-    color = COLORS[method]
-    ax.plot(grid, arrays["truth"], color="black", lw=1.2, label="true function")
-    ax.plot(grid, fits[0], color="#999999", lw=1.2, ls=":", label="before adaptation")
-    ax.plot(grid, fits[1], color=color, lw=1.2, ls="--", alpha=0.8, label="after 1 step")
-    ax.plot(grid, fits[-1], color=color, lw=1.8, label=f"after {len(fits) - 1} steps")
-    ax.plot(
-        support[:, 0], support[:, 1], "^", color="#7B2D8B", ms=6, label="support points", zorder=5
-    )
-    ax.set_title(f"{METHOD_TITLES[method]}, {setting}")
-    ax.set_xlabel("x")
-
-
 def draw_curves(ax: Axes, pooled: Mapping[Any, dict[str, Any]], setting: str, metric: str) -> None:
     """A metric against gradient steps for each method, with 95 % intervals over tasks."""
     methods = dict.fromkeys(k[0] for k in pooled if k[1] == setting and k[3] == metric)
@@ -158,53 +112,35 @@ def _natural(key: tuple[str, str]) -> tuple[Any, ...]:
     return (*map(int, digits), *key)
 
 
-def user_fit(
-    path: Path,
-    points: np.ndarray,
-    inputs: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    num_steps: int,
-) -> None:
-    """A user's own points and the model before and after adapting to them."""
-    order = np.argsort(inputs)
-    with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
-        ax.plot(inputs[order], before[order], ":", color="#999999", label="before adaptation")
-        ax.plot(
-            inputs[order],
-            after[order],
-            color=COLORS["maml"],
-            lw=1.8,
-            label=f"after {num_steps} steps",
-        )
-        ax.plot(points[:, 0], points[:, 1], "^", color="#7B2D8B", ms=6, label="your points")
-        ax.set_xlabel("x")
-        ax.set_ylabel("y")
-        ax.legend()
-        save(figure, path)
-
-
-def sweep_sheet(
+def members_sheet(
     path: Path,
     run: dict[str, Any],
     arrays: Mapping[str, np.ndarray],
     metrics: list[dict[str, Any]],
 ) -> None:
-    """The meta-loss of each member of a sweep against meta-steps."""
-    del run, arrays  # the metrics have it all
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for entry in metrics:
-        for name, value in entry.items():
-            if name.endswith("/loss") and name.startswith("seed="):
-                curves.setdefault(name.removesuffix("/loss"), []).append((entry["step"], value))
+    """The meta-loss of each member against meta-steps, a panel for each stage."""
+    del arrays  # the metrics have it all
+    stages = list(dict.fromkeys(entry["stage"] for entry in metrics))
+    labels = list(run["members"])
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(labels)))
     with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-        shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(curves)))
-        for (label, points), shade in zip(curves.items(), shades, strict=True):
-            ax.plot(*np.transpose(points), color=shade, lw=1.2, label=literal(label))
-        ax.set_xlabel("meta-steps")
-        ax.set_ylabel("meta-loss")
-        ax.set_yscale("log")
-        figure.legend(loc="outside right upper")
+        size = (4 * len(stages) + 3, 4)
+        figure, axes = plt.subplots(
+            1, len(stages), figsize=size, squeeze=False, layout="constrained"
+        )
+        for ax, stage in zip(axes[0], stages, strict=True):
+            lowest = np.inf
+            for label, shade in zip(labels, shades, strict=True):
+                name = f"{label}/loss"
+                points = [
+                    (e["step"], e[name]) for e in metrics if e["stage"] == stage and name in e
+                ]
+                if points:
+                    ax.plot(*np.transpose(points), color=shade, lw=1.2, label=literal(label))
+                    lowest = min(lowest, *(value for _, value in points))
+            ax.set_yscale("log" if lowest > 0 else "linear")
+            ax.set_title(literal(METHOD_TITLES.get(stage, stage)))
+            ax.set_xlabel("meta-steps")
+        axes[0][0].set_ylabel("meta-loss")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
         save(figure, path)

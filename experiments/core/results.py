@@ -48,7 +48,13 @@ _KEYS = {
     "meta_steps_per_s": NUMBER,
     "rows": list,
 }
-_OPTIONAL = {"numbers": dict, "sweep": dict}
+_OPTIONAL = {
+    "numbers": dict,
+    "format": int,
+    "members": dict,  # of a run of several: what the table of members shows, by label
+    "together": dict,  # of one of several: how many trained together, and what that took
+    "sweep": dict,  # what "together" was called before
+}
 
 
 def make_row(
@@ -56,34 +62,29 @@ def make_row(
 ) -> dict[str, Any]:
     """A row of results from one value for each task.
 
-    With several seeds a task's value is its mean over seeds, so that the interval is over tasks;
-    the mean of each seed is kept beside it. Where adaptation diverged in a task there is no mean;
-    `"diverged_tasks"` counts the values that are not finite.
+    Where adaptation diverged in a task there is no mean; `"diverged_tasks"` counts the values that
+    are not finite.
 
     Args:
         method: maml, first_order, pretrained, oracle, ...
         setting: "K=5", "5-way 1-shot", ...
         gradient_steps: inner steps taken, or None where the notion does not apply.
         metric: mse, accuracy (0 to 1) or return.
-        values: [T], or [number of seeds, T].
+        values: [T].
     """
-    values = np.atleast_2d(np.asarray(values, np.float64))
-    per_task = values.mean(axis=0)
+    values = np.asarray(values, np.float64)
     diverged = int(np.sum(~np.isfinite(values)))
     row = {
         "method": method,
         "setting": setting,
         "gradient_steps": gradient_steps,
         "metric": metric,
-        "mean": None if diverged else float(per_task.mean()),
-        "ci95": None if diverged else float(1.96 * per_task.std() / np.sqrt(per_task.size)),
-        "num_tasks": int(per_task.size),
+        "mean": None if diverged else float(values.mean()),
+        "ci95": None if diverged else float(1.96 * values.std() / np.sqrt(values.size)),
+        "num_tasks": int(values.size),
     }
     if diverged:  # JSON has no NaN, and a mean over the other tasks would flatter
         row["diverged_tasks"] = diverged
-    if values.shape[0] > 1:
-        means = values.mean(axis=1)
-        row["per_seed"] = [float(v) if np.isfinite(v) else None for v in means]
     return row
 
 
@@ -132,10 +133,10 @@ def _check_results(found: dict[str, Any]) -> None:
         raise ValueError(f"has 'num_seeds': {num_seeds!r} in 'config'; expected 1 to 1000000")
     if not found["rows"]:
         raise ValueError("has no rows")
-    keys, known = {**ROW_KEYS, **({"member": str} if found["experiment"] == "sweep" else {})}, set()
+    known = set()
     for number, row in enumerate(found["rows"], 1):
         where = f"row {number}"
-        check_object(row, keys, None, where)
+        check_object(row, ROW_KEYS, None, where)
         means = row.get("per_seed", [None])
         if not is_of(means, list) or not means or not all(is_of(m, _MAYBE) for m in means):
             raise ValueError(f"has 'per_seed': {means!r} in {where}; expected a list of numbers")
@@ -180,6 +181,24 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str
             "per_seed": per_seed,
         }
     return pooled
+
+
+def pooled_rows(runs: Sequence[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    """Rows of the mean over runs, whose settings' names begin with a prefix."""
+    rows = []
+    for (method, setting, steps, metric), cell in pool(runs).items():
+        finite = {k: v if np.isfinite(v) else None for k, v in cell.items() if k != "per_seed"}
+        rows.append(
+            {
+                "method": method,
+                "setting": f"{prefix}: {setting}" if prefix else setting,
+                "gradient_steps": steps,
+                "metric": metric,
+                **{key: finite[key] for key in ("mean", "ci95", "num_tasks")},
+                "per_seed": [m if np.isfinite(m) else None for m in cell["per_seed"]],
+            }
+        )
+    return rows
 
 
 def pace(speed: float) -> str:

@@ -72,3 +72,28 @@ def _shown(cell: dict[str, Any]) -> str:
     if cell["ci95"] is None:  # the paper gives none for what it quotes from others
         return f"{cell['mean']:.3f}"
     return f"{cell['mean']:.3f} ±{cell['ci95']:.3f}"
+
+
+def members_table(run: dict[str, Any]) -> str:
+    """One line a member: its main metric, and which one validation chooses, if there is any."""
+    members = run["members"]
+    main = next(m for m in members.values() if "diverged_after" not in m)
+    scores = [m["validation"] for m in members.values() if m["validation"] is not None]
+    after = main["gradient_steps"]
+    header = ["member", main["metric"] if after is None else f"after {after} steps"]
+    header += ["validation", ""] if scores else []
+    lines = []
+    for label, member in members.items():
+        if "diverged_after" in member:
+            value = f"diverged in training, after meta-step {member['diverged_after']:,}"
+        elif member["mean"] is None:
+            value = "diverged"
+        else:
+            value = f"{member['mean']:.4g} ±{member['ci95']:.2g}"
+        line, score = [label, value], member["validation"]
+        if scores:
+            best = score is not None and score == max(scores)
+            line += ["" if score is None else f"{score:.4f}", "best by validation" if best else ""]
+        lines.append(line)
+    title = results.METHOD_TITLES.get(main["method"], main["method"])
+    return f"{main['metric']}, {main['setting']}, {title}\n\n{format_table(header, lines)}"

@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core import plotting
 from experiments.core.config import ConfigError
+from experiments.sinusoid import figure
 from maml_jax import adapt
 from maml_jax.networks import Network
 from maml_jax.regression import Examples, mean_squared_error
@@ -144,7 +144,7 @@ def adapt_to_points(
         writer.writerow(["x", "before", "after"])
         for row in zip(inputs[:, 0], before, after, strict=True):
             writer.writerow([f"{value:.7g}" for value in row])
-    plotting.user_fit(workdir / "adapted.png", points, inputs[:, 0], before, after, num_steps)
+    figure.user_fit(workdir / "adapted.png", points, inputs[:, 0], before, after, num_steps)
     errors = [float(loss_fn(p, examples)[0]) for p in (params, adapted)]
     print(
         f"adapted to the {len(points)} points of {support} in {num_steps} steps: mean squared "

@@ -1,0 +1,274 @@
+"""The loop of a stage: dispatches of meta-steps, validation, the log and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from maml_jax.fitting import Selection, choose
+
+from experiments import STARTED
+from experiments.core import distributed, members
+from experiments.core.checkpoints import Checkpoints
+from experiments.core.logbook import Progress, say, summarize_members, warn
+from experiments.core.members import Member, take, to_this_process
+from experiments.core.process import CompileTimer, StopRequest, check_room
+from experiments.core.profiling import Profile
+from experiments.core.results import METHOD_TITLES
+from experiments.core.stages import Experiment, Stage
+from maml_jax import NonFiniteError, check_finite
+
+
+class StoppedError(Exception):
+    """A run that was asked to stop and has saved its state."""
+
+    def __init__(self, signal_number: int, step: int, stage: str):
+        super().__init__(f"stopped at step {step} of stage {stage}")
+        self.signal_number = signal_number
+
+
+@dataclasses.dataclass
+class StageState:
+    """Where a stage stands.
+
+    Attributes:
+        store: its checkpoints.
+        selection: its state, or None before step 0.
+        step: meta-steps taken.
+        compile_s: seconds spent compiling, earlier processes included.
+        train_s: seconds spent training, likewise.
+    """
+
+    store: Checkpoints
+    selection: Selection | None = None
+    step: int = 0
+    compile_s: float = 0.0
+    train_s: float = 0.0
+
+
+@dataclasses.dataclass
+class Loop:
+    """What the stages of a run share.
+
+    Attributes:
+        experiment: of the run.
+        members: of the run.
+        identity: of the run, for its checkpoints.
+        logbook: its metrics.
+        compiles: counts the seconds spent compiling.
+        stop: whether the run was asked to stop.
+        checkpoint_every_s: seconds between checkpoints.
+        profile: traces some dispatches.
+        started: whether a dispatch of this process has ended.
+    """
+
+    experiment: Experiment
+    members: Sequence[Member]
+    identity: dict[str, Any]
+    logbook: Any
+    compiles: CompileTimer
+    stop: StopRequest
+    checkpoint_every_s: float
+    profile: Profile
+    started: bool = False
+
+    def train(self, stage: Stage, state: StageState) -> None:
+        """Advances a stage to its end, from wherever it stands.
+
+        Raises:
+            StoppedError: the run was asked to stop, and has saved its state.
+            NonFiniteError: no member is finite any more.
+        """
+        if state.step >= stage.num_steps:
+            return
+        (stopping,) = distributed.any_of(bool(self.stop.signal))  # in the stage before
+        if stopping:
+            raise StoppedError(self.stop.signal or signal.SIGTERM, state.step, stage.name)
+        if state.selection is None:  # not before: compiling it would keep earlier stages waiting
+            start = lambda: members.begin(stage, self.members)  # noqa: E731
+            before = self.compiles.seconds
+            check_room(f"the state of stage {stage.name}", jax.eval_shape(start))
+            state.selection = start()
+            state.compile_s += self.compiles.seconds - before
+        progress: Any = distributed.Nowhere()
+        if distributed.is_first():
+            progress = Progress(stage.name, stage.num_steps, state.step)
+        try:
+            self._dispatches(stage, state, progress)
+        finally:
+            self.profile.close(stage.name)
+            progress.close()
+
+    def _dispatches(self, stage: Stage, state: StageState, progress: Any) -> None:
+        advance = _Advance(self, stage)
+        saved_at, number = time.monotonic(), 0
+        while state.step < stage.num_steps:
+            count = min(stage.steps_per_call, stage.num_steps - state.step)
+            self._compile(advance, state, count)
+            self.profile.before(stage.name, number)
+            begun, compiled = time.monotonic(), self.compiles.seconds
+            state.selection, summary = advance(state.selection, state.step, count)
+            compiling = self.compiles.seconds - compiled
+            running = time.monotonic() - begun - compiling
+            state.train_s += running
+            state.compile_s += compiling
+            state.step += count
+            self.profile.after(number, last=state.step == stage.num_steps)
+            self._say_started(count)
+            number += 1
+            pace = {"meta_steps_per_s": count / max(running, 1e-9)}
+            self.logbook.write(stage.name, state.step, {**summary, **pace})
+            progress.advance(count, **{name: summary[name] for name in stage.shown})
+            due = time.monotonic() - saved_at >= self.checkpoint_every_s
+            due, stopping = distributed.any_of(
+                distributed.is_first() and due, bool(self.stop.signal)
+            )
+            if due or state.step == stage.num_steps or stopping:
+                self._save(stage, state)
+                saved_at = time.monotonic()
+            if stopping and state.step < stage.num_steps:
+                raise StoppedError(self.stop.signal or signal.SIGTERM, state.step, stage.name)
+
+    def _save(self, stage: Stage, state: StageState) -> None:
+        info = {"train_s": state.train_s, "compile_s": state.compile_s}
+        info |= {"run": self.identity, "stage": stage.name}
+        state.store.save(state.step, state.selection, info)
+
+    def _compile(self, advance: _Advance, state: StageState, count: int) -> None:
+        """Compiles a dispatch ahead; the first is announced, as it may take long."""
+        if count in advance.programs:
+            return
+        before = self.compiles.seconds
+        if not self.started:
+            say("  compiling ...")
+        advance.compile(state.selection, count)
+        seconds = self.compiles.seconds - before
+        state.compile_s += seconds
+        if not self.started:
+            say(f"  compiled in {seconds:.1f} s")
+
+    def _say_started(self, count: int) -> None:
+        """Says, once, how long it took from the command to the end of the first dispatch."""
+        if not self.started:
+            say(
+                f"  first {count:,} meta-steps {time.monotonic() - STARTED:.1f} s after the start, "
+                f"{self.compiles.seconds:.1f} s of them spent compiling"
+            )
+        self.started = True
+
+
+class _Advance:
+    """Dispatches of one stage: `advance(selection, step, count) -> (selection, summary)`."""
+
+    def __init__(self, loop: Loop, stage: Stage):
+        self.programs: dict[int, Any] = {}
+        self._stage, self._loop, self._members = stage, loop, loop.members
+        self._mesh = members.mesh_of(stage, len(loop.members))
+        self._values = members.swept_values(loop.members)
+        self._scores = members.make_scores(loop.experiment, loop.members, stage)
+        if stage.before_training is not None:
+            stage.before_training(self._mesh)
+        shared = () if stage.data is None else stage.data(self._mesh)
+        self._data = shared
+        self._member_data = members.member_data(stage, loop.members)
+
+    def compile(self, selection: Selection, count: int) -> None:
+        """Compiles the program of `count` meta-steps, and prepares what else the stage needs."""
+        program = members.make_program(
+            self._loop.experiment, self._members, self._stage, count, self._mesh
+        )
+        with ThreadPoolExecutor(1) as pool:
+            prepare = self._stage.prepare or (lambda: None)
+            ready = pool.submit(prepare) if not self.programs else None
+            program.lower(*self._arguments(selection), member_data=self._member_data).compile()
+            if ready is not None:
+                ready.result()
+        self.programs[count] = program
+
+    def __call__(self, selection: Selection, step: int, count: int) -> tuple[Selection, Any]:
+        """Takes the meta-steps, and validates if that is due.
+
+        Raises:
+            NonFiniteError: no member is finite any more.
+        """
+        live = np.asarray(selection.state.step) == step
+        program = self.programs[count]
+        state, metrics, kept = program(*self._arguments(selection), member_data=self._member_data)
+        metrics, kept = jax.device_get((metrics, kept))
+        self._report_diverged(metrics, step, live, kept)
+        self._warn(metrics, kept)
+        summary = summarize_members([m.label for m in self._members], metrics, kept)
+        selection = selection._replace(state=state)
+        every, at = self._stage.validate_every, step + count
+        due = at == self._stage.num_steps or (every > 0 and at // every > step // every)
+        if self._stage.score is None or not due:
+            return selection, summary
+        scores = self._score(state.params, kept)
+        selection = choose(selection, scores)
+        return selection, {**summary, **self._validation(scores, selection, kept)}
+
+    def _arguments(self, selection: Selection) -> tuple[Any, ...]:
+        return selection.state, self._values, *self._data
+
+    def _score(self, params: Any, kept: np.ndarray) -> np.ndarray:
+        """One for each member [M]; the lowest of all for one that is not trained any more."""
+        params = to_this_process(params)
+        scores = np.full(len(self._members), -np.inf, np.float32)
+        for i in np.flatnonzero(kept):
+            score: Callable[[Any], Any] = self._scores[i]  # pyright: ignore[reportAssignmentType]
+            scores[i] = np.asarray(score(take(params, i)))
+        return scores
+
+    def _validation(self, scores: Any, selection: Selection, kept: np.ndarray) -> dict[str, float]:
+        name, best = self._stage.score_name, np.asarray(selection.best_score)
+        found = {f"validation/{name}": scores, f"validation/best_{name}": best}
+        summary = {key: float(np.mean(values[kept])) for key, values in found.items()}
+        if len(self._members) > 1:
+            for i in np.flatnonzero(kept):
+                for key, values in found.items():
+                    summary[f"{self._members[i].label}/{key}"] = float(values[i])
+        return summary
+
+    def _report_diverged(self, metrics: Any, step: int, live: Any, kept: np.ndarray) -> None:
+        """Warns of each member that this dispatch ended; raises if none is left."""
+        for i in np.flatnonzero(live & ~kept):
+            label = self._members[i].label
+            try:
+                check_finite(jax.tree.map(lambda x, i=i: x[i], metrics), step)
+            except NonFiniteError as error:
+                if len(self._members) == 1:
+                    raise
+                if not kept.any():
+                    raise NonFiniteError(
+                        f"no member of the run is left. {label}: {error}"
+                    ) from None
+                warn(f"{label} stays at step {step}, the others go on: {error}")
+
+    def _warn(self, metrics: Any, kept: np.ndarray) -> None:
+        if self._stage.check is None:
+            return
+        title = METHOD_TITLES.get(self._stage.name, self._stage.name)
+        for i in np.flatnonzero(kept):
+            warning = self._stage.check(jax.tree.map(lambda x, i=i: x[i], metrics))
+            if warning:
+                which = f" ({self._members[i].label})" if len(self._members) > 1 else ""
+                say(f"  {title}{which}: {warning}")
+
+
+def open_stage(
+    directory: Path, stage: Stage, run_members: Sequence[Member], check: Any
+) -> StageState:
+    """A stage as its newest checkpoint has it; without one, before step 0."""
+    store = Checkpoints(directory / stage.name)
+    restored = store.restore(lambda: members.begin(stage, run_members), warn=warn, check=check)
+    if restored is None:
+        return StageState(store)
+    info = restored.info
+    return StageState(store, restored.state, restored.step, info["compile_s"], info["train_s"])

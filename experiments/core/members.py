@@ -1,0 +1,196 @@
+"""The members of a run: seeds and swept settings alike, on a leading axis M that is always there.
+
+Members train together, in one compiled program, and do not communicate. Each is evaluated alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from maml_jax.fitting import Selection
+from maml_jax.members import MemberTrainFn, over_members
+from maml_jax.mesh import bring_home
+
+from experiments.core.config import ConfigError
+from experiments.core.identity import MAX_SEED
+from experiments.core.stages import Experiment, Stage
+from maml_jax import member_mesh, training
+from maml_jax.training import MetaState, TrainFn
+from maml_jax.types import Array
+
+Swept = Mapping[str, tuple[float, ...]]
+
+
+class Member(NamedTuple):
+    """One member of a run.
+
+    Attributes:
+        label: what tells it from the others, "seed=0,inner_lr=0.001", and its directory's name.
+        settings: its configuration, as if it were run alone.
+        seed: its seed.
+        values: its values of the swept settings, by name.
+    """
+
+    label: str
+    settings: Any
+    seed: int
+    values: dict[str, float]
+
+    @property
+    def group(self) -> str:
+        """Its label without the seed; members of one group are averaged over."""
+        return _label(self.values)
+
+
+def make_members(
+    settings: Any, seed: int, num_seeds: int = 1, swept: Swept | None = None
+) -> list[Member]:
+    """Every combination of seeds and swept values; the seed changes slowest.
+
+    Args:
+        settings: of the experiment.
+        seed: of the first member.
+        num_seeds: seed, seed + 1, ...
+        swept: for settings that differ between members, their values.
+
+    Raises:
+        ConfigError: a seed or a value is not allowed, or stands twice.
+    """
+    if num_seeds < 1:
+        raise ConfigError(f"--num_seeds must be 1 or more; received {num_seeds}.")
+    last = seed + num_seeds - 1
+    if last > MAX_SEED:
+        raise ConfigError(f"seeds must be from 0 to {MAX_SEED}; the last would be {last}.")
+    swept = swept or {}
+    for name, values in swept.items():
+        if len({np.float32(v) for v in values}) < len(values):
+            shown = ",".join(map(str, values))
+            raise ConfigError(f"--{name} must name each value once; received {shown}.")
+    members = []
+    for number, *chosen in itertools.product(range(seed, last + 1), *swept.values()):
+        values = dict(zip(swept, chosen, strict=True))
+        label = _label({"seed": number, **values})
+        members.append(Member(label, dataclasses.replace(settings, **values), number, values))
+    return members
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def begin(stage: Stage, members: Sequence[Member]) -> Selection:
+    """The state of a stage at step 0, with a leading axis of M on every leaf.
+
+    Without a score there are no best parameters to keep: that field is then empty.
+    """
+
+    def start(key: Array) -> MetaState:
+        init_key, train_key = jax.random.split(key)
+        return training.init(stage.init(init_key), stage.update, train_key)
+
+    state = _for_members(start, members)
+    best = () if stage.score is None else jax.tree.map(jnp.copy, state.params)
+    scores = jnp.full((len(members),), -jnp.inf, jnp.float32)
+    return Selection(state, best, scores, jnp.zeros_like(state.step))
+
+
+def finished(stage: Stage, selection: Selection) -> Selection:
+    """What the evaluation receives: without a score, the last parameters are the best."""
+    if stage.score is not None:
+        return selection
+    state = selection.state
+    return selection._replace(best_params=state.params, best_step=state.step)
+
+
+def _for_members(fn: Callable[[Array], Any], members: Sequence[Member]) -> Any:
+    """`fn` of each member's key, stacked; a single member is not batched."""
+    if len(members) == 1:
+        alone = lambda key: jax.tree.map(lambda x: x[None], fn(key))  # noqa: E731
+        return jax.jit(alone)(jax.random.key(members[0].seed))
+    keys = jnp.stack([jax.random.key(member.seed) for member in members])
+    return jax.jit(jax.vmap(fn))(keys)
+
+
+def member_data(stage: Stage, members: Sequence[Member]) -> tuple[Any, ...]:
+    """The arrays that belong to each member, with a leading axis of M."""
+    return () if stage.member_data is None else _for_members(stage.member_data, members)
+
+
+def swept_values(members: Sequence[Member]) -> dict[str, np.ndarray]:
+    """The values of each swept setting, arrays [M]."""
+    names = members[0].values
+    return {name: np.array([m.values[name] for m in members], np.float32) for name in names}
+
+
+def mesh_of(stage: Stage, num_members: int) -> Mesh:
+    """Where a stage trains: data that is spread over devices needs all of them for each member."""
+    spread = stage.data_specs != PartitionSpec()
+    return member_mesh(1 if spread else num_members, stage.num_tasks)
+
+
+def find_stage(experiment: Experiment, settings: Any, name: str) -> Stage:
+    """The stage of this name for some settings; they may hold traced scalars."""
+    return next(stage for stage in experiment.stages(settings) if stage.name == name)
+
+
+def make_program(
+    experiment: Experiment, members: Sequence[Member], stage: Stage, count: int, mesh: Mesh
+) -> MemberTrainFn:
+    """The dispatch of `count` meta-steps of all members."""
+
+    def make(values: Mapping[str, Array]) -> TrainFn:
+        one = stage
+        if values:
+            settings = dataclasses.replace(members[0].settings, **values)
+            one = find_stage(experiment, settings, stage.name)
+        return training.make_train_fn(
+            one.sample,
+            one.update,
+            num_tasks=one.num_tasks,
+            num_meta_steps=count,
+            steps_per_draw=one.steps_per_draw,
+            mesh=mesh,
+            data_specs=one.data_specs,
+        )
+
+    return over_members(
+        make,
+        mesh,
+        draw=stage.sample,
+        data_specs=stage.data_specs,
+        one_by_one=stage.one_by_one,
+    )
+
+
+def make_scores(
+    experiment: Experiment, members: Sequence[Member], stage: Stage
+) -> list[Callable[[Any], Any] | None]:
+    """The score of each member; members of the same settings share one."""
+    by_settings = {members[0].settings: stage}
+    for member in members:
+        if member.settings not in by_settings:
+            by_settings[member.settings] = find_stage(experiment, member.settings, stage.name)
+    return [by_settings[member.settings].score for member in members]
+
+
+def to_this_process(tree: Any) -> Any:
+    """The leaves in this process's memory, from which `take` needs no program for each shape."""
+
+    def fetch(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, jax.local_devices()[0])
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, bring_home(tree))
+
+
+def take(tree: Any, index: int | slice) -> Any:
+    """One member's part of a tree of `to_this_process`; with a slice, its axis is kept."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), tree)

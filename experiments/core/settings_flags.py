@@ -1,0 +1,103 @@
+"""A flag for each public field of a configuration."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from experiments.core.config import ConfigError, describe_range, field_kind, public_fields
+
+
+def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], module: str) -> None:
+    """Defines a flag for each field of a configuration, listed under `module` in `--help`."""
+    hints = typing.get_type_hints(config_class)
+    for field in public_fields(config_class):
+        kind = field_kind(hints[field.name])
+        allowed = describe_range(field.metadata)
+        per_preset = ", ".join(
+            f"{name}: {_shown(values[field.name])}"
+            for name, values in presets.items()
+            if field.name in values
+        )
+        text = field.metadata["help"]
+        text += f" Allowed: {allowed}." if allowed else ""
+        text += f" In presets: {per_preset}." if per_preset else ""
+        default = field.default
+        if field.metadata.get("sweep"):
+            text += " Several, separated by commas, each make a member of the run."
+            shown = None if default is None else [str(default)]
+            flags.DEFINE_list(field.name, shown, text, module_name=module)
+        elif kind is bool:
+            flags.DEFINE_boolean(field.name, default, text, module_name=module)
+        elif kind is int:
+            flags.DEFINE_integer(field.name, default, text, module_name=module)
+        elif kind is float:
+            flags.DEFINE_float(field.name, default, text, module_name=module)
+        elif kind is tuple:
+            shown = [str(item) for item in default]
+            flags.DEFINE_list(field.name, shown, text, module_name=module)
+        else:
+            flags.DEFINE_string(field.name, default, text, module_name=module)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def overrides_from_flags(
+    config_class: type, values: flags.FlagValues
+) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
+    """The fields that were given on the command line, converted to their types.
+
+    Returns:
+        The fields; and those of which several values were given, for which the first holds the
+        first value.
+
+    Raises:
+        ConfigError: a list has a value of another type, or a swept setting has a value twice.
+    """
+    hints = typing.get_type_hints(config_class)
+    given, swept = {}, {}
+    for field in public_fields(config_class):
+        name = field.name
+        if not values[name].present:
+            continue
+        value = values[name].value
+        kind = field_kind(hints[name])
+        if field.metadata.get("sweep"):
+            numbers = _parse_list(name, value, float)
+            if not numbers:
+                raise ConfigError(f"--{name} must be a number, or several; received none.")
+            value = numbers[0]
+            if len(numbers) > 1:
+                swept[name] = numbers
+        elif kind is tuple:
+            value = _parse_list(name, value, typing.get_args(hints[name])[0])
+        given[name] = value
+    return given, swept
+
+
+def _parse_list(name: str, parts: list[str], item: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(item(part) for part in parts)
+    except ValueError:
+        raise ConfigError(
+            f"--{name} must be a list of {item.__name__} separated by commas; "
+            f"received {','.join(parts)!r}."
+        ) from None
+
+
+def check_finite_flags(values: flags.FlagValues) -> None:
+    """Checks the flags that are no fields of a configuration.
+
+    Raises:
+        ConfigError: names one that is not finite.
+    """
+    for name in values:
+        value = values[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name} must be a finite number; received {value!r}.")
