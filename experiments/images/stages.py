@@ -169,7 +169,7 @@ def _stage(
     before_training: Callable[[Mesh], None] | None = None,
 ) -> Stage:
     """A stage that trains on the images, by default on the episodes of the configuration."""
-    specs = (CLASS_SPECS if images.spread else PartitionSpec(),)
+    specs = (CLASS_SPECS,) if images.spread else PartitionSpec()
 
     def train_set(mesh: Mesh) -> tuple[Any, ...]:
         parts = mesh.shape[TASK_AXIS] if images.spread else 1
