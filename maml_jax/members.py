@@ -91,7 +91,7 @@ def over_members(
         the states. Leaves of states, values and member_data have a leading axis of M, metrics
         [M, num_meta_steps]. The sampler gets `(*data, *member_data)`. `kept`, bool [M], is False
         for members of which something was not finite; such a one of several keeps the state that
-        it had, and the others go on. A member that is behind the furthest one is not kept either.
+        it had, and the others go on.
     """
     mesh, data_specs = train.mesh, train.data_specs
     split = mesh_lib.MEMBER_AXIS in mesh.axis_names
@@ -114,7 +114,7 @@ def over_members(
         trained, metrics = sharded(members, data)
         before: MetaState = members[0]
         finite = (metrics["nonfinite_tasks"] == 0) & (metrics["nonfinite_update"] == 0)
-        kept = jnp.all(finite, axis=-1) & (before.step == jnp.max(before.step))
+        kept = jnp.all(finite, axis=-1)
         if axis_size(before.step) > 1:
             trained = _choose(kept, trained, before)
         return mesh_lib.gather((trained, metrics, kept), mesh)
