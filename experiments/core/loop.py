@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from maml_jax.fitting import Selection, choose
 
 from experiments import STARTED
 from experiments.core import distributed, members
@@ -24,6 +23,7 @@ from experiments.core.profiling import Profile
 from experiments.core.results import METHOD_TITLES
 from experiments.core.stages import Experiment, Stage
 from maml_jax import NonFiniteError, check_finite
+from maml_jax.fitting import Selection, choose
 
 
 class StoppedError(Exception):
@@ -171,13 +171,15 @@ class _Advance:
         self.programs: dict[int, Any] = {}
         self._stage, self._loop, self._members = stage, loop, loop.members
         self._mesh = members.mesh_of(stage, len(loop.members))
-        self._values = members.swept_values(loop.members)
         self._scores = members.make_scores(loop.experiment, loop.members, stage)
         if stage.before_training is not None:
             stage.before_training(self._mesh)
         shared = () if stage.data is None else stage.data(self._mesh)
         self._data = shared
-        self._member_data = members.member_data(stage, loop.members)
+        self._of_members: Any = {
+            "values": members.swept_values(loop.members),
+            "member_data": members.member_data(stage, loop.members),
+        }
 
     def compile(self, selection: Selection, count: int) -> None:
         """Compiles the program of `count` meta-steps, and prepares what else the stage needs."""
@@ -187,7 +189,7 @@ class _Advance:
         with ThreadPoolExecutor(1) as pool:
             prepare = self._stage.prepare or (lambda: None)
             ready = pool.submit(prepare) if not self.programs else None
-            program.lower(*self._arguments(selection), member_data=self._member_data).compile()
+            program.lower(selection.state, *self._data, **self._of_members).compile()
             if ready is not None:
                 ready.result()
         self.programs[count] = program
@@ -200,7 +202,7 @@ class _Advance:
         """
         live = np.asarray(selection.state.step) == step
         program = self.programs[count]
-        state, metrics, kept = program(*self._arguments(selection), member_data=self._member_data)
+        state, metrics, kept = program(selection.state, *self._data, **self._of_members)
         metrics, kept = jax.device_get((metrics, kept))
         self._report_diverged(metrics, step, live, kept)
         self._warn(metrics, kept)
@@ -213,9 +215,6 @@ class _Advance:
         scores = self._score(state.params, kept)
         selection = choose(selection, scores)
         return selection, {**summary, **self._validation(scores, selection, kept)}
-
-    def _arguments(self, selection: Selection) -> tuple[Any, ...]:
-        return selection.state, self._values, *self._data
 
     def _score(self, params: Any, kept: np.ndarray) -> np.ndarray:
         """One for each member [M]; the lowest of all for one that is not trained any more."""
