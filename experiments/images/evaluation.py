@@ -46,8 +46,7 @@ def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> 
     for queries in dict.fromkeys(q or config.num_shots for q in config.eval_queries):
         tasks = accuracy.episodes(config, queries, TEST_SEED, images.test, config.eval_tasks)
         for protocol in config.protocols:
-            note = "" if queries == config.num_shots else f", {queries} queries"
-            setting = config.setting + note + PROTOCOL_NOTES[protocol]
+            setting = setting_of(config, queries, protocol)
             for name, accuracies in methods.items():
                 by_step, extra = accuracies(tasks, protocol)
                 for step, values in by_step.items():
@@ -59,6 +58,12 @@ def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> 
     for name, selection in selections.items():
         arrays[f"best_step/{name}"] = np.asarray(selection.best_step)
     return Outcome(rows, arrays)
+
+
+def setting_of(config: Config, queries: int, protocol: str) -> str:
+    """As results name what is measured; what is not as the paper is named."""
+    note = "" if queries == config.num_shots else f", {queries} queries"
+    return config.setting + note + PROTOCOL_NOTES[protocol]
 
 
 def _episode(config: Config, params: Params, tasks: Task) -> dict[str, np.ndarray]:
