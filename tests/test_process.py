@@ -93,7 +93,7 @@ def test_the_system_refuses_memory_that_there_is_not():
     """Rather than end the process when it is used."""
     code = (
         "import numpy as np\n"
-        "from experiments import process\n"
+        "from experiments.core import process\n"
         "process.host_memory = lambda: 1 << 30\n"
         "process.free_swap = lambda: 0\n"
         "process.limit_memory()\n"

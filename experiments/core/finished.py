@@ -68,7 +68,7 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     if identity["experiment"] != experiment.name:
         raise RunError(f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}.")
     if identity.get("format") != FORMAT:
-        raise RunError(f"{workdir} holds a run of {OLDER}")
+        raise RunError(f"{workdir} holds {OLDER}")
     settings = _read_settings(experiment, workdir, identity)
     asked = identity_of(experiment.name, identity["preset"], identity["seed"], settings)
     check_same(workdir, asked)
