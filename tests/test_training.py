@@ -273,17 +273,18 @@ def test_seeds_train_under_vmap(full_precision):
 
 def test_an_outer_mask_keeps_parameters_bit_for_bit():
     """What the mask leaves out stays, integers too; the rest moves as if it were alone."""
-    params = {**dict(enumerate(start().params)), "count": jnp.array(7)}
-    loss = lambda p, task: LOSS([p[0], p[1]], task)
+    body, head = start().params
+    params = {"body": body, "head": head, "count": jnp.array(7)}
+    loss = lambda p, task: LOSS([p["body"], p["head"]], task)
     update = gradient_update(
-        loss, OPTIMIZER, mask={0: {"w": False, "b": True}, 1: True, "count": False}
+        loss, OPTIMIZER, mask={"body": {"w": False, "b": True}, "head": True, "count": False}
     )
     one = task_mesh(4, jax.devices()[:1])
     train = make_train_fn(sample, update, num_tasks=4, num_meta_steps=2, mesh=one)
     state, _ = train(init(params, update, 0))
-    np.testing.assert_array_equal(state.params[0]["w"], start().params[0]["w"])
+    np.testing.assert_array_equal(state.params["body"]["w"], body["w"])
     assert state.params["count"] == 7
-    assert np.all(state.params[1]["w"] != start().params[1]["w"])
+    assert np.all(state.params["head"]["w"] != head["w"])
     assert len(jax.tree.leaves(state.update_state)) == 1 + 2 * 3  # Adam's count and moments
 
 
