@@ -1,4 +1,4 @@
-"""The outer step of meta-reinforcement learning: TRPO as in the paper, or gradient steps.
+"""The outer step of meta-reinforcement learning (Algorithm 3, line 10): TRPO, or gradient steps.
 
 Both are `MetaUpdate`s for `maml_jax.make_train_fn`, and both minimise the outer loss that the
 problem names.
