@@ -395,6 +395,8 @@ def test_every_dataset_has_one_command():
         images.Config(dataset="cifar")
     with pytest.raises(ConfigError, match=r"one of omniglot, synthetic; received 'folder'"):
         omniglot.Config(dataset="folder")
+    with pytest.raises(ConfigError, match=r"python -m experiments\.mini_imagenet"):
+        images.Config(dataset="mini_imagenet")
 
 
 def test_settings_with_a_flag_are_few():
