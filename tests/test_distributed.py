@@ -122,6 +122,17 @@ def test_two_processes_give_what_one_gives(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_members_of_two_processes(tmp_path):
+    """Each process trains one of the seeds; both evaluate each."""
+    finish(*start_pair(tmp_path / "run", "--num_seeds=2"))
+    finish(start_run(tmp_path / "alone", "--cpu_devices=4", "--num_seeds=2"))
+    assert_same_rows(rows(tmp_path / "run"), rows(tmp_path / "alone"), 1e-4)
+    for seed in (0, 1):
+        of_seed = rows(tmp_path / "run" / f"seed={seed}")
+        assert_same_rows(of_seed, rows(tmp_path / "alone" / f"seed={seed}"), 1e-4)
+
+
+@pytest.mark.slow
 def test_images_spread_over_two_processes(tmp_path):
     """Data, validation, a trace: what the sinusoid has none of."""
     workdir, traces = tmp_path / "run", tmp_path / "traces"

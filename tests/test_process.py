@@ -55,7 +55,7 @@ def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected)
         monkeypatch.setenv(name, value)
     chosen = []
     monkeypatch.setattr(jax.config, "update", lambda *setting: chosen.append(setting))
-    assert process.devices_told() == expected
+    assert process.devices_given() == expected
     process.lay_out_cpu(None, 2)
     assert chosen == ([("jax_num_cpu_devices", 2)] if expected is None else [])
 

@@ -114,12 +114,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
         FileError: the file is not as a run writes it.
     """
     path = workdir / "config.json"
-    found = read_json(path, KEYS, OPTIONAL, advice=_REBUILD)
-    if not 0 <= found["seed"] <= MAX_SEED:
+    identity = read_json(path, KEYS, OPTIONAL, advice=_REBUILD)
+    if not 0 <= identity["seed"] <= MAX_SEED:
         raise FileError(
-            f"{path} has the seed {found['seed']}; expected 0 to {MAX_SEED}. {_REBUILD}"
+            f"{path} has the seed {identity['seed']}; expected 0 to {MAX_SEED}. {_REBUILD}"
         )
-    return found
+    return identity
 
 
 def has_begun(workdir: Path) -> bool:

@@ -61,9 +61,7 @@ class Loop:
         experiment: of the run.
         members: of the run.
         identity: of the run, for its checkpoints.
-        logbook: its metrics.
         compiles: counts the seconds spent compiling.
-        stop: whether the run was asked to stop.
         checkpoint_every_s: seconds between checkpoints.
         profile: traces some dispatches.
         started: whether a dispatch of this process has ended.
@@ -72,15 +70,19 @@ class Loop:
     experiment: Experiment
     members: Sequence[Member]
     identity: dict[str, Any]
-    logbook: Any
     compiles: CompileTimer
-    stop: StopRequest
     checkpoint_every_s: float
     profile: Profile
     started: bool = False
 
-    def train(self, stage: Stage, state: StageState) -> None:
+    def train(self, stage: Stage, state: StageState, logbook: Any, stop: StopRequest) -> None:
         """Advances a stage to its end, from wherever it stands.
+
+        Args:
+            stage: of the run.
+            state: where it stands; updated.
+            logbook: for its metrics.
+            stop: whether the run was asked to stop.
 
         Raises:
             StoppedError: the run was asked to stop, and has saved its state.
@@ -88,9 +90,9 @@ class Loop:
         """
         if state.step >= stage.num_steps:
             return
-        (stopping,) = distributed.any_of(bool(self.stop.signal))  # in the stage before
+        (stopping,) = distributed.any_of(bool(stop.signal))  # in the stage before
         if stopping:
-            raise StoppedError(self.stop.signal or signal.SIGTERM, state.step, stage.name)
+            raise StoppedError(stop.signal or signal.SIGTERM, state.step, stage.name)
         if state.selection is None:  # not before: compiling it would keep earlier stages waiting
             start = lambda: members.begin(stage, self.members)  # noqa: E731
             before = self.compiles.seconds
@@ -101,12 +103,14 @@ class Loop:
         if distributed.is_first():
             progress = Progress(stage.name, stage.num_steps, state.step)
         try:
-            self._dispatches(stage, state, progress)
+            self._dispatches(stage, state, logbook, stop, progress)
         finally:
             self.profile.close(stage.name)
             progress.close()
 
-    def _dispatches(self, stage: Stage, state: StageState, progress: Any) -> None:
+    def _dispatches(
+        self, stage: Stage, state: StageState, logbook: Any, stop: StopRequest, progress: Any
+    ) -> None:
         advance = _Advance(self, stage)
         saved_at, number = time.monotonic(), 0
         while state.step < stage.num_steps:
@@ -124,17 +128,15 @@ class Loop:
             self._say_started(count)
             number += 1
             pace = {"meta_steps_per_s": count / max(running, 1e-9)}
-            self.logbook.write(stage.name, state.step, {**summary, **pace})
+            logbook.write(stage.name, state.step, {**summary, **pace})
             progress.advance(count, **{name: summary[name] for name in stage.shown})
             due = time.monotonic() - saved_at >= self.checkpoint_every_s
-            due, stopping = distributed.any_of(
-                distributed.is_first() and due, bool(self.stop.signal)
-            )
+            due, stopping = distributed.any_of(distributed.is_first() and due, bool(stop.signal))
             if due or state.step == stage.num_steps or stopping:
                 self._save(stage, state)
                 saved_at = time.monotonic()
             if stopping and state.step < stage.num_steps:
-                raise StoppedError(self.stop.signal or signal.SIGTERM, state.step, stage.name)
+                raise StoppedError(stop.signal or signal.SIGTERM, state.step, stage.name)
 
     def _save(self, stage: Stage, state: StageState) -> None:
         info = {"train_s": state.train_s, "compile_s": state.compile_s}
@@ -221,18 +223,18 @@ class _Advance:
         params = to_this_process(params)
         scores = np.full(len(self._members), -np.inf, np.float32)
         for i in np.flatnonzero(kept):
-            score: Callable[[Any], Any] = self._scores[i]  # pyright: ignore[reportAssignmentType]
+            score: Callable[[Any], Any] = self._scores[i]
             scores[i] = np.asarray(score(take(params, i)))
         return scores
 
     def _validation(self, scores: Any, selection: Selection, kept: np.ndarray) -> dict[str, float]:
         name, best = self._stage.score_name, np.asarray(selection.best_score)
-        found = {f"validation/{name}": scores, f"validation/best_{name}": best}
-        summary = {key: float(np.mean(values[kept])) for key, values in found.items()}
+        values = {f"validation/{name}": scores, f"validation/best_{name}": best}
+        summary = {key: float(np.mean(x[kept])) for key, x in values.items()}
         if len(self._members) > 1:
             for i in np.flatnonzero(kept):
-                for key, values in found.items():
-                    summary[f"{self._members[i].label}/{key}"] = float(values[i])
+                for key, x in values.items():
+                    summary[f"{self._members[i].label}/{key}"] = float(x[i])
         return summary
 
     def _report_diverged(self, metrics: Any, step: int, live: Any, kept: np.ndarray) -> None:

@@ -40,8 +40,8 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
             header += [f"{s}" if s is not None else "(none)", "paper"]
         header.append("paper, no step named")
         lines = []
-        seen = dict.fromkeys((k[1], k[0]) for k in pooled if k[3] == metric)
-        for setting, method in seen:
+        named = dict.fromkeys((k[1], k[0]) for k in pooled if k[3] == metric)
+        for setting, method in named:
             cells = [pooled.get((method, setting, s, metric)) for s in chosen]
             first = next(c for c in cells if c is not None)
             line = [
