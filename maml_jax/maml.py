@@ -26,25 +26,23 @@ def inner_update(
     mask: Mask = None,
     mode: str = "reverse",
 ) -> tuple[Params, Metrics]:
-    """Takes one gradient step on one task: theta' = theta - alpha grad L(theta) (lines 5 and 6).
+    """Takes one gradient step on one task: theta' = theta - alpha grad L(theta) (lines 5, 6).
 
     Args:
         loss_fn: `loss_fn(params, batch) -> (scalar loss, metrics)` for one task.
         params: theta, any pytree; floating-point leaves are adapted, others pass through.
         batch: the task's support batch, any pytree.
         inner_lr: alpha: a number, or a pytree prefix of `params` whose leaves broadcast against
-            the leaves below them (Meta-SGD). Differentiable.
-        mask: a pytree prefix of `params` of bools, or a function from `params` to one: what is
-            adapted. The rest stays, and still gets its meta-gradient.
+            the leaves below them. Differentiable.
+        mask: what is adapted: a pytree prefix of `params` of bools, or a function from `params`
+            to one. The rest stays, and still gets its meta-gradient.
         mode: how the step is differentiated, one of `meta_gradient.MODES`.
 
     Returns:
         theta' in the form of `params`; and the metrics of `loss_fn` with `"loss"`, at theta.
 
     Raises:
-        ValueError: no float leaf, a loss that is not a scalar, an `inner_lr` or `mask` that does
-            not fit `params`, an unknown mode, an array without elements in `batch`.
-        TypeError: `loss_fn` does not return a loss and a dict; a complex parameter is adapted.
+        ValueError, TypeError: a loss, rate, mask, mode or batch that is not as described.
     """
     part = inner_loop.partition(params, mask)
     theta, alpha = part.selected, part.rates(inner_lr)
@@ -66,20 +64,15 @@ def adapt(
     batch_per_step: bool = False,
     monitor: Callable[[Params], PyTree] | None = None,
 ) -> tuple[Params, Any]:
-    """Adapts to one task: `inner_update`, S times.
+    """Adapts to one task: `inner_update`, S times. Arguments not listed are those of it.
 
     Args:
-        loss_fn: as in `inner_update`, as are `params`, `mask` and `mode`.
-        params: theta.
-        support: the task's support batch, the same in every step unless `batch_per_step`.
-        inner_lr: as in `inner_update`, or `PerStep(rates)`, rates with a leading axis of S.
+        support: the support batch, the same in every step unless `batch_per_step`.
+        inner_lr: alpha, or `PerStep(rates)` with a leading axis of S.
         num_inner_steps: S, 0 or more. A Python int.
-        inner_optimizer: any optax transformation, started afresh; alpha times its update is
-            added. It has to point downhill, as optax's optimizers do, and receives the support
-            loss as `value=` and the gradient as `grad=`. With a learning rate of its own,
-            `optax.adam(0.01)` say, it goes with `inner_lr=1.0`. Default: the plain gradient step.
-        mask: what is adapted.
-        mode: how the steps are differentiated.
+        inner_optimizer: any optax transformation, started afresh; alpha times what it returns is
+            added, so it has to point downhill, and `optax.adam(0.01)` goes with `inner_lr=1.0`. It
+            receives the loss as `value=` and the gradient as `grad=`. Default: minus the gradient.
         batch_per_step: whether every leaf of `support` has a leading axis of S, a batch a step.
         monitor: a function of the parameters, evaluated before the first and after each step.
 
@@ -88,8 +81,8 @@ def adapt(
         `monitor` the second is the pair `(metrics, monitored)`, the latter [S + 1].
 
     Raises:
-        ValueError: as `inner_update`; S below 0; rates or batches for another number of steps.
-        TypeError: as `inner_update`; S is no int; the optimizer needs more than it receives.
+        ValueError, TypeError: as `inner_update`; rates or batches for another number of steps; an
+            optimizer that needs more than it receives.
     """
     part = inner_loop.partition(params, mask)
     per_step, of_step = inner_loop.schedule(
@@ -132,11 +125,8 @@ def meta_loss(
     Its gradient in `params` is the task's term of the meta-gradient (line 8).
 
     Args:
-        loss_fn: the inner loss, as in `inner_update`.
-        params: the meta-parameters theta.
+        loss_fn: the inner loss; `params`, `inner_lr` and `num_inner_steps` are those of `adapt`.
         task: support and query batch.
-        inner_lr: alpha, as in `adapt`.
-        num_inner_steps: S. With 0 this is plain multi-task learning on the query batch.
         outer_loss: the loss on the query batch, in the form of `loss_fn`; default `loss_fn`.
         **inner: `inner_optimizer`, `mask`, `mode` and `batch_per_step` of `adapt`.
 
@@ -145,8 +135,7 @@ def meta_loss(
         step [S] and those on the query batch, both with `"loss"`.
 
     Raises:
-        ValueError: as `adapt`; support and query of different structure when one loss serves both.
-        TypeError: as `adapt`; a task without support and query.
+        ValueError, TypeError: as `adapt`; a task that does not fit the losses.
     """
     outer = checks.checked_outer_loss(loss_fn, outer_loss, task)
     adapted, support = adapt(loss_fn, params, task.support, inner_lr, num_inner_steps, **inner)
@@ -164,26 +153,22 @@ def meta_step(
     batching: str | int | None = None,
     single_out: bool = True,
 ) -> tuple[Params, PyTree, Metrics]:
-    """One meta-step: theta <- theta - beta grad sum_i L_i(theta_i') (lines 4 to 8).
+    """Takes one meta-step: theta <- theta - beta grad sum_i L_i(theta_i') (lines 4 to 8).
 
     Args:
-        task_loss: `task_loss(params, task) -> (loss, metrics)` for one task: `meta_loss`, by
-            `functools.partial(meta_loss, loss_fn, inner_lr=0.1)`, or a meta-learner's loss.
+        task_loss: `task_loss(params, task) -> (loss, metrics)` for one task: a meta-learner's, or
+            `functools.partial(meta_loss, loss_fn, inner_lr=0.1)`.
         params: the meta-parameters theta, floating-point leaves only.
         optimizer_state: `meta_optimizer.init(params)`, or from the step before.
-        tasks: a batch of tasks, a leading axis of T on every leaf. On a device mesh, this device's.
+        tasks: a leading axis of T on every leaf; on a device mesh, this device's tasks.
         meta_optimizer: any optax transformation, for the mean over tasks. It receives the mean
             loss as `value=` and the gradient as `grad=`, if it takes them.
-        batching: how many tasks at once, see `maml_jax.batching`.
+        batching: tasks at once, see `maml_jax.batching`.
         single_out: see `task_gradients.sum_gradient`.
 
     Returns:
-        theta, the optimizer's state, and metrics: those of `task_loss` averaged over tasks,
-        `"loss"`, and what `check_finite` reads, see `pooling.report`.
-
-    Raises:
-        ValueError: `tasks` is no batch of tasks.
-        TypeError: the optimizer needs more than it receives.
+        theta, the optimizer's state, and metrics: the means of `task_loss`'s over tasks, `"loss"`,
+        and those of `pooling.report`, for `check_finite`.
     """
     terms = task_gradients.sum_gradient(task_loss, params, tasks, batching, single_out)
     pooled = pooling.pool(terms.losses, terms.nonfinite, terms.metrics, terms.gradient)
