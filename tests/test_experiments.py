@@ -319,7 +319,7 @@ class TestConfig:
         values = flags.FlagValues()
         with pytest.MonkeyPatch.context() as patch:
             define = lambda kind: lambda *args, **kw: kind(*args, flag_values=values)
-            for name in ("boolean", "integer", "float", "list", "string"):
+            for name in ("boolean", "integer", "float", "list", "string", "multi_string"):
                 kind = getattr(flags, f"DEFINE_{name}")
                 patch.setattr(settings_flags.flags, f"DEFINE_{name}", define(kind))
             settings_flags.define_flags(sinusoid.Config, sinusoid.PRESETS, "")
