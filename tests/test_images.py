@@ -142,10 +142,15 @@ def test_members_are_the_runs_alone(finished, tmp_path):
 
 
 class TestWhereImagesLie:
+    @pytest.fixture(autouse=True)
+    def read_anew(self):
+        data._load.cache_clear()
+        yield
+        data._load.cache_clear()
+
     def placed(self, monkeypatch, available, **changes):
         """The stage, its data on four of the devices, and whether classes are spread."""
         monkeypatch.setattr(process, "available_memory", lambda: available)
-        data._load.cache_clear()
         (stage,) = stages.make_stages(omniglot.Config(**SMALL, **changes))
         mesh = member_mesh(1, 4, jax.devices()[:4])
         return stage, stage.data(mesh)[0].images
@@ -395,6 +400,8 @@ def test_every_dataset_has_one_command():
         images.Config(dataset="cifar")
     with pytest.raises(ConfigError, match=r"one of omniglot, synthetic; received 'folder'"):
         omniglot.Config(dataset="folder")
+    with pytest.raises(ConfigError, match=r"python -m experiments\.mini_imagenet"):
+        images.Config(dataset="mini_imagenet")
 
 
 def test_settings_with_a_flag_are_few():
@@ -445,7 +452,7 @@ def test_too_little_memory_is_answered_with_a_flag(monkeypatch, capsys):
     mesh = member_mesh(1, 4, jax.devices()[:1])
     capsys.readouterr()
     for available, text in ((None, ""), (10**9, "")):
-        monkeypatch.setattr(process, "available_memory", lambda found=available: found)
+        monkeypatch.setattr(process, "available_memory", lambda room=available: room)
         stage.before_training(mesh)
         assert capsys.readouterr().err == text
     monkeypatch.setattr(process, "available_memory", lambda: 0)

@@ -15,9 +15,11 @@ def run_table(run: dict[str, Any]) -> str:
     """One run's results beside the paper's, with what it took."""
     clock, where = run["wall_clock_s"], run["environment"]
     speed = run["meta_steps_per_s"]
-    note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
+    table, note = group_table([run]), ""
+    if "paper" in table:
+        note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
     return (
-        f"{group_table([run])}\n\n{note}"
+        f"{table}\n\n{note}"
         f"{run['meta_steps']:,} meta-steps in all, {results.pace(speed)} a second; "
         f"compile {clock['compile']:.1f} s, train {clock['train']:.1f} s, "
         f"evaluate {clock['evaluate']:.1f} s on {where['device']}"

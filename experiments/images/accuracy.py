@@ -17,7 +17,7 @@ from maml_jax.classification import (
     cross_entropy,
     draw_episodes,
     episode_sampler,
-    judge,
+    query_loss,
 )
 from maml_jax.evaluation import Evaluation
 from maml_jax.types import Metrics, Params, Task
@@ -30,7 +30,9 @@ TUNING_TASKS = 100
 def adapting(
     config: Config, num_inner_steps: int, protocol: str = "transductive", last_only: bool = False
 ) -> Callable[..., Evaluation]:
-    """`evaluate(params, judged tasks, inner_lr)`: accuracy after 0 to S gradient steps, or S alone.
+    """`evaluate(params, tasks, inner_lr)`: accuracy after 0 to S gradient steps, or S alone.
+
+    Tasks are those of `with_support_images`.
 
     Args:
         config: with `Config.shared`, so that members share the program.
@@ -43,7 +45,7 @@ def adapting(
         adaptation_curve,
         cross_entropy(network.apply),
         num_inner_steps=num_inner_steps,
-        outer_loss=judge(network.apply, protocol),
+        outer_loss=query_loss(network.apply, protocol),
         mask=network.mask,
         last_only=last_only,
     )

@@ -209,8 +209,7 @@ class Config:
         values["eval_queries"] = (0, 15)
         if self.dataset == "folder":
             values["eval_queries"] = (values["train_queries"],)
-            if self.image_size is None:
-                values["image_size"] = data.size_of_folder()
+            del values["image_size"]  # that of the images
         return values
 
     def __post_init__(self):
@@ -220,6 +219,11 @@ class Config:
                 object.__setattr__(self, name, value)
         check_fields(self)
         parse_batching(self.task_batching)
+        if type(self) is Config and self.dataset in FIXED:
+            raise ConfigError(
+                f"--dataset={self.dataset} has settings of its own: "
+                f"python -m experiments.{self.dataset}."
+            )
         if self.eval_steps < self.report_steps:
             raise ConfigError(
                 f"eval_steps must be at least report_steps={self.report_steps}; "
@@ -237,6 +241,8 @@ class Config:
                     f"--{name} is {value} with --dataset={self.dataset}; "
                     f"received {getattr(self, name)}."
                 )
+        if self.image_size is None:
+            object.__setattr__(self, "image_size", data.size_of_folder())
 
     @property
     def plain_methods(self) -> list[str]:

@@ -15,7 +15,7 @@ from experiments.images.config import Config
 from experiments.images.network import make_network
 from experiments.images.stages import num_training_classes
 from maml_jax import adapt
-from maml_jax.classification import baselines, cross_entropy, judged
+from maml_jax.classification import baselines, cross_entropy, with_support_images
 from maml_jax.fitting import Selection
 from maml_jax.types import Array, Params, Task
 
@@ -132,7 +132,7 @@ def _adapting(config: Config, params: Params, rate: Any) -> Accuracies:
         one = protocol == "one_query"  # a forward pass for each query image
         last = config.report_steps if one else config.eval_steps
         evaluate_fn = accuracy.adapting(config.shared, last, protocol, last_only=one)
-        per_task = evaluate_fn(params, judged(tasks), rate).per_task["accuracy"]
+        per_task = evaluate_fn(params, with_support_images(tasks), rate).per_task["accuracy"]
         steps = [last] if one else range(last + 1)
         return dict(zip(steps, np.asarray(per_task).T, strict=True)), {"inner_lr": rate}
 
@@ -142,7 +142,7 @@ def _adapting(config: Config, params: Params, rate: Any) -> Accuracies:
 def _fine_tuning(config: Config, params: Params) -> Accuracies:
     """Fine-tuning with the step size that does best on validation episodes."""
     # `make_stages` has seen to it that there are validation classes.
-    tasks = judged(
+    tasks = with_support_images(
         accuracy.validation_episodes(config.shared, accuracy.TUNING_SEED, accuracy.TUNING_TASKS)
     )
     evaluate_fn = accuracy.adapting(config.shared, config.eval_steps)

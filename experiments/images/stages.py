@@ -31,8 +31,8 @@ from maml_jax.classification import (
     baselines,
     classification_problem,
     episode_sampler,
-    judged,
     split_classes,
+    with_support_images,
 )
 from maml_jax.kernels.preferences import preferred
 from maml_jax.memory import advise
@@ -81,7 +81,7 @@ def _maml_stage(config: Config, images: Images) -> Stage:
 
     def score(params: Params) -> Array:
         evaluate = accuracy.adapting(config.shared, config.report_steps)
-        episodes = judged(accuracy.validation_episodes(config.shared))
+        episodes = with_support_images(accuracy.validation_episodes(config.shared))
         return evaluate(params, episodes, config.inner_lr).mean["accuracy"][-1]
 
     def advise_on_memory(mesh: Mesh) -> None:

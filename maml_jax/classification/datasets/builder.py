@@ -59,7 +59,7 @@ def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageCl
     What the cache holds is made again where its content is damaged, with a warning. The damaged
     folder stays beside it until then.
 
-    Without the packages of the extra `data` the source is read each time, which is said.
+    Without the packages of the extra `data` it reads the source each time, and warns that it does.
 
     Raises:
         DataError: the source's content is not what it should be.
@@ -229,7 +229,7 @@ _NAMES = ("class_name", "name")
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS draws bars and writes lines of its own, which a library should not."""
+    """Silences TFDS, which draws bars and prints."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
