@@ -1,7 +1,7 @@
 """Whether 100 second-order inner steps fit into a given amount of memory, by really limiting it.
 
-    python -m benchmarks.fits --mode=reverse --limit_mb=1000     stops: out of memory
-    python -m benchmarks.fits --mode=mixed --limit_mb=1000       prints the meta-gradient's norm
+    python -m benchmarks.suites.fits --mode=reverse --limit_mb=1000     stops: out of memory
+    python -m benchmarks.suites.fits --mode=mixed --limit_mb=1000       prints the meta-gradient's norm
 
 The process may take so much address space beyond what JAX itself takes to start (Linux).
 """
@@ -12,13 +12,14 @@ import functools
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
 
-from benchmarks import memory
+from benchmarks.suites.memory import wide_problem
 from maml_jax import MODES, meta_loss
 
 _MODE = flags.DEFINE_enum("mode", "mixed", MODES, "How the inner loop is differentiated.")
@@ -30,8 +31,9 @@ def main(argv: list[str]) -> None:
     """Compiles, limits the memory, runs."""
     del argv
     logging.set_verbosity(logging.ERROR)
-    loss, params, task = memory.wide_problem()
-    fn = functools.partial(meta_loss, loss, inner_lr=0.01, num_steps=_STEPS.value, mode=_MODE.value)
+    loss, params, task = wide_problem()
+    options: Any = {"inner_lr": 0.01, "num_inner_steps": _STEPS.value, "mode": _MODE.value}
+    fn = functools.partial(meta_loss, loss, **options)
     compiled = jax.jit(jax.grad(fn, has_aux=True)).lower(params, task).compile()
     jax.block_until_ready(jnp.ones(1000) @ jnp.ones(1000))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
