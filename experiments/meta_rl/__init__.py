@@ -1,7 +1,7 @@
 """Meta-reinforcement learning: what the experiments on navigation and locomotion share.
 
 A run trains the methods that it is asked for, keeps of each the parameters that do best on
-validation tasks, and judges those on test tasks, after 0 to U updates.
+validation tasks, and evaluates those on test tasks, after 0 to U updates.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from maml_jax.fitting import Selection
+
 from experiments.core.process import device_per_core
-from experiments.core.runner import Experiment, Outcome, Stage
+from experiments.core.stages import Experiment, Outcome, Stage
 from experiments.meta_rl import evaluation
 from experiments.meta_rl.config import Config
-from experiments.meta_rl.evaluation import Watch
+from experiments.meta_rl.returns import Watch
 from experiments.meta_rl.stages import make_stages
 from maml_jax.reinforcement import Environment
 
@@ -36,19 +38,22 @@ def meta_rl_experiment(
         summary: a sentence for the first line of a run and of `--help`.
         config: a subclass of `Config`.
         presets: by name, the fields that differ from the defaults.
-        make_environment: `make_environment(settings) -> Environment`.
+        make_environment: `make_environment(settings) -> Environment`, one object for settings that
+            differ in nothing that it is made of.
         setting: `setting(settings)`, as results name it.
-        watch: `watch(settings)`, which episodes the figure needs.
-        figure: draws `figure.png`, see `experiments.core.runner.Experiment`.
+        watch: `watch(settings)`, what the figure needs of the episodes.
+        figure: draws `figure.png`, see `experiments.core.stages.Experiment`.
         **others: of `Experiment`, as they are.
     """
 
-    def stages(settings: Any, seed: int) -> list[Stage]:
-        return make_stages(settings, seed, make_environment(settings))
+    def stages(settings: Any) -> list[Stage]:
+        return make_stages(settings, make_environment(settings), watch(settings))
 
-    def evaluate(settings: Any, seed: int, states: Mapping[str, Any]) -> Outcome:
+    def evaluate(settings: Any, seed: int, selections: Mapping[str, Selection]) -> Outcome:
         env = make_environment(settings)
-        return evaluation.evaluate(settings, seed, env, setting(settings), watch(settings), states)
+        return evaluation.evaluate(
+            settings, seed, env, setting(settings), watch(settings), selections
+        )
 
     return Experiment(
         name=name,

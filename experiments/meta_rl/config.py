@@ -1,8 +1,9 @@
-"""Settings that every experiment of meta-reinforcement learning has, and the policy of a run."""
+"""Settings that every experiment of meta-reinforcement learning has, and what they make."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import optax
@@ -18,15 +19,18 @@ from maml_jax.networks import Policy, gaussian_policy, recurrent_policy
 from maml_jax.reinforcement import (
     Environment,
     Estimation,
-    MetaUpdate,
     ReinforcementProblem,
-    gradient_steps,
+    informed,
     reinforcement_problem,
+    surrogate,
+    surrogate_update,
     trpo,
     with_feedback,
 )
-from maml_jax.reinforcement.meta_updates import PRODUCTS
-from maml_jax.reinforcement.objectives import INNER_OBJECTIVES, SurrogateFn
+from maml_jax.reinforcement.objectives import INNER_OBJECTIVES
+from maml_jax.reinforcement.problem import MODES
+from maml_jax.reinforcement.trust_region import PRODUCTS
+from maml_jax.types import LossFn, MetaUpdate
 
 METHODS = ("maml", "first_order", "pretrained", "random", "oracle")
 ADAPTED = ("maml", "first_order")
@@ -38,58 +42,93 @@ class Config:
     """Settings that every experiment has; defaults are the paper's 2D navigation."""
 
     methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
-    meta_steps: int = option(100, "Meta-iterations of each method.", minimum=1)
-    num_tasks: int = option(20, "Tasks of a meta-iteration.", minimum=1)
+    meta_steps: int = option(100, "Meta-steps of each method.", minimum=1)
+    num_tasks: int = option(20, "Tasks of a meta-step.", minimum=1)
     num_episodes: int = option(20, "Episodes of a task and gradient step.", minimum=1)
     inner_steps: int = option(1, "Inner gradient steps in meta-training.", minimum=1)
-    inner_lr: float = option(0.1, "Inner step size alpha.", above=0)
-    inner_objective: str = option(
-        "likelihood",
-        "Of the inner step: the paper's, or one with a better second derivative.",
-        choices=INNER_OBJECTIVES,
-    )
-    discount: float = option(0.99, "Discount of rewards.", minimum=0, maximum=1)
-    gae_lambda: float = option(
-        1.0, "Of generalised advantage estimation; 1: whole returns.", minimum=0, maximum=1
+    inner_lr: float = option(0.1, "Inner step size alpha.", above=0, sweep=True)
+    meta_gradient: str = option(
+        "reverse",
+        "How MAML's inner loop is differentiated; first_order, as the method of that name, takes "
+        "its Hessian as zero.",
+        choices=MODES,
     )
     meta_update: str = option(
         "trpo", "Outer step: TRPO, policy gradient by Adam, clipped.", choices=META_UPDATES
     )
-    max_kl: float = option(0.01, "TRPO's bound on the mean KL divergence, nats.", above=0)
-    products: str = option("gauss_newton", "TRPO's curvature products.", choices=PRODUCTS)
-    product_episodes: int = option(
-        0, "Episodes of a task that the curvature is estimated from; 0 for all.", minimum=0
+    max_kl: float = option(
+        0.01, "TRPO's bound on the mean KL divergence, nats.", above=0, sweep=True
     )
-    meta_lr: float = option(1e-3, "Step size of Adam, if that is the outer step.", above=0)
-    num_epochs: int = option(5, "Clipped steps on the same episodes.", minimum=1)
-    clip: float = option(0.3, "Bound of the clipped likelihood ratio.", above=0)
+    curvature_episodes: int = option(
+        0,
+        "Episodes of a task that TRPO's curvature is estimated from, fewer are faster; 0 for all.",
+        minimum=0,
+    )
+    meta_lr: float = option(
+        1e-3, "Step size of Adam, if that is the outer step.", above=0, sweep=True
+    )
     policy: str = option(
         "mlp", "The policy: fully connected, or with a memory.", choices=("mlp", "recurrent")
     )
     hidden_sizes: tuple[int, ...] = option(
         (100, 100), "Layers of the mlp.", minimum=1, repeats=True
     )
-    num_units: int = option(64, "Size of the recurrent policy's memory.", minimum=1)
     feedback: bool = option(False, "Append the last action and reward to observations.")
-    task_batching: str = option("auto", f"Of the outer step. {BATCHING_HELP}")
-    validate_every: int = option(10, "Meta-iterations between validations.", minimum=1)
-    validation_tasks: int = option(20, "Tasks to choose the model by.", minimum=1)
+    horizon: int = option(100, "Time steps of an episode.", minimum=1)
     eval_tasks: int = option(40, "Test tasks.", minimum=2)
-    eval_episodes: int = option(40, "Episodes of a task and update in evaluation.", minimum=1)
-    eval_updates: int = option(4, "Gradient updates of the evaluation.", minimum=1)
+
+    inner_objective: str = option(
+        "likelihood",
+        "Of the inner step: the paper's, or one with a better second derivative.",
+        choices=INNER_OBJECTIVES,
+        internal=True,
+    )
+    discount: float = option(0.99, "Of rewards.", minimum=0, maximum=1, internal=True)
+    gae_lambda: float = option(
+        1.0,
+        "Of generalised advantage estimation; 1: whole returns.",
+        minimum=0,
+        maximum=1,
+        internal=True,
+    )
+    products: str = option(
+        "gauss_newton", "TRPO's curvature products.", choices=PRODUCTS, internal=True
+    )
+    num_epochs: int = option(5, "Clipped steps on the same episodes.", minimum=1, internal=True)
+    clip: float = option(0.3, "Bound of the clipped likelihood ratio.", above=0, internal=True)
+    num_units: int = option(64, "Size of the recurrent policy's memory.", minimum=1, internal=True)
+    task_batching: str = option("auto", f"Of the outer step. {BATCHING_HELP}", internal=True)
+    validate_every: int = option(10, "Meta-steps between validations.", minimum=1, internal=True)
+    validation_tasks: int = option(20, "To choose the parameters by.", minimum=1, internal=True)
+    eval_episodes: int = option(
+        40, "Episodes of a task and update in evaluation.", minimum=1, internal=True
+    )
+    eval_updates: int = option(4, "Gradient updates of the evaluation.", minimum=1, internal=True)
     later_rate: float = option(
-        0.5, "Step size of updates after the first one in evaluation, as a multiple.", above=0
+        0.5,
+        "Step size of updates after those of meta-training in evaluation, as a multiple.",
+        above=0,
+        internal=True,
     )
-    tuning_tasks: int = option(20, "Tasks to tune the baselines' step size on.", minimum=1)
+    tuning_tasks: int = option(
+        20, "Tasks to tune the baselines' step size on.", minimum=1, internal=True
+    )
     tuning_rates: tuple[float, ...] = option(
-        (0.01, 0.03, 0.1, 0.3, 1.0), "Step sizes that are tried for baselines.", above=0
+        (0.01, 0.03, 0.1, 0.3, 1.0), "Step sizes tried for baselines.", above=0, internal=True
     )
-    num_seeds: int = option(1, "Seeds of one run: seed, seed + 1, ...", minimum=1)
-    steps_per_call: int = option(5, "Meta-iterations of one dispatch.", minimum=1)
+    steps_per_call: int = option(5, "Meta-steps of one dispatch.", minimum=1, internal=True)
 
     def __post_init__(self):
         check_fields(self)
         parse_batching(self.task_batching)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The methods by the names of their results: MAML of first order has one of its own."""
+        if self.meta_gradient != "first_order":
+            return self.methods
+        names = ("first_order" if name == "maml" else name for name in self.methods)
+        return tuple(dict.fromkeys(names))
 
     @property
     def batching(self) -> str | int:
@@ -104,15 +143,14 @@ class Config:
         return Estimation(self.discount, self.gae_lambda)
 
     @property
-    def outer_loss(self) -> SurrogateFn | None:
-        """Of the clipped outer step, if not ours."""
-        return None
-
-    @property
     def departures(self) -> str:
         """What results add to the setting's name, so that others are not compared with it."""
         policy = "" if self.policy == "mlp" else ", recurrent policy"
         return policy + (", action and reward seen" if self.feedback else "")
+
+    def outer_loss(self, policy: Policy) -> LossFn:
+        """Of the outer step."""
+        return surrogate(policy, self.clip if self.meta_update == "ppo" else None)
 
     def seen_by_policy(self, env: Environment) -> Environment:
         """The environment with what the policy is to see, and to act on."""
@@ -127,15 +165,18 @@ class Config:
 
 
 def make_problem(config: Config, env: Environment, method: str) -> ReinforcementProblem:
-    """The problem that a method trains on: methods that do not adapt have no inner step."""
+    """What a method trains on: the oracle sees the task, and some do not adapt."""
+    env = config.seen_by_policy(informed(env) if method == "oracle" else env)
+    policy = config.make_policy(env)
     try:
         return reinforcement_problem(
             env,
-            config.make_policy(env),
+            policy,
             num_episodes=config.num_episodes,
-            num_steps=config.inner_steps if method in ADAPTED else 0,
+            num_inner_steps=config.inner_steps if method in ADAPTED else 0,
             inner_lr=config.inner_lr,
             objective=config.inner_objective,
+            outer_loss=config.outer_loss(policy),
             estimation=config.estimation,
             mode="first_order" if method == "first_order" else "reverse",
         )
@@ -150,16 +191,22 @@ def make_meta_update(config: Config, problem: ReinforcementProblem) -> MetaUpdat
             problem,
             max_kl=config.max_kl,
             products=config.products,
-            product_episodes=config.product_episodes or None,
+            product_episodes=config.curvature_episodes or None,
             batching=config.batching,
         )
-    clipped = config.meta_update == "ppo"
-    loss = config.outer_loss if clipped else None
-    return gradient_steps(
+    return surrogate_update(
         problem,
         optax.adam(config.meta_lr),
-        num_epochs=config.num_epochs if clipped else 1,
-        clip=config.clip if clipped and loss is None else None,
-        loss=loss,
+        num_epochs=config.num_epochs if config.meta_update == "ppo" else 1,
         batching=config.batching,
     )
+
+
+def without_swept(config: Any) -> Any:
+    """The configuration with the defaults of the settings that may be swept."""
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.metadata.get("sweep")
+    }
+    return dataclasses.replace(config, **defaults)

@@ -7,43 +7,32 @@ from maml_jax.reinforcement.environment import (
     informed,
     with_feedback,
 )
-from maml_jax.reinforcement.iteration import (
-    Returns,
-    check_episodes,
-    make_evaluate_fn,
-    make_iterate_fn,
-)
-from maml_jax.reinforcement.meta_updates import MetaUpdate, gradient_steps, trpo
+from maml_jax.reinforcement.estimation import Estimation, to_samples
+from maml_jax.reinforcement.evaluation import adaptation_returns, check_episodes, sound_returns
 from maml_jax.reinforcement.navigation import navigation
 from maml_jax.reinforcement.objectives import Samples, inner_objective, surrogate
-from maml_jax.reinforcement.problem import (
-    Estimation,
-    ReinforcementProblem,
-    reinforcement_problem,
-    to_samples,
-)
+from maml_jax.reinforcement.problem import ReinforcementProblem, reinforcement_problem
 from maml_jax.reinforcement.rollout import Trajectories, rollout
+from maml_jax.reinforcement.updates import surrogate_update, trpo
 
 __all__ = [
     "Environment",
     "Estimation",
-    "MetaUpdate",
     "ReinforcementProblem",
-    "Returns",
     "Samples",
     "State",
     "Trajectories",
+    "adaptation_returns",
     "check_environment",
     "check_episodes",
-    "gradient_steps",
     "informed",
     "inner_objective",
-    "make_evaluate_fn",
-    "make_iterate_fn",
     "navigation",
     "reinforcement_problem",
     "rollout",
+    "sound_returns",
     "surrogate",
+    "surrogate_update",
     "to_samples",
     "trpo",
     "with_feedback",

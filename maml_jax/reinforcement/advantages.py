@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax.batching import factorized_at_once, in_pieces
+from maml_jax.kernels.factorizations import factorized_at_once, in_pieces
 from maml_jax.types import Array
 
 OBSERVATION_BOUND = 10.0  # observations are clipped there before they become features
@@ -25,34 +25,27 @@ def masked_mean(values: Array, alive: Array) -> Array:
     return total / jnp.maximum(jnp.sum(alive), 1)
 
 
-def discounted_returns(rewards: Array, discount: float, last_values: Array | None = None) -> Array:
+def discounted_returns(rewards: Array, discount: float) -> Array:
     """Discounted sum of the rewards from each step on.
 
     Args:
         rewards: [H, E], 0 after an episode's end.
         discount: gamma, from 0 to 1.
-        last_values: value of what follows step H [E], for episodes that the time limit cut off;
-            default 0, as in the original code.
 
     Returns:
-        [H, E].
+        [H, E]. What follows step H counts as 0, as in the original code.
     """
-    start = jnp.zeros(rewards.shape[1:], rewards.dtype) if last_values is None else last_values
 
     def body(following, reward):
         total = reward + discount * following
         return total, total
 
+    start = jnp.zeros(rewards.shape[1:], rewards.dtype)
     return jax.lax.scan(body, start, rewards, reverse=True)[1]
 
 
 def generalized_advantages(
-    rewards: Array,
-    values: Array,
-    alive: Array,
-    discount: float,
-    gae_lambda: float,
-    last_values: Array | None = None,
+    rewards: Array, values: Array, alive: Array, discount: float, gae_lambda: float
 ) -> Array:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).
 
@@ -62,15 +55,13 @@ def generalized_advantages(
         alive: steps that were taken, bool [H, E].
         discount: gamma, from 0 to 1.
         gae_lambda: from 0 (one step) to 1 (the whole return).
-        last_values: value of the state after step H [E], for episodes that the time limit cut off;
-            default 0. After an episode's own end the value is 0 in any case.
 
     Returns:
-        [H, E], 0 for steps that were not taken.
+        [H, E], 0 for steps that were not taken. The value of what follows an episode's end, or
+        step H, is 0.
     """
     values = jnp.where(alive, values, 0.0)
-    last = jnp.zeros_like(values[0]) if last_values is None else last_values
-    following = jnp.concatenate([values[1:], jnp.where(alive[-1], last, 0.0)[None]])
+    following = jnp.concatenate([values[1:], jnp.zeros_like(values[:1])])
     errors = jnp.where(alive, rewards + discount * following - values, 0.0)
     return discounted_returns(errors, discount * gae_lambda)
 
@@ -230,5 +221,5 @@ def _solve(gram: Array, moments: Array) -> tuple[Array, Array]:
     solutions = jax.vmap(attempt)(ridges)
     sound = jnp.all(jnp.isfinite(solutions), axis=1)
     first = jnp.argmax(sound)
-    found = jnp.where(jnp.any(sound), solutions[first], jnp.zeros_like(moments))
-    return found, ridges[first]
+    weights = jnp.where(jnp.any(sound), solutions[first], jnp.zeros_like(moments))
+    return weights, ridges[first]

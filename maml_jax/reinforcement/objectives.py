@@ -7,7 +7,6 @@ policy may move from the one that acted. Each is `loss(params, samples) -> (scal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -89,7 +88,7 @@ def surrogate(policy: Policy, clip: float | None = None) -> LossFn:
     """Minus the likelihood-ratio surrogate of the return, for the outer step.
 
     Args:
-        policy: whose parameters are judged.
+        policy: whose parameters the loss is a function of.
         clip: epsilon of PPO's clipped ratio (Schulman et al. 2017, equation 7); None for none.
 
     Returns:
@@ -99,34 +98,27 @@ def surrogate(policy: Policy, clip: float | None = None) -> LossFn:
     Raises:
         ValueError: a clip that is not above 0.
     """
-    check_clip(clip)
+    if clip is not None:
+        check_number("clip", clip, "above 0 and finite, or None", lambda x: 0 < x < math.inf)
 
     def loss(params: Params, samples: Samples) -> tuple[Array, Metrics]:
-        return surrogate_of(policy.unroll(params, samples.observations), samples, clip)
+        distribution = policy.unroll(params, samples.observations)
+        old = samples.distribution.log_prob(samples.actions)
+        difference = distribution.log_prob(samples.actions) - old
+        ratio = jnp.exp(jnp.where(samples.alive, difference, 0.0))
+        gained = ratio * samples.advantages
+        if clip is not None:
+            bounded = jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * samples.advantages
+            gained = jnp.minimum(gained, bounded)
+        metrics = {
+            "kl": divergence(distribution, samples),
+            "ratio": masked_mean(ratio, samples.alive),
+        }
+        return -masked_mean(gained, samples.alive), metrics
 
     return loss
 
 
-def check_clip(clip: float | None) -> None:
-    """Raises a ValueError unless the bound of a likelihood ratio is above 0, or None."""
-    if clip is not None:
-        check_number("clip", clip, "above 0 and finite, or None", lambda x: 0 < x < math.inf)
-
-
-def surrogate_of(
-    distribution: Any, samples: Samples, clip: float | None = None
-) -> tuple[Array, Metrics]:
-    """As `surrogate`, of a distribution at the recorded states, leaves [H, E, ...]."""
-    old = samples.distribution.log_prob(samples.actions)
-    difference = distribution.log_prob(samples.actions) - old
-    ratio = jnp.exp(jnp.where(samples.alive, difference, 0.0))
-    gained = ratio * samples.advantages
-    if clip is not None:
-        bounded = jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * samples.advantages
-        gained = jnp.minimum(gained, bounded)
-    divergence = masked_mean(samples.distribution.kl(distribution), samples.alive)
-    metrics = {"kl": divergence, "ratio": masked_mean(ratio, samples.alive)}
-    return -masked_mean(gained, samples.alive), metrics
-
-
-SurrogateFn = Callable[[Any, Samples], tuple[Array, Metrics]]
+def divergence(distribution: Any, samples: Samples) -> Array:
+    """Mean KL(old || new) at the recorded states, nats; new: `distribution`, leaves [H, E, ...]."""
+    return masked_mean(samples.distribution.kl(distribution), samples.alive)

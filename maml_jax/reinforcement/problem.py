@@ -1,122 +1,50 @@
-"""Meta-reinforcement learning as a problem for the core: collect, then replay.
+"""Meta-reinforcement learning as a problem for the core: collect, then replay (Algorithm 3).
 
 `sample` collects everything with gradients stopped: episodes of theta, an inner step, episodes of
-the adapted parameters. The losses see only what was recorded; `meta_loss` differentiates the
-recomputed adaptation. A rollout is never differentiated.
+the adapted parameters. The losses see only what was recorded; the meta-learner's loss
+differentiates the recomputed adaptation. A rollout is never differentiated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from maml_jax import checks, maml, types
+from maml_jax import checks
+from maml_jax.algorithms import maml
+from maml_jax.inner_loop import InnerRate, Mask
 from maml_jax.networks import Policy
-from maml_jax.reinforcement import advantages as advantages_lib
-from maml_jax.reinforcement.checks import check_environment, check_number
+from maml_jax.reinforcement.checks import check_environment
 from maml_jax.reinforcement.environment import Environment
+from maml_jax.reinforcement.estimation import Estimation, check_estimation, to_samples
 from maml_jax.reinforcement.objectives import Samples, inner_objective, surrogate
-from maml_jax.reinforcement.rollout import Trajectories, rollout
-from maml_jax.types import Array, Params, Problem, PyTree, Task
+from maml_jax.reinforcement.rollout import rollout
+from maml_jax.reinforcement.turns import collect_and_adapt
+from maml_jax.types import Array, LossFn, MetaLearner, Params, PyTree, Task
 
 # Others have no forward derivative, which TRPO's products need, or save memory that is not short.
 MODES = ("reverse", "first_order")
 
 
-class Estimation(NamedTuple):
-    """How advantages are estimated from recorded episodes.
-
-    What a time limit cut off counts as 0, as in the original code: the linear baseline, fitted to
-    returns that end there, knows no value of it.
-
-    Attributes:
-        discount: gamma, from 0 to 1.
-        gae_lambda: of generalised advantage estimation, from 0 to 1; 1 for the whole return.
-        use_baseline: whether to subtract the linear feature baseline.
-        normalize: whether advantages of a task get mean 0 and deviation 1.
-        advantages: the estimator, of the first five arguments of
-            `advantages.generalized_advantages`.
-    """
-
-    discount: float = 0.99
-    gae_lambda: float = 1.0
-    use_baseline: bool = True
-    normalize: bool = True
-    advantages: Callable[..., Array] = advantages_lib.generalized_advantages
-
-
-def check_estimation(estimation: Estimation) -> None:
-    """Raises a ValueError or TypeError that names the first field that is out of range."""
-    if not isinstance(estimation, Estimation):
-        raise TypeError(f"estimation must be an Estimation; received {estimation!r}.")
-    for name in ("discount", "gae_lambda"):
-        check_number(name, getattr(estimation, name), "from 0 to 1", lambda x: 0 <= x <= 1)
-
-
-def to_samples(trajectories: Trajectories, estimation: Estimation = Estimation()) -> Samples:  # noqa: B008
-    """Fits the baseline to the episodes of one task, and estimates their advantages by it.
-
-    Advantages are 0 where the episodes say nothing about actions (`advantages.has_signal`): what a
-    baseline or a normalisation would make of their rounding is no direction to go. Plain returns,
-    without either, stay as they are. Episodes that blew up count as `advantages.credited` says.
-
-    Raises:
-        ValueError: a discount or lambda outside 0 to 1, episodes of several tasks, or an estimator
-            whose advantages have another shape.
-        TypeError: `estimation` is no `Estimation`.
-    """
-    t, how = trajectories, estimation
-    check_estimation(how)
-    if t.rewards.ndim != 2:
-        raise ValueError(
-            "to_samples takes the episodes of one task, rewards of shape (H, E); received "
-            f"{t.rewards.shape}. Put it under jax.vmap for several tasks."
-        )
-    rewards = advantages_lib.credited(t.rewards, t.alive, t.nonfinite, how.discount)
-    returns = advantages_lib.discounted_returns(rewards, how.discount)
-    explained, values = jnp.zeros(()), jnp.zeros_like(rewards)
-    if how.use_baseline:
-        baseline = advantages_lib.fit_baseline(t.observations, returns, t.alive)
-        explained = baseline.explained_variance
-        values = advantages_lib.predict(baseline, t.observations)
-    advantages = how.advantages(rewards, values, t.alive, how.discount, how.gae_lambda)
-    if jnp.shape(advantages) != rewards.shape:
-        raise ValueError(
-            f"Estimation.advantages must return the shape of the rewards, {rewards.shape}; "
-            f"received {jnp.shape(advantages)}."
-        )
-    if how.normalize:
-        advantages = advantages_lib.normalized(advantages, t.alive)
-    if how.normalize or how.use_baseline:
-        signal = advantages_lib.has_signal(rewards, t.alive, how.discount)
-        advantages = jnp.where(signal, advantages, 0.0)
-    metrics = {
-        "return": jnp.mean(t.returns),
-        "explained_variance": explained,
-        "alive": jnp.mean(t.alive.astype(t.rewards.dtype)),
-        "nonfinite": jnp.mean(t.nonfinite.astype(t.rewards.dtype)),
-    }
-    return Samples(t.observations, t.actions, advantages, t.alive, t.distribution, metrics)
-
-
 class ReinforcementProblem(NamedTuple):
-    """What a policy is to learn in a family of tasks; from `reinforcement_problem`.
+    """A policy to learn in a family of tasks; made by `reinforcement_problem`.
 
-    Its functions, those of a `Problem` and the recorded adaptation, are made of its fields when
-    they are called: a field that is replaced (`problem._replace(num_steps=2)`) holds everywhere.
-    The losses follow from policy and objective, and are not fields.
+    It has the four functions of a `Problem`, and the meta-learner that adapts as `sample` does.
+    What is replaced holds everywhere: `problem._replace(outer_loss=surrogate(policy, clip=0.2))`
+    trains on the clipped surrogate. For another policy make another problem: the losses are of the
+    policy that they were made of.
 
     Attributes:
         env: the family of tasks.
         policy: the policy.
+        inner_loss: `inner_loss(params, samples) -> (loss, metrics)`, of each inner step.
+        outer_loss: the same form, on samples of the adapted policy.
         num_episodes: E.
-        num_steps: S.
+        num_inner_steps: S.
         inner_lr: alpha.
-        objective: of the inner step.
         estimation: of the advantages.
         mask: which parameters are adapted.
         mode: how the adaptation is differentiated.
@@ -124,77 +52,61 @@ class ReinforcementProblem(NamedTuple):
 
     env: Environment
     policy: Policy
+    inner_loss: LossFn
+    outer_loss: LossFn
     num_episodes: int
-    num_steps: int
-    inner_lr: maml.InnerRate
-    objective: str
+    num_inner_steps: int
+    inner_lr: InnerRate
     estimation: Estimation
-    mask: maml.Mask
+    mask: Mask
     mode: str
 
     @property
-    def inner_loss(self) -> types.LossFn:
-        """Of one inner step, `inner_loss(params, samples)`."""
-        return inner_objective(self.policy, self.objective)
+    def learner(self) -> MetaLearner:
+        """MAML on this problem: recomputes the adaptation from the recorded episodes.
 
-    @property
-    def outer_loss(self) -> types.LossFn:
-        """Minus the likelihood-ratio surrogate, `outer_loss(params, samples)`."""
-        return surrogate(self.policy)
-
-    @property
-    def as_problem(self) -> Problem:
-        """The four functions that the core knows."""
-        return Problem(self.init, self.sample, self.inner_loss, self.outer_loss)
+        `learner.adapt(params, task.support)`, `learner.loss(params, task)`.
+        """
+        return maml(
+            self,
+            self.inner_lr,
+            self.num_inner_steps,
+            mask=self.mask,
+            mode=self.mode,
+            batch_per_step=True,
+        )
 
     def init(self, key: Array) -> Params:
         """Parameters of the policy."""
         return self.policy.init(key)
 
     def sample(self, params: Params, key: Array) -> Task:
-        """Episodes of one new task, before and after each inner step.
+        """Episodes of one new task, before and after each inner step (lines 4 to 8).
 
         Returns:
             A task whose support is samples with a leading axis of S, one set for each inner step,
             and whose query is samples of the adapted parameters.
         """
         params = jax.lax.stop_gradient(params)
-        task_key, *keys = jax.random.split(key, self.num_steps + 2)
+        task_key, *keys = jax.random.split(key, self.num_inner_steps + 2)
         task = self.env.sample_task(task_key)
-        loss = self.inner_loss
-        rates, constant = maml._split_rates(self.inner_lr, self.num_steps)
 
-        # One loop, the query's turn included, so that the environment is compiled once: physics
-        # takes most of the time that compiling takes. What the last turn adapts is not used.
-        def turn(adapted: Params, inputs: tuple[Array, Any]) -> tuple[Params, Samples]:
-            turn_key, rate = inputs
-            samples = self._collect(adapted, task, turn_key)
-            rate = constant if rates is None else rate
-            new, _ = maml.inner_update(loss, adapted, samples, rate, mask=self.mask, mode=self.mode)
-            return new, samples
+        def collect(adapted: Params, key: Array) -> tuple[Samples, Samples]:
+            samples = self._collect(adapted, task, key)
+            return samples, samples
 
-        _, collected = jax.lax.scan(turn, params, (jnp.stack(keys), one_turn_more(rates)))
-        support = jax.tree.map(lambda x: x[: self.num_steps], collected)
-        query = jax.tree.map(lambda x: x[self.num_steps], collected)
-        return jax.lax.stop_gradient(Task(support, query))
-
-    def adapt(self, params: Params, task: Task) -> Params:
-        """The recorded adaptation, recomputed."""
-        adapted, _ = maml.adapt(
+        collected = collect_and_adapt(
+            collect,
             self.inner_loss,
             params,
-            task.support,
+            jnp.stack(keys),
             self.inner_lr,
-            self.num_steps,
             mask=self.mask,
             mode=self.mode,
-            batch_per_step=True,
         )
-        return adapted
-
-    def adapted_distribution(self, params: Params, task: Task) -> PyTree:
-        """The adapted policy's distributions at the query's states, leaves [H, E, ...]."""
-        return self.policy.unroll(self.adapt(params, task), task.query.observations)
+        support = jax.tree.map(lambda x: x[: self.num_inner_steps], collected)
+        query = jax.tree.map(lambda x: x[self.num_inner_steps], collected)
+        return jax.lax.stop_gradient(Task(support, query))
 
     def _collect(self, params: Params, task: PyTree, key: Array) -> Samples:
         episodes = rollout(self.env, self.policy, params, task, key, self.num_episodes)
@@ -204,22 +116,17 @@ class ReinforcementProblem(NamedTuple):
         return samples._replace(metrics=metrics)
 
 
-def one_turn_more(rates: PyTree) -> PyTree:
-    """Rates of each step, with a leading axis, and 0 for a turn whose update is not used."""
-    pad = lambda r: jnp.concatenate([r, jnp.zeros((1, *r.shape[1:]), r.dtype)])  # noqa: E731
-    return jax.tree.map(pad, rates)
-
-
 def reinforcement_problem(
     env: Environment,
     policy: Policy,
     *,
     num_episodes: int,
-    num_steps: int = 1,
-    inner_lr: maml.InnerRate = 0.1,
+    num_inner_steps: int = 1,
+    inner_lr: InnerRate = 0.1,
     objective: str = "likelihood",
+    outer_loss: LossFn | None = None,
     estimation: Estimation = Estimation(),  # noqa: B008
-    mask: maml.Mask = None,
+    mask: Mask = None,
     mode: str = "reverse",
 ) -> ReinforcementProblem:
     """MAML for policies (paper section 4.2, Algorithm 3).
@@ -228,39 +135,51 @@ def reinforcement_problem(
         env: the family of tasks.
         policy: that fits it.
         num_episodes: E, episodes of each inner step and of the outer one.
-        num_steps: S, inner steps, each on new episodes; 0 trains one policy for all tasks.
-        inner_lr: alpha, as in `maml.adapt`: a number, a pytree prefix of the parameters, or rates
-            for each step, [S] or `maml.PerStep`.
+        num_inner_steps: S, each on new episodes; 0 trains one policy for all tasks.
+        inner_lr: alpha, as in `maml_jax.adapt`.
         objective: of the inner step, a name in `objectives.INNER_OBJECTIVES`.
+        outer_loss: `outer_loss(params, samples) -> (loss, metrics)` of the adapted parameters;
+            default `surrogate(policy)`.
         estimation: of the advantages.
-        mask: which parameters are adapted, as in `maml.adapt`.
+        mask: which parameters are adapted, as in `maml_jax.adapt`.
         mode: how the adaptation is differentiated, a name in `MODES`.
 
     Raises:
         ValueError: a count below 1, an unknown objective or mode, a discount or lambda outside 0 to
             1, rates or a mask that do not fit the policy's parameters; or the environment or the
             policy is not what it should be, see `check_environment`.
-        TypeError: `num_steps` is not an int, or as `check_environment`.
+        TypeError: a count is not an int, or as `check_environment`.
     """
-    num_steps = checks.check_num_inner_steps(num_steps)
+    num_inner_steps = checks.check_num_inner_steps(num_inner_steps)
     checks.check_counts(num_episodes=num_episodes)
     checks.check_choice(mode, MODES, "mode")
     check_estimation(estimation)
     check_environment(env, policy)
     problem = ReinforcementProblem(
-        env, policy, num_episodes, num_steps, inner_lr, objective, estimation, mask, mode
+        env,
+        policy,
+        inner_objective(policy, objective),
+        surrogate(policy) if outer_loss is None else outer_loss,
+        num_episodes,
+        num_inner_steps,
+        inner_lr,
+        estimation,
+        mask,
+        mode,
     )
-    _check_inner_step(problem)
+    jax.eval_shape(
+        lambda key: _adapt_without_episodes(problem, problem.init(key)), jax.random.key(0)
+    )
     return problem
 
 
-def _check_inner_step(problem: ReinforcementProblem) -> None:
-    """Raises what `maml.adapt` raises of rates and mask; traced, on a loss that costs nothing."""
-    _ = problem.inner_loss  # an unknown objective
-    params = jax.eval_shape(problem.init, jax.random.key(0))
-
-    def adapt(params: Params) -> Params:
-        loss = lambda p, batch: (jnp.sum(ravel_pytree(p)[0]), {})  # noqa: E731
-        return maml.adapt(loss, params, (), problem.inner_lr, problem.num_steps, mask=problem.mask)
-
-    jax.eval_shape(adapt, params)
+def _adapt_without_episodes(problem: ReinforcementProblem, params: Params) -> Params:
+    """Adapts by a loss that costs nothing; traced, for the errors of rates and mask."""
+    loss = lambda p, batch: (jnp.sum(ravel_pytree(p)[0]), {})  # noqa: E731
+    made = maml(
+        problem._replace(inner_loss=loss),
+        problem.inner_lr,
+        problem.num_inner_steps,
+        mask=problem.mask,
+    )
+    return made.adapt(params, ())

@@ -24,8 +24,6 @@ class Trajectories(NamedTuple):
         rewards: [H, E]; 0 for steps that were not taken, and for those that blew up.
         alive: whether the step was taken, bool [H, E]: True from the first step to the last one.
         distribution: that the actions were drawn from, leaves [H, E, ...].
-        terminated: whether the episode ended by itself, bool [E]; the others met the time limit.
-        last_observation: after the last step [E, O].
         nonfinite: whether the episode blew up, bool [E]: the environment returned an observation or
             a reward that is not finite. The episode ends there, and counts as
             `advantages.credited` says.
@@ -36,8 +34,6 @@ class Trajectories(NamedTuple):
     rewards: Array
     alive: Array
     distribution: Any
-    terminated: Array
-    last_observation: Array
     nonfinite: Array
 
     @property
@@ -113,14 +109,8 @@ def rollout(
     states = states._replace(observation=jnp.where(sound[:, None], states.observation, 0.0))
     carry = (states, memory, sound & ~states.done, ~sound)
     steps = jax.random.split(action_key, horizon)
-    (states, _, _, nonfinite), recorded = jax.lax.scan(body, carry, steps)
-    found = Trajectories(
-        *recorded,
-        terminated=states.done | nonfinite,
-        last_observation=states.observation,
-        nonfinite=nonfinite,
-    )
-    return jax.lax.stop_gradient(found)
+    (_, _, _, nonfinite), recorded = jax.lax.scan(body, carry, steps)
+    return jax.lax.stop_gradient(Trajectories(*recorded, nonfinite=nonfinite))
 
 
 def _finite(state: State) -> Array:

@@ -5,10 +5,6 @@ The only importer of brax, mujoco and mjx; needs the `rl` extra.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 
 from maml_jax import checks
@@ -36,47 +32,13 @@ except ImportError as error:
 from maml_jax.reinforcement.locomotion.mujoco_physics import Solver
 from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
 from maml_jax.reinforcement.locomotion.shapes import Capsules, capsules
+from maml_jax.reinforcement.robots import BACKENDS, FAMILIES, PHYSICS, ROBOTS, TASKS, Family, Robot
 
-PHYSICS = ("paper", "brax")
-BACKENDS = ("spring", "generalized", "positional", "mjx")
 # Deviations from MuJoCo's engine, and speeds: benchmarks/README.md.
 STANDARD = Solver(iterations=4, ls_iterations=8)
 FAST = Solver(iterations=1, ls_iterations=4)
 ACCURATE = Solver(iterations=100, ls_iterations=50)
 CPU_AT_ONCE = 200  # robots, at most: a batch that stays in a CPU's caches
-
-
-class Family(NamedTuple):
-    """A robot, and what its tasks ask of it.
-
-    Attributes:
-        robot: "half_cheetah" or "ant".
-        sample_goal: `sample_goal(key) -> goal`, a float: metres a second, or a sign.
-        gain: `gain(velocity, goal)`, reward of a step before costs; both in metres a second.
-    """
-
-    robot: str
-    sample_goal: Callable[[Array], Array]
-    gain: Callable[[Array, Array], Array]
-
-
-def _speeds(highest: float) -> Callable[[Array], Array]:
-    return lambda key: jax.random.uniform(key, (), maxval=highest)
-
-
-def _sign(key: Array) -> Array:
-    return jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
-
-
-# Survival is worth 0.05 a step to the ant; its velocity tasks add 1 ("make it happy, not suicidal",
-# says the original code), so that falling early does not pay.
-FAMILIES = {
-    "cheetah_velocity": Family("half_cheetah", _speeds(2.0), lambda v, g: -jnp.abs(v - g)),
-    "cheetah_direction": Family("half_cheetah", _sign, lambda v, g: g * v),
-    "ant_velocity": Family("ant", _speeds(3.0), lambda v, g: 1.05 - jnp.abs(v - g)),
-    "ant_direction": Family("ant", _sign, lambda v, g: 0.05 + g * v),
-}
-TASKS = tuple(FAMILIES)
 
 
 def make_physics(
@@ -85,7 +47,7 @@ def make_physics(
     """A robot in one of the two physics.
 
     Args:
-        robot: "half_cheetah" or "ant".
+        robot: a name in `ROBOTS`.
         physics: "paper" for MuJoCo's dynamics at the original time step; "brax" for Brax's own.
         solver: of the paper's physics.
         backend: of Brax's.
@@ -94,7 +56,7 @@ def make_physics(
         ValueError: an unknown name, or a count below 1.
         TypeError: `solver` is no `Solver`.
     """
-    checks.check_choice(robot, ("half_cheetah", "ant"), "robot")
+    checks.check_choice(robot, tuple(ROBOTS), "robot")
     checks.check_choice(physics, PHYSICS, "physics")
     if physics == "paper":
         if not isinstance(solver, Solver):
@@ -103,7 +65,7 @@ def make_physics(
         checks.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
         return _in_pieces(getattr(mujoco_physics, robot)(solver), 1)
     checks.check_choice(backend, BACKENDS, "backend")
-    made = brax_physics.brax_robot("ant" if robot == "ant" else "halfcheetah", backend)
+    made = brax_physics.brax_robot(ROBOTS[robot], backend)
     if backend == "mjx":
         return _in_pieces(made, 1)
     if backend == "generalized":  # inverts the mass matrix at a reset
@@ -180,6 +142,7 @@ __all__ = [
     "FAST",
     "LARGEST",
     "PHYSICS",
+    "ROBOTS",
     "STANDARD",
     "TASKS",
     "Capsules",
@@ -187,6 +150,7 @@ __all__ = [
     "Motion",
     "NormalTanh",
     "Physics",
+    "Robot",
     "Solver",
     "brax_advantages",
     "brax_ppo_loss",

@@ -1,7 +1,7 @@
 """Brax's policy-gradient estimators, behind the interfaces of `maml_jax.reinforcement`.
 
 Each stands where one of ours does: `brax_advantages` in `Estimation`, `tanh_gaussian_policy` and
-`squashed` for a policy with bounded actions, `brax_ppo_loss` in `gradient_steps`.
+`squashed` for a policy with bounded actions, `brax_ppo_loss` as a problem's outer loss.
 """
 
 from __future__ import annotations
@@ -18,35 +18,29 @@ from brax.training.distribution import NormalTanhDistribution
 from maml_jax.networks import Gaussian, Policy, memoryless_policy, mlp
 from maml_jax.reinforcement.checks import check_number
 from maml_jax.reinforcement.environment import Environment, State
-from maml_jax.reinforcement.objectives import Samples, SurrogateFn, surrogate_of
-from maml_jax.types import Array, Metrics, Params
+from maml_jax.reinforcement.objectives import Samples, surrogate
+from maml_jax.types import Array, LossFn, Metrics, Params
 
 
 def brax_advantages(
-    rewards: Array,
-    values: Array,
-    alive: Array,
-    discount: float,
-    gae_lambda: float,
-    last_values: Array | None = None,
+    rewards: Array, values: Array, alive: Array, discount: float, gae_lambda: float
 ) -> Array:
     """Advantages by `brax.training`; arguments as `advantages.generalized_advantages`.
 
     Brax's differ from the textbook's: the lambda return of the following state takes the place of
     its value, `r + discount * v_lambda(s') - v(s)`, which is the same only for `gae_lambda` 1.
     """
-    last = jnp.zeros_like(values[0]) if last_values is None else last_values
     following = jnp.concatenate([alive[1:], alive[-1:]])
-    found = ppo_losses.compute_gae(
+    advantages = ppo_losses.compute_gae(
         truncation=jnp.zeros_like(rewards),
         termination=(~following).astype(rewards.dtype),
         rewards=rewards,
         values=jnp.where(alive, values, 0.0),
-        bootstrap_value=jnp.where(alive[-1], last, 0.0),
+        bootstrap_value=jnp.zeros_like(values[0]),
         lambda_=gae_lambda,  # type: ignore[arg-type]
         discount=discount,
     )[1]
-    return jnp.where(alive, found, 0.0)
+    return jnp.where(alive, advantages, 0.0)
 
 
 class NormalTanh(NamedTuple):
@@ -135,26 +129,31 @@ class _Params(NamedTuple):
     value: tuple[()]
 
 
-def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
-    """Brax's clipped loss with its entropy bonus, for `gradient_steps`.
+def brax_ppo_loss(policy: Policy, clip: float = 0.3, entropy_cost: float = 0.0) -> LossFn:
+    """Brax's clipped loss with its entropy bonus, as the outer loss of a problem.
 
     Our advantages are handed to it as rewards, with a value function of 0 and no discount, so that
     they are not estimated anew; steps that were not taken are left out of its mean.
 
     Args:
+        policy: from `tanh_gaussian_policy`.
         clip: epsilon of the likelihood ratio.
         entropy_cost: weight of the entropy, 0 or more, which Brax estimates from noise of a fixed
             key, and averages over all steps, those that were not taken included.
 
+    Returns:
+        A loss with the metrics of `surrogate`.
+
     Raises:
         ValueError: a number out of its range.
     """
-    check_number("clip", clip, "above 0 and finite", lambda x: 0 < x < math.inf)
+    ours = surrogate(policy, clip)
     check_number(
         "entropy_cost", entropy_cost, "of 0 or more and finite", lambda x: 0 <= x < math.inf
     )
 
-    def loss(distribution: NormalTanh, samples: Samples) -> tuple[Array, Metrics]:
+    def loss(params: Params, samples: Samples) -> tuple[Array, Metrics]:
+        distribution: NormalTanh = policy.unroll(params, samples.observations)
         alive = samples.alive.astype(samples.advantages.dtype)
         share = jnp.mean(alive)
         networks: Any = _Networks(
@@ -164,7 +163,7 @@ def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
                 lambda normalizer, parameters, observations: jnp.zeros(observations.shape[:-1])
             ),
         )
-        found, _ = ppo_losses.compute_ppo_loss(
+        value, _ = ppo_losses.compute_ppo_loss(
             _Params(distribution.parameters, ()),  # type: ignore[arg-type]
             None,
             _transition(samples, distribution, alive, share),
@@ -177,7 +176,7 @@ def brax_ppo_loss(clip: float = 0.3, entropy_cost: float = 0.0) -> SurrogateFn:
             normalize_advantage=False,
             vf_coefficient=0.0,
         )
-        return found, surrogate_of(distribution, samples, clip)[1]
+        return value, ours(params, samples)[1]
 
     return loss
 

@@ -9,35 +9,29 @@ gears and masses: returns are not comparable with those of the paper's physics.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import brax
 import jax
 import jax.numpy as jnp
 import mujoco
 from brax import envs
 
-from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
+from maml_jax.reinforcement.locomotion.physics import ASSETS, LARGEST, Motion, Physics
 from maml_jax.reinforcement.locomotion.quiet import quiet
+from maml_jax.reinforcement.robots import Robot
 from maml_jax.types import Array
 
-CONTROL_COSTS = {"halfcheetah": 0.05, "ant": 0.005}  # of the squared actions, the paper's
-MODELS = {"halfcheetah": "half_cheetah.xml", "ant": "ant.xml"}
 
-
-def brax_robot(name: str, backend: str) -> Physics:
+def brax_robot(robot: Robot, backend: str) -> Physics:
     """A robot of Brax's registry, without its episode and auto-reset wrappers.
 
     Args:
-        name: "halfcheetah" (17 observations, 6 actions) or "ant" (27, 8).
+        robot: the half-cheetah (17 observations, 6 actions) or the ant (27, 8).
         backend: "spring", "generalized", "positional" or "mjx".
     """
-    path = Path(brax.__file__).parent / "envs" / "assets" / MODELS[name]
     with quiet():
-        env: Any = envs.get_environment(name, backend=backend)
-        model = mujoco.MjModel.from_xml_path(str(path))
-    price = CONTROL_COSTS[name]
+        env: Any = envs.get_environment(robot.brax_name, backend=backend)
+        model = mujoco.MjModel.from_xml_path(str(ASSETS / robot.model))
 
     def look(state: Any, cost: Array) -> tuple[Any, Motion]:
         pose, speed = state.pipeline_state.q, state.pipeline_state.qd
@@ -50,7 +44,7 @@ def brax_robot(name: str, backend: str) -> Physics:
 
     def step(state: Any, action: Array) -> tuple[Any, Motion]:
         action = jnp.clip(action, -1.0, 1.0)
-        return look(env.step(state, action), price * jnp.sum(action**2))
+        return look(env.step(state, action), robot.control_cost * jnp.sum(action**2))
 
     size = jax.eval_shape(reset, jax.random.key(0))[1].observation.shape[0]
     return Physics(

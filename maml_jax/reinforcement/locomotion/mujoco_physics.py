@@ -9,21 +9,19 @@ differs there from the original code's files put back. One simulation step is on
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import brax
 import jax
 import jax.numpy as jnp
 import mujoco
 from mujoco import mjx
 
-from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
+from maml_jax.reinforcement.locomotion.physics import ASSETS, LARGEST, Motion, Physics
 from maml_jax.reinforcement.locomotion.quiet import quiet
+from maml_jax.reinforcement.robots import ROBOTS
 from maml_jax.types import Array
 
 POSITION_NOISE, VELOCITY_NOISE = 0.01, 0.1  # deviations at reset, in generalised coordinates
-CHEETAH_CONTROL_COST, ANT_CONTROL_COST = 0.05, 0.005  # of the squared actions
 ANT_HEIGHTS = (0.2, 1.0)  # of the torso, metres; an episode ends outside
 
 
@@ -50,7 +48,7 @@ class _Inner(NamedTuple):
 
 def half_cheetah_model(solver: Solver) -> mujoco.MjModel:
     """The original half-cheetah: 0.01 s a step."""
-    spec = _shipped("half_cheetah.xml")
+    spec = _shipped("half_cheetah")
     spec.option.timestep = 0.01
     if solver.contacts == "all":
         for geom in _robot_geoms(spec):
@@ -60,7 +58,7 @@ def half_cheetah_model(solver: Solver) -> mujoco.MjModel:
 
 def ant_model(solver: Solver) -> mujoco.MjModel:
     """The original ant: 0.02 s a step, fourth-order Runge-Kutta, a contact margin of 0.01 m."""
-    spec = _shipped("ant.xml")
+    spec = _shipped("ant")
     spec.option.timestep = 0.02
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_RK4
     for geom in spec.geoms:
@@ -85,7 +83,7 @@ def half_cheetah(solver: Solver) -> Physics:
     def fallen(data: mjx.Data) -> Array:
         return jnp.zeros((), bool)
 
-    return _physics(model, jnp.zeros(model.nq), see, fallen, CHEETAH_CONTROL_COST)
+    return _physics(model, jnp.zeros(model.nq), see, fallen, ROBOTS["half_cheetah"].control_cost)
 
 
 def ant(solver: Solver) -> Physics:
@@ -101,7 +99,7 @@ def ant(solver: Solver) -> Physics:
         return (data.qpos[2] < low) | (data.qpos[2] > high)
 
     start = jnp.asarray(model.numeric("init_qpos").data, jnp.float32)
-    return _physics(model, start, see, fallen, ANT_CONTROL_COST)
+    return _physics(model, start, see, fallen, ROBOTS["ant"].control_cost)
 
 
 def _physics(model: mujoco.MjModel, start: Array, see: Any, fallen: Any, price: float) -> Physics:
@@ -142,8 +140,8 @@ def _physics(model: mujoco.MjModel, start: Array, see: Any, fallen: Any, price: 
     return Physics(reset, step, size, model.nu, model.opt.timestep, lambda inner: inner.qpos, model)
 
 
-def _shipped(name: str) -> Any:
-    return mujoco.MjSpec.from_file(str(Path(brax.__file__).parent / "envs" / "assets" / name))
+def _shipped(robot: str) -> Any:
+    return mujoco.MjSpec.from_file(str(ASSETS / ROBOTS[robot].model))
 
 
 def _robot_geoms(spec: Any) -> list[Any]:

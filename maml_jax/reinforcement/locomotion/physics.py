@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import brax
 
 from maml_jax.types import Array, PyTree
 
+ASSETS = Path(brax.__file__).parent / "envs" / "assets"  # the robots' models
 LARGEST = 1e3  # of positions (metres, radians) and velocities; beyond it, the physics has blown up
 
 

@@ -31,14 +31,14 @@ def quiet_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """For loading models: without what the compiler says of attributes in the shipped files."""
+    """For loading models: without the compiler's warnings about attributes in the shipped files."""
     import mujoco
 
-    told = mujoco.get_mju_user_warning()
+    before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        mujoco.set_mju_user_warning(told)
+        mujoco.set_mju_user_warning(before)

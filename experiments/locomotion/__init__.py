@@ -1,0 +1,30 @@
+"""Locomotion: half-cheetah and ant, the paper's section 5.3 and its Figure 5.
+
+    python -m experiments.locomotion --workdir=DIR --task=cheetah_direction     the paper's settings
+    python -m experiments.locomotion --workdir=DIR --preset=quick                 small, for a CPU
+    python -m experiments.locomotion --workdir=DIR --task=cheetah_velocity --physics=brax_spring
+    python -m experiments.locomotion --workdir=DIR --mode=render     films of the policies of a run
+
+A robot is to run at a speed, or in a direction, that its policy does not see; adaptation finds out.
+"""
+
+from experiments.locomotion import render
+from experiments.locomotion.config import PRESETS, Config, make_environment, setting
+from experiments.locomotion.figure import locomotion_sheet, watch
+from experiments.meta_rl import meta_rl_experiment
+
+EXPERIMENT = meta_rl_experiment(
+    "locomotion",
+    "half-cheetah and ant at unknown speeds and in unknown directions (MAML paper, 5.3)",
+    Config,
+    PRESETS,
+    make_environment,
+    setting,
+    watch,
+    locomotion_sheet,
+    modes={"render": render.render},
+    mode_flags={"render": render.FLAGS},
+    small_kernels=True,
+)
+
+__all__ = ["EXPERIMENT", "PRESETS", "Config", "make_environment", "setting"]

@@ -1,0 +1,27 @@
+"""2D navigation: the paper's section 5.3 and its Figure 4.
+
+    python -m experiments.navigation --workdir=DIR                       the paper's settings
+    python -m experiments.navigation --workdir=DIR --num_seeds=5
+    python -m experiments.navigation --workdir=DIR --preset=quick        minutes on a laptop
+    python -m experiments.navigation --workdir=DIR --reward=squared_distance
+    python -m experiments.navigation --workdir=DIR --policy=recurrent --feedback
+
+A point on the plane is to go to a goal that its policy does not see; adaptation finds out.
+"""
+
+from experiments.meta_rl import meta_rl_experiment
+from experiments.navigation.config import PRESETS, Config, make_environment, setting
+from experiments.navigation.figure import navigation_sheet, watch
+
+EXPERIMENT = meta_rl_experiment(
+    "navigation",
+    "2D navigation to unknown goals by policy gradients (MAML paper, section 5.3)",
+    Config,
+    PRESETS,
+    make_environment,
+    setting,
+    watch,
+    navigation_sheet,
+)
+
+__all__ = ["EXPERIMENT", "PRESETS", "Config", "make_environment", "setting"]
