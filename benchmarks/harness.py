@@ -16,7 +16,6 @@ import numpy as np
 
 from experiments.core.process import CompileTimer
 
-
 Row = dict[str, Any]  # one measurement, as a file holds it
 
 

@@ -152,7 +152,9 @@ class Bench(NamedTuple):
         from benchmarks.suites import reinforcement
 
         case = reinforcement.paper_case()
-        return self._reinforcement("navigation", case._replace(num_tasks=2) if self.quick else case, 45)
+        return self._reinforcement(
+            "navigation", case._replace(num_tasks=2) if self.quick else case, 45
+        )
 
     def _reinforcement(self, name: str, case: Any, expected_s: float) -> list[Probe]:
         from benchmarks.suites import reinforcement

@@ -1,7 +1,7 @@
 """Whether 100 second-order inner steps fit into a given amount of memory, by really limiting it.
 
-    python -m benchmarks.suites.fits --mode=reverse --limit_mb=1000     stops: out of memory
-    python -m benchmarks.suites.fits --mode=mixed --limit_mb=1000       prints the meta-gradient's norm
+    python -m benchmarks.suites.fits --mode=reverse --limit_mb=1000    stops: out of memory
+    python -m benchmarks.suites.fits --mode=mixed --limit_mb=1000      prints the gradient's norm
 
 The process may take so much address space beyond what JAX itself takes to start (Linux).
 """

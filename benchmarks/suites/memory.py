@@ -75,7 +75,9 @@ def memory_suite(
             yield {"mode": mode, "inner_steps": s, "width": w} | row
 
 
-def measure_point(mode: str, num_inner_steps: int, width: int, examples: int, seconds: float) -> Row:
+def measure_point(
+    mode: str, num_inner_steps: int, width: int, examples: int, seconds: float
+) -> Row:
     """One row: compiles, runs once for the memory, and then for the time."""
     loss, params, task = wide_problem(width, examples)
     options: Any = {"inner_lr": 0.01, "num_inner_steps": num_inner_steps, "mode": mode}

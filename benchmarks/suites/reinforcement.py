@@ -141,7 +141,9 @@ def phases(case: Case, least: int = 5) -> Iterator[Row]:
     params, several, over_tasks = _inputs(case)
 
     def adapt(params: Any, samples: Any) -> Any:  # an axis of one inner step
-        return jax.vmap(lambda s: learner.adapt(params, jax.tree.map(lambda x: x[None], s)))(samples)
+        return jax.vmap(lambda s: learner.adapt(params, jax.tree.map(lambda x: x[None], s)))(
+            samples
+        )
 
     rollouts = over_tasks(lambda p, k: jax.vmap(play, (None, 0))(p, k), WHOLE, SPLIT)
     estimates = over_tasks(jax.vmap(to_samples), SPLIT)

@@ -136,9 +136,7 @@ def first_line(
         return {"first_line_s": took, "compile_s": compiling, "meta_steps": entry["step"]}
 
 
-def _wait(
-    child: subprocess.Popen[Any], read: Callable[[], Any], until: float, output: Path
-) -> Any:
+def _wait(child: subprocess.Popen[Any], read: Callable[[], Any], until: float, output: Path) -> Any:
     while (value := read()) is None:
         if child.poll() is not None or time.monotonic() > until:
             what = "took too long" if child.poll() is None else f"stopped with {child.returncode}"
