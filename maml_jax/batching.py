@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maml_jax import checks
 from maml_jax.types import PyTree
 
 Batching = str | int | None
@@ -65,10 +64,3 @@ def axis_size(tasks: PyTree) -> int:
             f"{[jnp.shape(leaf) for leaf in leaves]}."
         )
     return sizes.pop()
-
-
-def check_tasks(tasks: PyTree) -> None:
-    """Raises a ValueError or TypeError if `tasks` is no batch of tasks."""
-    checks.check_is_task(tasks)
-    if axis_size(tasks) < 1:
-        raise ValueError("tasks must hold 1 task or more; received a leading axis of 0.")

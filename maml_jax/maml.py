@@ -127,7 +127,7 @@ def meta_loss(
     outer_loss: LossFn | None = None,
     **inner: Unpack[Inner],
 ) -> tuple[Array, Metrics]:
-    """The loss on a task's query batch after adapting on its support batch (equation 2).
+    """The loss on a task's query batch after adapting on its support batch (section 2.2).
 
     Its gradient in `params` is the task's term of the meta-gradient (line 8).
 

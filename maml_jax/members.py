@@ -14,7 +14,7 @@ from maml_jax import mesh as mesh_lib
 from maml_jax.batching import axis_size
 from maml_jax.kernels.dispatch import settle
 from maml_jax.training import WHOLE, MetaState, Sampler, TrainFn, check_data, on_mesh
-from maml_jax.types import Array, Metrics
+from maml_jax.types import Array, Metrics, Params
 
 Values = Mapping[str, Array]
 
@@ -24,15 +24,16 @@ class MemberTrainFn:
     """Meta-steps of M members in one dispatch, from `over_members`; donates the states.
 
     Attributes:
-        compiled: the program, of the tuple `(states, values, member_data)` and the tuple `data`.
+        compiled: the program, of the states, the tuple `(values, member_data)` and the tuple
+            `data`.
         mesh: the mesh that it runs on.
-        specs: how these two lie on it.
+        specs: how these three lie on it.
         draw: `draw(params, key, *data)`, the sampler of one member.
     """
 
     compiled: Any
     mesh: Mesh
-    specs: tuple[Any, Any]
+    specs: tuple[Any, Any, Any]
     draw: Sampler
     _checked: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
@@ -45,13 +46,19 @@ class MemberTrainFn:
     ) -> tuple[MetaState, Metrics, Array]:
         """Puts the arguments in place, runs the program, and returns what it returns."""
         given = jax.tree.leaves((data, member_data))
-        members, data = mesh_lib.place(
-            ((states, dict(values or {}), member_data), data), self.mesh, self.specs
+        arguments = mesh_lib.place(
+            (states, (dict(values or {}), member_data), data), self.mesh, self.specs
         )
+        states, (_, member_data), data = arguments
         if given:
-            state, first_data = jax.tree.map(lambda x: x[0], (members[0], members[2]))
-            check_data(self.draw, self._checked, given, state, (*data, *first_data))
-        return settle(self.compiled(members, data), self.mesh)
+            check_data(self._draw_first, self._checked, given, states, (data, member_data))
+        return settle(self.compiled(*arguments), self.mesh)
+
+    def _draw_first(self, params: Params, key: Array, data: Any, member_data: Any) -> Any:
+        first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
+        with jax.ensure_compile_time_eval():  # values, for the sampler's checks
+            member_data = first(member_data)
+        return self.draw(first(params), key[0], *data, *member_data)
 
     def lower(
         self,
@@ -61,8 +68,8 @@ class MemberTrainFn:
         member_data: tuple[Any, ...] = (),
     ) -> jax.stages.Lowered:
         """The program for arguments of these shapes, without running it; as `TrainFn.lower`."""
-        members = states, dict(values or {}), member_data
-        return self.compiled.lower(*mesh_lib.shapes((members, data), self.mesh, self.specs))
+        arguments = states, (dict(values or {}), member_data), data
+        return self.compiled.lower(*mesh_lib.shapes(arguments, self.mesh, self.specs))
 
 
 def over_members(
@@ -91,15 +98,17 @@ def over_members(
         the states. Leaves of states, values and member_data have a leading axis of M, metrics
         [M, num_meta_steps]. The sampler gets `(*data, *member_data)`. `kept`, bool [M], is False
         for members of which something was not finite; such a one of several keeps the state that
-        it had, and the others go on. A member that is behind the furthest one is not kept either.
+        it had, and the others go on.
     """
     mesh, data_specs = train.mesh, train.data_specs
     split = mesh_lib.MEMBER_AXIS in mesh.axis_names
     member_specs = PartitionSpec(mesh_lib.MEMBER_AXIS) if split else WHOLE
 
-    def on_device(members: Any, data: tuple[Any, ...]) -> tuple[MetaState, Metrics]:
+    def on_device(states: MetaState, theirs: Any, data: Any) -> tuple[MetaState, Metrics]:
+        members = states, theirs
+
         def one(member: Any) -> tuple[MetaState, Metrics]:
-            state, values, member_data = member
+            state, (values, member_data) = member
             step = train if make is None else make(values)
             return step.on_device(state, (*data, *member_data))
 
@@ -108,19 +117,21 @@ def over_members(
             return jax.tree.map(lambda x: x[None], alone)
         return jax.lax.map(one, members) if one_by_one else jax.vmap(one)(members)
 
-    sharded = on_mesh(on_device, mesh, (member_specs, data_specs), member_specs)
+    specs = (member_specs, member_specs, data_specs)
+    sharded = on_mesh(on_device, mesh, specs, member_specs)
 
-    def train_members(members: Any, data: tuple[Any, ...]) -> tuple[MetaState, Metrics, Array]:
-        trained, metrics = sharded(members, data)
-        before: MetaState = members[0]
+    def train_members(
+        before: MetaState, theirs: Any, data: tuple[Any, ...]
+    ) -> tuple[MetaState, Metrics, Array]:
+        trained, metrics = sharded(before, theirs, data)
         finite = (metrics["nonfinite_tasks"] == 0) & (metrics["nonfinite_update"] == 0)
-        kept = jnp.all(finite, axis=-1) & (before.step == jnp.max(before.step))
+        kept = jnp.all(finite, axis=-1)
         if axis_size(before.step) > 1:
             trained = _choose(kept, trained, before)
         return mesh_lib.gather((trained, metrics, kept), mesh)
 
     compiled = jax.jit(train_members, donate_argnums=0)
-    return MemberTrainFn(compiled, mesh, (member_specs, data_specs), train.draw)
+    return MemberTrainFn(compiled, mesh, specs, train.draw)
 
 
 def _choose(kept: Array, new: MetaState, old: MetaState) -> MetaState:

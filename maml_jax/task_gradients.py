@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from maml_jax import checks, types
-from maml_jax.batching import Batching, axis_size, check_tasks, resolve_batching
+from maml_jax.batching import Batching, axis_size, resolve_batching
 from maml_jax.types import Array, Metrics, Params, Task, TaskLoss
 
 
@@ -56,8 +56,9 @@ def sum_gradient(
             all tasks of that chunk are named. For losses that talk to other devices, which must
             not run again on one of them alone.
     """
-    check_tasks(tasks)
     num_tasks = axis_size(tasks)
+    if num_tasks < 1:
+        raise ValueError("tasks must hold 1 task or more; received a leading axis of 0.")
     chunk = resolve_batching(batching, num_tasks)
 
     if chunk == 1 or not single_out:  # no task is looked at again

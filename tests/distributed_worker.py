@@ -20,12 +20,14 @@ from jax.sharding import PartitionSpec
 from experiments.core.checkpoints import Checkpoints, to_host
 from maml_jax import (
     Task,
+    adaptation_curve,
+    gradient_update,
     init,
     make_evaluate_fn,
     make_train_fn,
+    member_mesh,
     meta_loss,
-    over_seeds,
-    seed_mesh,
+    over_members,
     task_mesh,
 )
 from maml_jax.classification import (
@@ -42,6 +44,11 @@ network = fully_connected((6, 6, 1), 3, (8,))
 optimizer = optax.adam(1e-2, eps=1e-3)  # by default it would step by rounding errors
 
 
+def update_of(inner_loss, **inner):
+    """MAML's update for an inner loss."""
+    return gradient_update(functools.partial(meta_loss, inner_loss, **inner), optimizer)
+
+
 def image_set():
     """10 classes of 5 random images."""
     rng = np.random.Generator(np.random.PCG64(0))
@@ -54,52 +61,48 @@ def train(state, count, spread):
     problem = classification_problem(network, 3, 1, 2, class_axis="tasks" if spread else None)
     step = make_train_fn(
         problem.sample,
-        functools.partial(meta_loss, problem.inner_loss, inner_lr=0.3, mask=network.mask),
-        optimizer,
+        update_of(problem.inner_loss, inner_lr=0.3, mask=network.mask),
         num_tasks=TASKS,
-        num_steps=count,
+        num_meta_steps=count,
         data_specs=(CLASS_SPECS if spread else PartitionSpec(),),
     )
     images = split_classes(image_set(), task_mesh(TASKS).size) if spread else image_set()
     return step(state, images)[0]
 
 
-def train_seeds():
+def train_members():
     """Two seeds of a linear model, in groups of devices of their own where there are several."""
     sample = lambda params, key: Task(*jax.random.normal(key, (2, 3), jnp.float64))
     loss = lambda params, batch: (jnp.mean((batch - params) ** 2), {})
-    mesh = seed_mesh(2, TASKS)
+    mesh = member_mesh(2, TASKS)
     assert mesh.is_multi_process == (jax.process_count() > 1), mesh
-    step = make_train_fn(
-        sample,
-        functools.partial(meta_loss, loss, inner_lr=0.1),
-        optimizer,
-        num_tasks=TASKS,
-        num_steps=3,
-        mesh=mesh,
-    )
-    states = [init(jnp.zeros(3, jnp.float64), optimizer, seed) for seed in (0, 1)]
-    states, _ = over_seeds(step)(jax.tree.map(lambda *x: jnp.stack(x), *states))
-    return over_seeds(step)(states)[0].params
+    update = update_of(loss, inner_lr=0.1)
+    step = over_members(make_train_fn(sample, update, num_tasks=TASKS, num_meta_steps=3, mesh=mesh))
+    states = [init(jnp.zeros(3, jnp.float64), update, seed) for seed in (0, 1)]
+    states, *_ = step(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    return step(states)[0].params
 
 
 def start():
     """The state at step 0, in float64."""
     params = network.init(jax.random.key(0))
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-    return init(params, optimizer, 1)
+    return init(params, update_of(None), 1)
 
 
 def outcome(state):
     """Parameters, and losses of an evaluation, by name."""
     problem = classification_problem(network, 3, 1, 2)
     episodes = draw_episodes(problem.sample, jax.random.key(5), jax.device_put(image_set()), TASKS)
-    evaluate = make_evaluate_fn(problem.inner_loss, 2, mask=network.mask)
+    curve = functools.partial(
+        adaptation_curve, problem.inner_loss, num_inner_steps=2, mask=network.mask
+    )
+    evaluate = make_evaluate_fn(curve)
     losses = evaluate(state.params, episodes, 0.3).per_task["loss"]
     return {
         **to_host(state.params),
         "losses": np.asarray(losses),
-        "seeds": np.asarray(train_seeds()),
+        "members": np.asarray(train_members()),
     }
 
 

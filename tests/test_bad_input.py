@@ -12,13 +12,15 @@ from conftest import assert_trees_close
 from maml_jax import (
     Task,
     adapt,
+    adaptation_curve,
+    gradient_update,
     init,
     inner_update,
     make_evaluate_fn,
     make_train_fn,
     meta_loss,
     meta_step,
-    over_seeds,
+    over_members,
 )
 from maml_jax.classification import (
     CLASS_SPECS,
@@ -105,7 +107,12 @@ class TestImages:
         network = fully_connected((4, 4, 1), 2, (3,), norm="none")
         problem = classification_problem(network, 2, num_shots, num_queries)
         task_loss = functools.partial(meta_loss, problem.inner_loss, inner_lr=0.1)
-        train = make_train_fn(problem.sample, task_loss, optax.sgd(0.1), num_tasks=2, num_steps=1)
+        train = make_train_fn(
+            problem.sample,
+            gradient_update(task_loss, optax.sgd(0.1)),
+            num_tasks=2,
+            num_meta_steps=1,
+        )
         return train, lambda: init(network.init(jax.random.key(0)), optax.sgd(0.1), 0)
 
     def test_too_few_of_a_class_are_refused_at_the_call(self):
@@ -132,19 +139,25 @@ class TestImages:
         train, start = self.train()
         both = lambda tree: jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), tree)
         with pytest.raises(ValueError, match=r"class 0 of the set has 3\."):
-            over_seeds(train)(both(start()), both(image_set((3, 6, 6))))
+            over_members(train)(both(start()), image_set((3, 6, 6)))
         sampler = episode_sampler(2, 1, 5, class_axis="tasks")
         network = fully_connected((4, 4, 1), 2, (3,), norm="none")
         loss = functools.partial(meta_loss, cross_entropy(network.apply), inner_lr=0.1)
         spread = make_train_fn(
-            sampler, loss, optax.sgd(0.1), num_tasks=2, num_steps=1, data_specs=(CLASS_SPECS,)
+            sampler,
+            gradient_update(loss, optax.sgd(0.1)),
+            num_tasks=2,
+            num_meta_steps=1,
+            data_specs=(CLASS_SPECS,),
         )
         with pytest.raises(ValueError, match=r"class 1 of the set has 2\."):
             spread(start(), split_classes(image_set((6, 2, 6)), 2))
         axis = lambda params, key, x: DRAW(
             params, jax.random.fold_in(key, jax.lax.axis_index("tasks"))
         )
-        talks = make_train_fn(axis, TASK_LOSS, optax.sgd(0.1), num_tasks=2, num_steps=1)
+        talks = make_train_fn(
+            axis, gradient_update(TASK_LOSS, optax.sgd(0.1)), num_tasks=2, num_meta_steps=1
+        )
         assert np.isfinite(talks(init(THETA, optax.sgd(0.1), 0), jnp.ones(1))[1]["loss"]).all()
 
     def test_classes_without_images_are_not_padding_to_train_on(self):
@@ -171,6 +184,11 @@ THETA = {"w": jnp.ones(2)}
 BATCH = (jnp.ones((3, 2)), jnp.zeros(3))
 
 
+def step(theta, tasks, task_loss, optimizer=None):
+    optimizer = optimizer or optax.sgd(0.1)
+    return meta_step(task_loss, theta, optimizer.init(theta), tasks, optimizer)
+
+
 class TestParameters:
     def test_complex_leaves(self):
         params = {"w": jnp.ones(2), "phase": jnp.ones(2, jnp.complex64)}
@@ -191,7 +209,7 @@ class TestParameters:
             loss = lambda p, b, value=value: (LOSS(p, b)[0], {"odd": value})
             task_loss = functools.partial(meta_loss, loss, inner_lr=0.1)
             with pytest.raises(TypeError, match=expected):
-                meta_step(init(THETA, optax.sgd(0.1), 0), one, task_loss, optax.sgd(0.1))
+                step(THETA, one, task_loss)
 
 
 class TestBatches:
@@ -203,20 +221,22 @@ class TestBatches:
                 call(LOSS, THETA, self.EMPTY, 0.1)
         with pytest.raises(ValueError, match=r"query must have examples"):
             meta_loss(LOSS, THETA, Task(BATCH, self.EMPTY), 0.1)
-        evaluate = make_evaluate_fn(LOSS, 1)
+        evaluate = make_evaluate_fn(functools.partial(adaptation_curve, LOSS, num_inner_steps=1))
         tasks = jax.tree.map(lambda x: x[None], Task(BATCH, self.EMPTY))
         with pytest.raises(ValueError, match=r"query must have examples"):
             evaluate(THETA, tasks, 0.1)
-        adapt(LOSS, THETA, self.EMPTY, 0.1, num_steps=0)  # of no steps, nothing is asked
+        adapt(LOSS, THETA, self.EMPTY, 0.1, num_inner_steps=0)  # of no steps, nothing is asked
         no_context = lambda p, batch: LOSS(p, batch[:2])
         adapt(no_context, THETA, (*BATCH, jnp.ones((3, 0))), 0.1)  # optional features, none here
 
     def test_no_tasks(self):
         none = jax.tree.map(lambda x: x[None][:0], Task(BATCH, BATCH))
         with pytest.raises(ValueError, match=r"1 task or more; received a leading axis of 0"):
-            meta_step(init(THETA, optax.sgd(0.1), 0), none, TASK_LOSS, optax.sgd(0.1))
+            step(THETA, none, TASK_LOSS)
         with pytest.raises(ValueError, match=r"1 task or more"):
-            make_evaluate_fn(LOSS, 1)(THETA, none, 0.1)
+            make_evaluate_fn(functools.partial(adaptation_curve, LOSS, num_inner_steps=1))(
+                THETA, none, 0.1
+            )
 
     def test_own_task_types_may_ask_the_query_for_something_else(self):
         from typing import NamedTuple
@@ -231,13 +251,15 @@ class TestBatches:
         )
         judge = lambda p, query: (jnp.sum(p["w"] ** 2) * query["limit"], {})
         loss = functools.partial(meta_loss, LOSS, inner_lr=0.1, outer_loss=judge)
-        state, _ = meta_step(init(THETA, optax.sgd(0.1), 0), tasks, loss, optax.sgd(0.1))
-        found = make_evaluate_fn(LOSS, 1, outer_loss=judge)(state.params, tasks, 0.1)
+        theta, *_ = step(THETA, tasks, loss)
+        found = make_evaluate_fn(
+            functools.partial(adaptation_curve, LOSS, num_inner_steps=1, outer_loss=judge)
+        )(theta, tasks, 0.1)
         assert found.mean["loss"].shape == (2,)
         with pytest.raises(ValueError, match=r"same structure when one loss is used.*outer_loss="):
-            meta_step(state, tasks, TASK_LOSS, optax.sgd(0.1))
+            step(theta, tasks, TASK_LOSS)
         with pytest.raises(TypeError, match="attributes support and query"):
-            meta_step(state, {"support": 1.0}, loss, optax.sgd(0.1))
+            step(theta, {"support": jnp.ones(1)}, loss)
 
 
 TASK_LOSS = functools.partial(meta_loss, LOSS, inner_lr=0.1)
@@ -247,10 +269,10 @@ DRAW = lambda params, key: Task(BATCH, BATCH)
 class TestCounts:
     @pytest.mark.parametrize("bad", [2.0, "2", True, jnp.array(2), None])
     def test_that_are_no_integers(self, bad):
-        for name in ("num_tasks", "num_steps"):
-            counts = {"num_tasks": 2, "num_steps": 2, name: bad}
+        for name in ("num_tasks", "num_meta_steps"):
+            counts = {"num_tasks": 2, "num_meta_steps": 2, name: bad}
             with pytest.raises(TypeError, match=rf"{name} must be a Python int.*received"):
-                make_train_fn(DRAW, TASK_LOSS, optax.sgd(0.1), **counts)
+                make_train_fn(DRAW, gradient_update(TASK_LOSS, optax.sgd(0.1)), **counts)
         for position, name in enumerate(("num_ways", "num_shots", "num_queries")):
             sizes = [2, 2, 2]
             sizes[position] = bad
@@ -271,9 +293,8 @@ class TestCounts:
                 make()
 
     def test_steps_per_draw(self):
-        make = functools.partial(
-            make_train_fn, DRAW, TASK_LOSS, optax.sgd(0.1), num_tasks=2, num_steps=2
-        )
+        update = gradient_update(TASK_LOSS, optax.sgd(0.1))
+        make = functools.partial(make_train_fn, DRAW, update, num_tasks=2, num_meta_steps=2)
         with pytest.raises(ValueError, match=r"steps_per_draw must be 1 or more; received 0"):
             make(steps_per_draw=0)
         with pytest.raises(TypeError, match=r"steps_per_draw must be a Python int"):
@@ -282,17 +303,19 @@ class TestCounts:
 
 class TestOptimizers:
     def test_a_state_of_another_meta_optimizer(self):
-        train = make_train_fn(DRAW, TASK_LOSS, optax.adam(0.1), num_tasks=2, num_steps=1)
+        train = make_train_fn(
+            DRAW, gradient_update(TASK_LOSS, optax.adam(0.1)), num_tasks=2, num_meta_steps=1
+        )
         for other in (optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.rmsprop(0.1)):
             with pytest.raises(
-                ValueError, match=r"state.optimizer_state must have the .*maml_jax.init"
+                ValueError, match=r"state.update_state must have the .*maml_jax.init"
             ):
                 train(init(THETA, other, 0))
         other_params = init({"w": jnp.ones(3)}, optax.adam(0.1), 0)
         with pytest.raises(
-            ValueError, match=r"optimizer_state.*must have shape \(2,\); received \(3,\)"
+            ValueError, match=r"update_state.*must have shape \(2,\); received \(3,\)"
         ):
-            train(init(THETA, optax.adam(0.1), 0)._replace(optimizer_state=other_params[1]))
+            train(init(THETA, optax.adam(0.1), 0)._replace(update_state=other_params[1]))
 
     def test_inside_that_need_the_loss(self):
         """A Polyak step, (f - f*) / |g|^2, and its meta-gradient, in every exact mode."""
@@ -306,7 +329,7 @@ class TestOptimizers:
         )
 
         def outer(theta, mode):
-            loss = functools.partial(meta_loss, LOSS, inner_lr=1.0, num_steps=2, mode=mode)
+            loss = functools.partial(meta_loss, LOSS, inner_lr=1.0, num_inner_steps=2, mode=mode)
             return loss(theta, task, inner_optimizer=polyak)[0]
 
         expected = jax.grad(outer)({"w": jnp.array([1.0, 0.3])}, "reverse")
@@ -317,18 +340,15 @@ class TestOptimizers:
         with pytest.raises(TypeError, match=r"receives value=.*asks for more.*value_fn"):
             adapt(LOSS, THETA, BATCH, 1.0, inner_optimizer=optax.lbfgs())
         with pytest.raises(TypeError, match=r"meta_optimizer receives value=.*value_fn"):
-            meta_step(
-                init(THETA, optax.lbfgs(), 0),
-                jax.tree.map(lambda x: x[None], Task(BATCH, BATCH)),
-                TASK_LOSS,
-                optax.lbfgs(),
+            step(
+                THETA, jax.tree.map(lambda x: x[None], Task(BATCH, BATCH)), TASK_LOSS, optax.lbfgs()
             )
 
     def test_outside_that_need_the_loss(self):
         plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
         tasks = jax.tree.map(lambda x: x[None], Task(BATCH, BATCH))
-        state, metrics = meta_step(init(THETA, plateau, 0), tasks, TASK_LOSS, plateau)
-        np.testing.assert_allclose(state.optimizer_state[1].best_value, metrics["loss"], rtol=1e-6)
+        _, state, metrics = step(THETA, tasks, TASK_LOSS, plateau)
+        np.testing.assert_allclose(state[1].best_value, metrics["loss"], rtol=1e-6)
 
     def test_inside_with_arguments_of_its_own(self):
         def update(updates, state, params=None, *, temperature=None):
@@ -352,7 +372,9 @@ def test_evaluation_takes_a_batch_for_each_step():
     """What `batch_per_step` trains can be evaluated, and is what a loop gives."""
     batches = (jnp.arange(12.0).reshape(2, 3, 2), jnp.ones((2, 3)))
     tasks = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), Task(batches, BATCH))
-    found = make_evaluate_fn(LOSS, 2, batch_per_step=True)(THETA, tasks, 0.01)
+    found = make_evaluate_fn(
+        functools.partial(adaptation_curve, LOSS, num_inner_steps=2, batch_per_step=True)
+    )(THETA, tasks, 0.01)
     for t in range(2):
         theta, expected = THETA, []
         for step in range(3):
@@ -361,5 +383,7 @@ def test_evaluation_takes_a_batch_for_each_step():
                 batch = jax.tree.map(lambda x, t=t, s=step: x[t, s], tasks.support)
                 theta, _ = inner_update(LOSS, theta, batch, 0.01)
         np.testing.assert_allclose(found.per_task["loss"][t], expected, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"leading axis of num_steps=3"):
-        make_evaluate_fn(LOSS, 3, batch_per_step=True)(THETA, tasks, 0.01)
+    with pytest.raises(ValueError, match=r"leading axis of num_inner_steps=3"):
+        make_evaluate_fn(
+            functools.partial(adaptation_curve, LOSS, num_inner_steps=3, batch_per_step=True)
+        )(THETA, tasks, 0.01)

@@ -11,8 +11,7 @@ from conftest import assert_trees_close
 from jax.sharding import PartitionSpec
 
 from benchmarks.programs import collectives
-from maml_jax import Task, adapt, init, make_train_fn, meta_loss, task_mesh
-from maml_jax.batching import replicate
+from maml_jax import Task, adapt, gradient_update, init, make_train_fn, meta_loss, task_mesh
 from maml_jax.classification import (
     PROTOCOLS,
     ImageSet,
@@ -27,6 +26,7 @@ from maml_jax.classification import (
 )
 from maml_jax.classification.episodes import CLASS_SPECS, distinct, split_classes, turn
 from maml_jax.classification.losses import query_outputs
+from maml_jax.mesh import replicate
 from maml_jax.networks import convolutional, fully_connected
 
 CLASSES, EXAMPLES, SIDE = 12, 9, 4
@@ -320,10 +320,12 @@ def test_classes_spread_over_devices_give_the_same_episodes():
         problem = classification_problem(network, 2, 1, 1, "augment", axis)
         train = make_train_fn(
             problem.sample,
-            functools.partial(meta_loss, problem.inner_loss, inner_lr=0.1, mask=network.mask),
-            optimizer,
+            gradient_update(
+                functools.partial(meta_loss, problem.inner_loss, inner_lr=0.1, mask=network.mask),
+                optimizer,
+            ),
             num_tasks=8,
-            num_steps=3,
+            num_meta_steps=3,
             mesh=task_mesh(8, jax.devices()[:4]),
             data_specs=(PartitionSpec() if axis is None else CLASS_SPECS,),
         )
@@ -344,7 +346,9 @@ def test_training_moves_nothing_between_host_and_device():
     problem = classification_problem(network, 2, 1, 1, "augment")
     optimizer = optax.adam(1e-3)
     task_loss = functools.partial(meta_loss, problem.inner_loss, inner_lr=0.1, mask=network.mask)
-    train = make_train_fn(problem.sample, task_loss, optimizer, num_tasks=8, num_steps=2)
+    train = make_train_fn(
+        problem.sample, gradient_update(task_loss, optimizer), num_tasks=8, num_meta_steps=2
+    )
     state, _ = train(init(network.init(jax.random.key(0)), optimizer, 0), tagged_set())
     images = replicate(tagged_set(), task_mesh(8))
     with jax.transfer_guard("disallow"):

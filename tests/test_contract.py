@@ -12,7 +12,7 @@ import optax
 import pytest
 from conftest import assert_trees_close
 
-from maml_jax import Task, init, make_train_fn, meta_loss, task_mesh
+from maml_jax import Task, gradient_update, init, make_train_fn, meta_loss, task_mesh
 from maml_jax.classification import ImageSet, classification_problem
 from maml_jax.networks import convolutional, gaussian_policy, mlp
 from maml_jax.regression import sinusoid_problem
@@ -92,7 +92,7 @@ def test_exact_modes_agree(problem, params):
             meta_loss,
             problem.inner_loss,
             inner_lr=0.05,
-            num_steps=2,
+            num_inner_steps=2,
             outer_loss=problem.outer_loss,
             mode=mode,
         )
@@ -109,7 +109,11 @@ def test_trains(problem, params):
     )
     optimizer = optax.adam(1e-3)
     train = make_train_fn(
-        problem.sample, task_loss, optimizer, num_tasks=4, num_steps=3, mesh=task_mesh(4)
+        problem.sample,
+        gradient_update(task_loss, optimizer),
+        num_tasks=4,
+        num_meta_steps=3,
+        mesh=task_mesh(4),
     )
     state, metrics = train(init(params, optimizer, 0))
     assert jnp.all(jnp.isfinite(metrics["loss"]))

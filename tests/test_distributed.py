@@ -27,7 +27,6 @@ FLAGS = [
     "--num_shots=5",
     "--eval_steps=2",
     "--eval_tasks=12",
-    "--validation_tasks=4",
 ]
 
 
@@ -49,28 +48,31 @@ def launch(arguments, **variables):
     )
 
 
-IMAGE_FLAGS = [
-    "--dataset=synthetic",
-    "--preset=quick",
-    "--num_ways=3",
-    "--meta_steps=20",
-    "--num_tasks=4",
-    "--num_filters=4",
-    "--num_layers=2",
-    "--image_size=12",
-    "--validate_every=10",
-    "--validation_tasks=8",
-    "--report_steps=1",
-    "--eval_steps=1",
-    "--eval_tasks=8",
-    "--steps_per_call=5",
-    "--data_placement=sharded",
-]
+IMAGES = {
+    "dataset": "synthetic",
+    "num_ways": 3,
+    "meta_steps": 20,
+    "num_tasks": 4,
+    "num_filters": 4,
+    "num_layers": 2,
+    "image_size": 12,
+    "validate_every": 10,
+    "validation_tasks": 8,
+    "report_steps": 1,
+    "eval_steps": 1,
+    "eval_tasks": 8,
+    "eval_queries": [0],
+    "protocols": ["transductive"],
+    "steps_per_call": 5,
+    "data_placement": "sharded",
+}
 
 
 def start_run(workdir, *more, name="sinusoid"):
-    flags = FLAGS if name == "sinusoid" else IMAGE_FLAGS
-    return launch(["-m", f"experiments.{name}", f"--workdir={workdir}", *flags, *more])
+    if name == "sinusoid":
+        return launch(["-m", "experiments.sinusoid", f"--workdir={workdir}", *FLAGS, *more])
+    script = ROOT / "tests" / "tiny_run.py"
+    return launch([script, name, json.dumps(IMAGES), f"--workdir={workdir}", *more])
 
 
 def start_pair(workdir, *more, name="sinusoid"):
@@ -120,11 +122,22 @@ def test_two_processes_give_what_one_gives(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_members_of_two_processes(tmp_path):
+    """Each process trains one of the seeds; both evaluate each."""
+    finish(*start_pair(tmp_path / "run", "--num_seeds=2"))
+    finish(start_run(tmp_path / "alone", "--cpu_devices=4", "--num_seeds=2"))
+    assert_same_rows(rows(tmp_path / "run"), rows(tmp_path / "alone"), 1e-4)
+    for seed in (0, 1):
+        of_seed = rows(tmp_path / "run" / f"seed={seed}")
+        assert_same_rows(of_seed, rows(tmp_path / "alone" / f"seed={seed}"), 1e-4)
+
+
+@pytest.mark.slow
 def test_images_spread_over_two_processes(tmp_path):
     """Data, validation, a trace: what the sinusoid has none of."""
     workdir, traces = tmp_path / "run", tmp_path / "traces"
     first, _ = finish(*start_pair(workdir, f"--profile={traces}", name="omniglot"))
-    assert "sharded (--data_placement=replicated:" in first[0]
+    assert ", sharded" in first[0]
     finish(start_run(tmp_path / "alone", "--cpu_devices=4", name="omniglot"))
     assert_same_rows(rows(workdir), rows(tmp_path / "alone"), 1e-3)
     assert [r["best_step"] for r in rows(workdir)] == [
@@ -197,7 +210,7 @@ def test_a_run_may_go_on_with_other_devices_and_hosts(tmp_path, x64):
     stayed = distributed_worker.outcome(state)
     assert moved.keys() == stayed.keys()
     # Each process has had one of the seeds, one process of 3 devices both.
-    np.testing.assert_allclose(begun["seeds"], stayed["seeds"], rtol=1e-11)
+    np.testing.assert_allclose(begun["members"], stayed["members"], rtol=1e-11)
     for name, value in stayed.items():
         assert value.dtype == np.float64
         np.testing.assert_allclose(moved[name], value, rtol=1e-11, atol=1e-11)

@@ -1,5 +1,7 @@
 """Curves over inner steps, intervals over tasks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,21 @@ import pytest
 from conftest import classification_task, cross_entropy, mlp_params
 from jax.sharding import Mesh
 
-from maml_jax import Task, adapt, confidence_interval, make_evaluate_fn
-from maml_jax.batching import TASK_AXIS
+from maml_jax import (
+    PerStep,
+    Task,
+    adapt,
+    adaptation_curve,
+    algorithms,
+    confidence_interval,
+    make_evaluate_fn,
+)
+from maml_jax.mesh import TASK_AXIS
+from maml_jax.types import Problem
+
+
+def curve(loss_fn, num_inner_steps, **options):
+    return functools.partial(adaptation_curve, loss_fn, num_inner_steps=num_inner_steps, **options)
 
 
 def quadratic(params, target):
@@ -18,7 +33,7 @@ def quadratic(params, target):
 def test_curve_by_hand():
     """Each step takes theta - c to (1 - 2 lr / 2) of itself, in 2 dimensions with a mean."""
     tasks = Task(jnp.array([[1.0, 1.0], [3.0, 3.0]]), jnp.array([[1.0, 1.0], [2.0, 2.0]]))
-    found = make_evaluate_fn(quadratic, 2)(jnp.zeros(2), tasks, 0.5)
+    found = make_evaluate_fn(curve(quadratic, 2))(jnp.zeros(2), tasks, 0.5)
     shrink = 0.5 ** np.arange(3)  # the gradient is (theta - c), as 2 / 2
     theta = np.array([1.0 * (1 - shrink), 3.0 * (1 - shrink)])  # [T, S + 1]
     expected = (theta - np.array([[1.0], [2.0]])) ** 2
@@ -32,14 +47,14 @@ def test_curve_by_hand():
 def test_last_point_is_the_loss_after_adapt():
     params = mlp_params(jax.random.key(0), (3, 8, 4), jnp.float32)
     tasks = classification_task(jax.random.key(1), num_tasks=3, dtype=jnp.float32)
-    found = make_evaluate_fn(cross_entropy, 4)(params, tasks, 0.3)
+    found = make_evaluate_fn(curve(cross_entropy, 4))(params, tasks, 0.3)
     task = jax.tree.map(lambda x: x[1], tasks)
     adapted, _ = adapt(cross_entropy, params, task.support, 0.3, 4)
     loss, metrics = cross_entropy(adapted, task.query)
     np.testing.assert_allclose(found.per_task["loss"][1, -1], loss, rtol=1e-5)
     np.testing.assert_allclose(found.per_task["accuracy"][1, -1], metrics["accuracy"])
     assert found.per_task["loss"].shape == (3, 5)
-    last = make_evaluate_fn(cross_entropy, 4, last_only=True)(params, tasks, 0.3)
+    last = make_evaluate_fn(curve(cross_entropy, 4, last_only=True))(params, tasks, 0.3)
     assert last.per_task["loss"].shape == (3, 1)
     np.testing.assert_allclose(last.per_task["loss"][:, 0], found.per_task["loss"][:, -1])
 
@@ -48,9 +63,10 @@ def test_last_point_is_the_loss_after_adapt():
 def test_devices_and_batching_do_not_matter(num_devices, batching):
     params = mlp_params(jax.random.key(0), (3, 8, 4), jnp.float32)
     tasks = classification_task(jax.random.key(1), num_tasks=8, dtype=jnp.float32)
-    expected = make_evaluate_fn(cross_entropy, 2)(params, tasks, 0.3)
+    expected = make_evaluate_fn(curve(cross_entropy, 2))(params, tasks, 0.3)
     mesh = Mesh(np.array(jax.devices()[:num_devices]), (TASK_AXIS,))
-    found = make_evaluate_fn(cross_entropy, 2, batching=batching, mesh=mesh)(params, tasks, 0.3)
+    evaluate = make_evaluate_fn(curve(cross_entropy, 2), batching=batching, mesh=mesh)
+    found = evaluate(params, tasks, 0.3)
     np.testing.assert_allclose(found.per_task["loss"], expected.per_task["loss"], rtol=1e-5)
 
 
@@ -62,8 +78,38 @@ def test_confidence_interval_covers_the_mean():
     assert 0.91 < share < 0.98
 
 
+def test_evaluation_takes_what_training_takes():
+    """Rates for steps and parameters, a batch a step, and a start that depends on the task."""
+    loss = lambda p, target: (jnp.sum((p["a"] + p["b"] - target) ** 2), {})
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    support = jnp.arange(12.0).reshape(2, 3, 2)  # [T, S, ...]
+    tasks = Task(support, support[:, 0])
+    rates = PerStep({"a": jnp.array([0.1, 0.2, 0.3]), "b": jnp.zeros(3)})
+    initial = lambda p, batches: {**p, "b": jnp.mean(batches, axis=0)}
+    evaluate = make_evaluate_fn(curve(loss, 3, batch_per_step=True, initial=initial))
+    per_task = evaluate(params, tasks, rates).per_task["loss"]
+    for t in range(2):
+        a, b = np.zeros(2), np.mean(support[t], axis=0)
+        expected = [np.sum((a + b - tasks.query[t]) ** 2)]
+        for step, rate in enumerate((0.1, 0.2, 0.3)):
+            a = a - rate * 2 * (a + b - support[t, step])
+            expected.append(np.sum((a + b - tasks.query[t]) ** 2))
+        np.testing.assert_allclose(per_task[t], expected, rtol=1e-5)
+
+
+def test_a_meta_learner_is_evaluated_after_its_steps():
+    problem = Problem(lambda key: jnp.zeros(2), lambda *_: None, quadratic, quadratic)
+    tasks = Task(jnp.array([[1.0, 1.0], [3.0, 3.0]]), jnp.array([[1.0, 1.0], [2.0, 2.0]]))
+    learner = algorithms.maml(problem, 0.5, 2)
+    at_end = make_evaluate_fn(learner.evaluate)(jnp.zeros(2), tasks)
+    whole = make_evaluate_fn(curve(quadratic, 2))(jnp.zeros(2), tasks, 0.5)
+    np.testing.assert_allclose(at_end.mean["loss"], whole.mean["loss"][-1], rtol=1e-6)
+
+
 def test_wrong_use():
-    with pytest.raises(ValueError, match="num_steps must be 0 or more"):
-        make_evaluate_fn(quadratic, -1)
+    with pytest.raises(ValueError, match="num_inner_steps must be 0 or more"):
+        make_evaluate_fn(curve(quadratic, -1))(jnp.zeros(2), Task(*jnp.ones((2, 2, 2))), 0.1)
     with pytest.raises(ValueError, match="one leading axis of T tasks"):
-        make_evaluate_fn(quadratic, 1)(jnp.zeros(2), Task(jnp.ones((2, 2)), jnp.ones((3, 2))), 0.1)
+        make_evaluate_fn(curve(quadratic, 1))(
+            jnp.zeros(2), Task(jnp.ones((2, 2)), jnp.ones((3, 2))), 0.1
+        )

@@ -18,9 +18,19 @@ import pytest
 from absl import flags
 from conftest import PATIENCE_S
 
-from experiments import navigation, report, sinusoid, user_points
-from experiments.core import checkpoints, config, logbook, results, runner
+from experiments import report, sinusoid
+from experiments.core import (
+    checkpoints,
+    config,
+    logbook,
+    loop,
+    results,
+    runner,
+    settings_flags,
+    tables,
+)
 from experiments.core import command as command_line
+from experiments.sinusoid import user_points
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -66,7 +76,7 @@ class TestRun:
             assert set(results.ROW_KEYS) <= set(row)
             assert row["num_tasks"] == 10
             assert row["metric"] == "mse"
-            assert row["method"] != "maml" or row["inner_lr"] == [sinusoid.Config().inner_lr]
+            assert row["method"] != "maml" or row["inner_lr"] == sinusoid.Config().inner_lr
         steps = [r["gradient_steps"] for r in found["rows"] if r["method"] == "maml"]
         assert steps == [0, 1, 2]
 
@@ -93,26 +103,24 @@ class TestRun:
         monkeypatch.setattr(runner, "StopRequest", lambda: stop)
 
         def watched(stage):
-            def start():
+            def start(key):
                 seen.append(f"{stage.name} starts")
-                return stage.init()
+                return stage.init(key)
 
-            def make_advance(count):
-                advance = stage.make_advance(count)
+            return dataclasses.replace(stage, init=start)
 
-                def run(state):
-                    seen.append(stage.name)
-                    stop.enter_result.signal = signal.SIGTERM if seen.count("maml") == 3 else 0
-                    return advance(state)
+        advance = loop._Advance.__call__
 
-                return runner.Advance(run, advance.compile)
+        def dispatch(self, selection, step, count):
+            seen.append(self._stage.name)
+            stop.enter_result.signal = signal.SIGTERM if seen.count("maml") == 3 else 0
+            return advance(self, selection, step, count)
 
-            return dataclasses.replace(stage, init=start, make_advance=make_advance)
-
-        stages = lambda *given: [watched(s) for s in sinusoid.EXPERIMENT.stages(*given)]
+        monkeypatch.setattr(loop._Advance, "__call__", dispatch)
+        stages = lambda config: [watched(s) for s in sinusoid.EXPERIMENT.stages(config)]
         experiment = dataclasses.replace(sinusoid.EXPERIMENT, stages=stages)
         settings = sinusoid.Config(**{**SMALL, "methods": ("maml", "pretrained")})
-        with pytest.raises(runner.StoppedError, match="at step 0 of stage pretrained"):
+        with pytest.raises(loop.StoppedError, match="at step 0 of stage pretrained"):
             runner.run(experiment, tmp_path / "run", settings)
         assert seen == [*2 * ["maml starts"], *3 * ["maml"]]  # traced for its size, and made
         stop.enter_result.signal = 0
@@ -144,23 +152,15 @@ class TestRun:
         ):
             runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL))
 
-    def test_all_methods_and_several_seeds(self, tmp_path):
-        settings = sinusoid.Config(
-            **{
-                **SMALL,
-                "methods": sinusoid.METHODS,
-                "meta_steps": 4,
-                "steps_per_call": 5,
-                "network_steps": 4,
-                "num_networks": 3,
-                "num_seeds": 2,
-            }
-        )
+    def test_all_methods(self, tmp_path):
+        """Each trains a little; first order is a method, or the mode of MAML."""
+        fields = {**SMALL, "methods": sinusoid.METHODS, "meta_steps": 4, "steps_per_call": 5}
+        settings = sinusoid.Config(**fields, network_steps=4, num_networks=3)
         found = runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
         assert {row["method"] for row in found["rows"]} == set(sinusoid.METHODS)
-        assert all(len(row["per_seed"]) == 2 for row in found["rows"])
-        for row in found["rows"]:
-            np.testing.assert_allclose(row["mean"], np.mean(row["per_seed"]), rtol=1e-6)
+        alone = sinusoid.Config(**{**fields, "methods": ("maml",), "meta_gradient": "first_order"})
+        same = runner.run(sinusoid.EXPERIMENT, tmp_path / "alone", alone)["rows"]
+        assert same == [row for row in found["rows"] if row["method"] == "first_order"]
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, tmp_path):
         settings = sinusoid.Config(**{**SMALL, "methods": ("maml",), "inner_lr": 1e30})
@@ -304,8 +304,31 @@ class TestConfig:
 
     @pytest.mark.parametrize("rates", [(0.1, 0.10), (0.1, 0.1 + 1e-12), (0.1, float("nan"))])
     def test_lists_of_rates(self, rates):
-        with pytest.raises(config.ConfigError, match="--tuning_rates must"):
-            navigation.Config(tuning_rates=rates)
+        @dataclasses.dataclass(frozen=True)
+        class Config:
+            rates: tuple[float, ...] = config.option((0.1,), "Rates.", above=0)
+
+        with pytest.raises(config.ConfigError, match="--rates must"):
+            config.check_fields(Config(rates))
+
+    def test_first_order_twice(self):
+        with pytest.raises(config.ConfigError, match="maml,first_order are one with"):
+            sinusoid.Config(meta_gradient="first_order")
+
+    def test_internal_settings_have_no_flag(self):
+        values = flags.FlagValues()
+        with pytest.MonkeyPatch.context() as patch:
+            define = lambda kind: lambda *args, **kw: kind(*args, flag_values=values)
+            for name in ("boolean", "integer", "float", "list", "string"):
+                kind = getattr(flags, f"DEFINE_{name}")
+                patch.setattr(settings_flags.flags, f"DEFINE_{name}", define(kind))
+            settings_flags.define_flags(sinusoid.Config, sinusoid.PRESETS, "")
+        assert "eval_points" not in values
+        assert len(list(config.public_fields(sinusoid.Config))) <= 16
+        values(["command", "--inner_lr=0.001,0.01", "--num_shots=5", "--meta_lr=0.1"])
+        given, swept = settings_flags.overrides_from_flags(sinusoid.Config, values)
+        assert given == {"inner_lr": 0.001, "num_shots": (5,), "meta_lr": 0.1}
+        assert swept == {"inner_lr": (0.001, 0.01)}
 
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
     def test_flags_that_are_no_settings_are_finite_too(self, value):
@@ -314,7 +337,7 @@ class TestConfig:
         flags.DEFINE_string("other", None, "", flag_values=values)
         values(["command", f"--seconds={value}"])
         with pytest.raises(config.ConfigError, match="--seconds must be a finite number"):
-            config.check_finite_flags(values)
+            settings_flags.check_finite_flags(values)
 
     def test_presets(self):
         build = lambda preset, **kw: config.build(sinusoid.Config, sinusoid.PRESETS, preset, kw)
@@ -355,6 +378,10 @@ class TestCommandLine:
             (["--workdir=x", "--preset=fast"], "--preset must be one of paper, paper_text, quick"),
             (["--workdir=x", "--mode=fly"], "--mode must be one of train, adapt"),
             (["--workdir=x", "--num_shots=5,a"], "--num_shots must be a list of int"),
+            (["--workdir=x", "--eval_points=3"], "Unknown command line flag 'eval_points'"),
+            (["--workdir=x", "--inner_lr=0.1,b"], "--inner_lr must be a list of float"),
+            (["--workdir=x", "--inner_lr=0.1,-1"], "--inner_lr must be above 0; received -1.0"),
+            (["--workdir=x", "--inner_lr=0.1,0.1"], "--inner_lr must name each value once"),
             (["--workdir=x", "extra"], "unexpected argument 'extra'"),
             (["--workdir=x", "--checkpoint_every_s=nan"], "--checkpoint_every_s must be a finite"),
             (["--workdir=~no_such_user/x"], "--workdir=~no_such_user/x: no home folder is known"),
@@ -369,7 +396,8 @@ class TestCommandLine:
         assert "Traceback" not in done.stderr
 
     def test_devices_that_are_not_there(self, tmp_path):
-        code = "import sys; from experiments import sinusoid as s; s.main(s.EXPERIMENT)"
+        code = "from experiments import sinusoid; from experiments.core.command import main; "
+        code += "main(sinusoid.EXPERIMENT)"
         done = subprocess.run(
             [sys.executable, "-c", code, f"--workdir={tmp_path / 'run'}"],
             cwd=ROOT,

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import compare
-from experiments import navigation, report, sinusoid
-from experiments.core import checkpoints, config, identity, runner
+from experiments import report, sinusoid
+from experiments.core import checkpoints, handout, identity, runner
 from experiments.core.files import FileError
-from experiments.sweep import handover
 
 SMALL = {
     "methods": ("maml", "pretrained"),
@@ -140,14 +139,46 @@ class TestOtherRuns:
         assert "0060 is not named as a step and is passed over" in warnings[0]
         assert (maml / "0060").is_dir()
 
-    def test_a_member_of_a_sweep_goes_by_the_same(self, workdir):
+    def test_a_members_directory_goes_by_the_same(self, workdir):
         (workdir / "config.json").unlink()
-        settings = sinusoid.Config(**SMALL)
-        other = identity.identity_of("sinusoid", "custom", 3, settings)
+        other = identity.identity_of("sinusoid", "custom", 3, sinusoid.Config(**SMALL))
         before = tree(workdir)
         with pytest.raises(runner.RunError, match="seed: there 0, asked for 3"):
-            handover._write_trained(workdir, "maml", 40, None, [], {"run": other})
+            handout._begin(workdir, other)
         assert tree(workdir) == before
+
+    def test_several_members_are_another_run(self, workdir):
+        unfinished(workdir)
+        before = tree(workdir)
+        for options, match in (
+            ({"num_seeds": 2}, "num_seeds: there 1, asked for 2"),
+            ({"swept": {"inner_lr": (0.001, 0.01)}}, r"there 0\.001, asked for \[0\.001, 0\.01\]"),
+        ):
+            with pytest.raises(runner.RunError, match=match):
+                runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), **options)
+        assert tree(workdir) == before
+
+    @pytest.mark.parametrize("kept", ["config.json", "results.json", "checkpoints"])
+    def test_runs_of_an_earlier_version(self, workdir, kept):
+        """They name no format; whichever file is left of them, a sentence says what they are."""
+        for path in (
+            workdir / "config.json",
+            workdir / "results.json",
+            *workdir.glob("checkpoints/*/*/info/metadata"),
+        ):
+            found = json.loads(path.read_text())
+            del found.get("run", found)["format"]
+            path.write_text(json.dumps(found))
+        if kept != "config.json":
+            (workdir / "config.json").unlink()
+        if kept == "checkpoints":
+            unfinished(workdir)
+        assert_refused(workdir, "of an earlier version of maml_jax.*Nothing was changed")
+        if kept != "checkpoints":
+            assert len(report.find_runs([workdir])) == 1
+        if kept == "config.json":
+            with pytest.raises(runner.RunError, match="of an earlier version of maml_jax"):
+                runner.load(sinusoid.EXPERIMENT, workdir)
 
 
 class TestNumberSettings:
@@ -161,19 +192,6 @@ class TestNumberSettings:
                 runner.load(sinusoid.EXPERIMENT, workdir)
         with jax.default_matmul_precision("highest"):
             assert_refused(workdir, "JAX_DEFAULT_MATMUL_PRECISION: there None, asked for 'highest'")
-
-    def test_a_run_from_before_they_were_named_has_the_defaults(self, trained, workdir):
-        for path in (workdir / "config.json", *workdir.glob("checkpoints/*/*/info/metadata")):
-            found = json.loads(path.read_text())
-            run = found.get("run", found)
-            del run["numbers"]
-            found.pop("stage", None)
-            path.write_text(json.dumps(found))
-        unfinished(workdir)
-        with jax.enable_x64(True):
-            assert_refused(workdir, "JAX_ENABLE_X64: there False, asked for True")
-        rows = json.loads((trained / "results.json").read_text())["rows"]
-        assert go(workdir)["rows"] == rows
 
     def test_the_default_values_are_those_of_jax(self):
         assert identity.numbers_of({}) == identity.NUMBERS
@@ -390,25 +408,6 @@ class TestReadOnly:
 
 def test_committed_results_stay_readable():
     """They are from before JAX's settings were named."""
-    runs = report.find_runs([Path(identity.__file__).parent / "results"])
+    runs = report.find_runs([Path(report.__file__).parent / "results"])
     assert len(runs) > 10
     assert len(report.group_runs(runs)) > 10
-
-
-def test_a_removed_setting_that_changes_nothing_is_no_difference():
-    results_dir = Path(identity.__file__).parent / "results"
-    there = identity.read_config(results_dir / "navigation_paper")
-    assert there["config"]["bootstrap"] is False  # older than the setting's removal
-    settings = config.from_json(navigation.Config, there["config"])
-    asked = identity.identity_of("navigation", "paper", 0, settings)
-    assert "bootstrap" not in asked["config"]
-    assert identity.differences(there, asked) == []
-    (old,) = report.find_runs([results_dir / "navigation_paper"])
-    new = {**old, "seed": old["config"]["num_seeds"], "config": asked["config"]}
-    assert len(report.group_runs([old, new])) == 1
-    with_bootstrap = {**there, "config": {**there["config"], "bootstrap": True}}
-    with pytest.raises(ValueError, match="unknown key 'bootstrap'"):
-        config.from_json(navigation.Config, with_bootstrap["config"])
-    (difference,) = identity.differences(with_bootstrap, asked)
-    assert difference == "bootstrap: there True, asked for no such setting"
-    assert len(report.group_runs([{**old, **with_bootstrap}, new])) == 2

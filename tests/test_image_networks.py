@@ -11,8 +11,8 @@ from conftest import assert_trees_close
 
 from maml_jax import Task, meta_loss
 from maml_jax.classification import LabelledImages, cross_entropy
-from maml_jax.networks import convolution_products, convolutional, fully_connected, num_parameters
 from maml_jax.kernels.convolutions import LOWERINGS, convolution
+from maml_jax.networks import convolution_products, convolutional, fully_connected, num_parameters
 from maml_jax.networks.image import max_pool
 from maml_jax.networks.normalization import NORMS, BatchNorm
 
@@ -79,7 +79,7 @@ def small_task(shape=(8, 8, 1), dtype=jnp.float32):
 
 def meta_gradient(network, params, task, mode="reverse"):
     fn = functools.partial(
-        meta_loss, cross_entropy(network.apply), inner_lr=0.3, num_steps=2, mask=network.mask,
+        meta_loss, cross_entropy(network.apply), inner_lr=0.3, num_inner_steps=2, mask=network.mask,
         mode=mode,
     )  # fmt: skip
     return jax.jit(jax.grad(fn, has_aux=True))(params, task)[0]

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import KEEP_COMPILED, PATIENCE_S
 
@@ -28,7 +27,6 @@ FLAGS = [
     "--num_shots=5",
     "--eval_steps=2",
     "--eval_tasks=10",
-    "--validation_tasks=4",
     "--checkpoint_every_s=0.05",
 ]
 
@@ -174,18 +172,3 @@ def test_quiet_output_and_a_directory_that_cannot_be_written(tmp_path):
     assert process.returncode == 2
     assert "error:" in err
     assert "Traceback" not in err
-
-
-@pytest.mark.slow
-def test_seeds_of_one_program_are_the_seeds_run_alone(tmp_path):
-    """Training several seeds at once is a matter of speed only."""
-    common = {"methods": ("maml",), "meta_steps": 200, "eval_tasks": 20, "num_shots": (5,)}
-    together = runner.run(
-        sinusoid.EXPERIMENT, tmp_path / "both", sinusoid.Config(**common, num_seeds=2)
-    )
-    for seed in (0, 1):
-        alone = runner.run(
-            sinusoid.EXPERIMENT, tmp_path / str(seed), sinusoid.Config(**common), seed=seed
-        )
-        for a, b in zip(alone["rows"], together["rows"], strict=True):
-            np.testing.assert_allclose(a["mean"], b["per_seed"][seed], rtol=2e-2)

@@ -133,7 +133,8 @@ class TestInnerRates:
         np.testing.assert_allclose(moved["a"], [0.1, 0.2])
 
     def test_rate_for_each_step(self):
-        np.testing.assert_allclose(self.taken(jnp.array([0.1, 0.2, 0.3]), 3)["a"], 0.6)
+        rates = PerStep(jnp.array([0.1, 0.2, 0.3]))
+        np.testing.assert_allclose(self.taken(rates, 3)["a"], 0.6)
 
     def test_rate_for_each_layer_and_step(self):
         rates = PerStep({"a": jnp.array([0.1, 0.2]), "b": jnp.array([0.0, 0.5])})
@@ -154,8 +155,13 @@ class TestInnerRates:
         [
             ({"a": 0.1}, 1, "pytree prefix of params"),
             ({"a": jnp.ones(3), "b": 0.1}, 1, r"at \['a'\] expected shape \(\) or \(2,\)"),
-            (jnp.ones(3), 2, r"leading axis of num_steps=2 .* received shape \(3,\)"),
-            (PerStep(jnp.ones(())), 2, "leading axis of num_steps=2"),
+            (
+                PerStep(jnp.ones(3)),
+                2,
+                r"leading axis of num_inner_steps=2 .* received shape \(3,\)",
+            ),
+            (jnp.ones(2), 2, r"received an array of shape \(2,\).*maml_jax.PerStep\(array\)"),
+            (PerStep(jnp.ones(())), 2, "leading axis of num_inner_steps=2"),
         ],
     )
     def test_rates_that_do_not_fit(self, inner_lr, num_steps, message):
@@ -163,8 +169,8 @@ class TestInnerRates:
             self.taken(inner_lr, num_steps)
 
     def test_inner_update_refuses_rates_for_several_steps(self):
-        with pytest.raises(ValueError, match="inner_update takes one step"):
-            inner_update(self.loss, self.PARAMS, None, jnp.ones(3))
+        with pytest.raises(ValueError, match="one step takes one rate"):
+            inner_update(self.loss, self.PARAMS, None, PerStep(jnp.ones(3)))
 
 
 class TestInnerOptimizers:
@@ -293,7 +299,7 @@ class TestWrongUse:
         ("steps", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)]
     )
     def test_number_of_steps(self, steps, error):
-        with pytest.raises(error, match="num_steps must be"):
+        with pytest.raises(error, match="num_inner_steps must be"):
             adapt(quadratic, THETA, QUADRATIC_TASK.support, 0.1, steps)
 
     def test_unknown_mode(self):

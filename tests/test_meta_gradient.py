@@ -155,7 +155,7 @@ def wide_report(num_steps, modes):
         jax.ShapeDtypeStruct((500, 1), jnp.float32),
     )
     make = lambda mode: functools.partial(
-        meta_loss, loss, inner_lr=0.01, num_steps=num_steps, mode=mode
+        meta_loss, loss, inner_lr=0.01, num_inner_steps=num_steps, mode=mode
     )
     return memory_report(make, params, Task(batch, batch), modes=modes)
 

@@ -13,14 +13,15 @@ from maml_jax import (
     NonFiniteError,
     Task,
     check_finite,
+    gradient_update,
     init,
     make_train_fn,
     meta_loss,
     meta_step,
-    over_seeds,
+    over_members,
     task_mesh,
 )
-from maml_jax.batching import sum_gradient
+from maml_jax.task_gradients import sum_gradient
 
 
 def root_loss(p, x):
@@ -35,8 +36,12 @@ def linear_loss(p, batch):
 
 # optax.adam divides by the square root of a second moment, which is 0 for a feature that is 0.
 ADAM_INSIDE = functools.partial(
-    meta_loss, linear_loss, inner_lr=1.0, num_steps=1, inner_optimizer=optax.adam(0.01)
+    meta_loss, linear_loss, inner_lr=1.0, num_inner_steps=1, inner_optimizer=optax.adam(0.01)
 )
+
+
+def step(theta, tasks, task_loss, optimizer, **options):
+    return meta_step(task_loss, theta, optimizer.init(theta), tasks, optimizer, **options)
 
 
 def features(key, num_tasks, zero_in=()):
@@ -64,8 +69,7 @@ def test_where_no_task_is_to_run_again_all_of_its_chunk_are_named():
 
 def test_an_optimizer_inside_that_has_no_derivative_is_named_by_its_task():
     tasks = features(jax.random.key(0), 5, zero_in=(2, 3))
-    state = init(jnp.ones(2), optax.adam(0.1), 0)
-    state, metrics = meta_step(state, tasks, ADAM_INSIDE, optax.adam(0.1))
+    *_, metrics = step(jnp.ones(2), tasks, ADAM_INSIDE, optax.adam(0.1))
     assert np.isfinite(metrics["loss"])
     assert metrics["nonfinite_tasks"] == 2
     assert metrics["first_nonfinite_task"] == 2
@@ -93,10 +97,9 @@ def test_the_step_of_a_dispatch_and_its_task_are_named(num_devices, num_steps):
     root = lambda params, task: root_loss(params, task.query)
     train = make_train_fn(
         sample_root,
-        root,
-        optimizer,
+        gradient_update(root, optimizer),
         num_tasks=8,
-        num_steps=num_steps,
+        num_meta_steps=num_steps,
         mesh=task_mesh(8, jax.devices()[:num_devices]),
     )
     key = jax.random.key(3)
@@ -110,20 +113,23 @@ def test_the_step_of_a_dispatch_and_its_task_are_named(num_devices, num_steps):
 def test_a_run_among_several_is_named():
     optimizer = optax.sgd(0.01)
     root = lambda params, task: root_loss(params, task.query)
-    one = make_train_fn(sample_root, root, optimizer, num_tasks=8, num_steps=3)
+    one = make_train_fn(
+        sample_root, gradient_update(root, optimizer), num_tasks=8, num_meta_steps=3
+    )
     keys = jax.random.split(jax.random.key(0), 2)
     states = jax.vmap(lambda key: init(jnp.ones(2), optimizer, key))(keys)
     never, bad = jnp.zeros(2, jnp.uint32), jax.random.fold_in(jax.random.fold_in(keys[1], 1), 4)
-    _, metrics = over_seeds(one)(states, jnp.stack([never, jax.random.key_data(bad)]))
+    keys_to_fail = jnp.stack([never, jax.random.key_data(bad)])
+    _, metrics, kept = over_members(one)(states, member_data=(keys_to_fail,))
+    np.testing.assert_array_equal(kept, [True, False])
     with pytest.raises(NonFiniteError, match=r"at meta-step 1 of run 1, .* task 4\."):
         check_finite(metrics)
 
 
 def test_parameters_that_a_step_alone_makes_infinite():
-    state = init(jnp.ones(2), optax.sgd(jnp.inf), 0)
     tasks = Task(jnp.ones(3), jnp.ones(3))
     root = lambda params, task: root_loss(params, task.query)
-    _, metrics = meta_step(state, tasks, root, optax.sgd(jnp.inf))
+    *_, metrics = step(jnp.ones(2), tasks, root, optax.sgd(jnp.inf))
     assert metrics["nonfinite_tasks"] == 0
     with pytest.raises(
         NonFiniteError, match=r"a parameter after the step, is not finite at meta-step 5, and no"
@@ -134,9 +140,8 @@ def test_parameters_that_a_step_alone_makes_infinite():
 def test_an_optimizer_that_skips_what_is_not_finite_keeps_its_say():
     optimizer = optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5)
     tasks = features(jax.random.key(0), 3, zero_in=(1,))
-    state = init(jnp.ones(2), optimizer, 0)
-    after, metrics = meta_step(state, tasks, ADAM_INSIDE, optimizer)
-    assert_trees_close(after.params, jnp.ones(2), 0)
+    after, _, metrics = step(jnp.ones(2), tasks, ADAM_INSIDE, optimizer)
+    assert_trees_close(after, jnp.ones(2), 0)
     assert metrics["nonfinite_tasks"] == 1
     assert metrics["first_nonfinite_task"] == 1
 
@@ -149,11 +154,12 @@ def test_half_precision_gradients_are_added_up_in_float32(batching, dtype):
     loss = lambda p, task: (p["w"] + task.query, {"large": 100 + task.query})
     tasks = Task(jnp.zeros(count, dtype), jnp.zeros(count, dtype))
     optimizer = optax.sgd(1.0)
-    state = init({"w": jnp.zeros((), dtype)}, optimizer, 0)
-    step = jax.jit(lambda s, t: meta_step(s, t, loss, optimizer, batching=batching))
-    state, metrics = step(state, tasks)
-    assert state.params["w"].dtype == dtype
-    assert state.params["w"] == -1.0
+    theta = {"w": jnp.zeros((), dtype)}
+    theta, _, metrics = jax.jit(lambda p, t: step(p, t, loss, optimizer, batching=batching))(
+        theta, tasks
+    )
+    assert theta["w"].dtype == dtype
+    assert theta["w"] == -1.0
     assert metrics["large"] == 100.0
     assert metrics["loss"].dtype == jnp.float32
 
@@ -162,7 +168,9 @@ def test_half_precision_on_several_devices():
     loss = lambda p, task: (p * task.query, {})
     draw = lambda params, key: Task(jnp.ones((), jnp.float16), jnp.ones((), jnp.float16))
     optimizer = optax.sgd(1.0)
-    train = make_train_fn(draw, loss, optimizer, num_tasks=4096, num_steps=1, batching="scan")
+    train = make_train_fn(
+        draw, gradient_update(loss, optimizer, batching="scan"), num_tasks=4096, num_meta_steps=1
+    )
     assert train.mesh.size == 8
     state, _ = train(init(jnp.zeros((), jnp.float16), optimizer, 0))
     assert state.params == -1.0

@@ -55,7 +55,7 @@ def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected)
         monkeypatch.setenv(name, value)
     chosen = []
     monkeypatch.setattr(jax.config, "update", lambda *setting: chosen.append(setting))
-    assert process.devices_told() == expected
+    assert process.devices_given() == expected
     process.lay_out_cpu(None, 2)
     assert chosen == ([("jax_num_cpu_devices", 2)] if expected is None else [])
 
@@ -93,7 +93,7 @@ def test_the_system_refuses_memory_that_there_is_not():
     """Rather than end the process when it is used."""
     code = (
         "import numpy as np\n"
-        "from experiments import process\n"
+        "from experiments.core import process\n"
         "process.host_memory = lambda: 1 << 30\n"
         "process.free_swap = lambda: 0\n"
         "process.limit_memory()\n"

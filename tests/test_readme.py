@@ -9,6 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # docs/networks.md runs in test_recipes.py, which looks at what its code gives.
 PAGES = [
     "README.md",
+    "docs/algorithm.md",
+    "CONTRIBUTING.md",
     "docs/meta_gradient_modes.md",
     "docs/your_own_problem.md",
     "docs/training.md",
@@ -26,7 +28,7 @@ def test_code_runs(page):
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -8,9 +8,9 @@ from conftest import assert_trees_close
 from jax.test_util import check_grads
 
 from maml_jax import Task
+from maml_jax.kernels.products import matmul
 from maml_jax.networks import mlp
 from maml_jax.networks.mlp import num_parameters
-from maml_jax.kernels.products import matmul
 from maml_jax.regression import Examples, baselines, mean_squared_error, sinusoid, sinusoid_problem
 
 

@@ -1,17 +1,18 @@
-"""The soak: its schedule, its checks, and a short one."""
+"""The soak: its schedule, its checks, a short one, and a long one of as many minutes as asked for.
+
+    MAML_JAX_SOAK_MINUTES=30 python -m pytest -n0 -s -m slow tests/test_soak.py
+
+takes about an hour: a run of 30 minutes on Omniglot, and the same run disturbed ten times.
+"""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S
+import soak
+from soak_disturbances import KINDS, Sample, schedule, truncate
 
-from benchmarks import soak
-from benchmarks.soak_disturbances import KINDS, Sample, schedule, truncate
-
-ROOT = Path(__file__).resolve().parents[1]
+MINUTES = os.environ.get("MAML_JAX_SOAK_MINUTES")
+QUICK = {"report_steps": 1, "eval_steps": 1, "eval_queries": [0], "protocols": ["transductive"]}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -75,23 +76,41 @@ def test_the_newest_checkpoint_is_cut(tmp_path):
     assert sizes == [50, 50, 10]
 
 
+def assert_passed(checks):
+    for check in checks:
+        print(f"{check.what}: {check.found}")
+    assert [check for check in checks if not check.passed] == []
+    kinds = {check.what.partition(". ")[2].partition(" at step")[0] for check in checks}
+    assert set(KINDS) <= kinds
+
+
 @pytest.mark.slow
 def test_a_short_soak(tmp_path):
     """Each disturbance once, on a small network; its checkpoints are larger than its logs."""
     pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
-    line = [
-        *(sys.executable, "-m", "benchmarks.soak", f"--workdir={tmp_path / 'soak'}"),
-        *("--dataset=synthetic", "--disturbances=5", "--meta_steps=2000"),
-        *("--checkpoint_every_s=0.5", "--", "--num_filters=64", "--num_layers=2"),
-        *("--image_size=14", "--num_ways=3", "--num_tasks=4", "--steps_per_call=10"),
-        *("--eval_tasks=8", "--validation_tasks=8", "--validate_every=100", "--cpu_devices=1"),
-        f"--compilation_cache={tmp_path / 'programs'}",  # six starts of seven need not compile
-    ]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    run = subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    for kind in KINDS:
-        assert f". {kind} at step" in run.stdout
-    assert "FAILED" not in run.stdout
+    settings = {
+        **QUICK,
+        "dataset": "synthetic",
+        "num_filters": 64,
+        "num_layers": 2,
+        "image_size": 14,
+        "num_ways": 3,
+        "num_tasks": 4,
+        "steps_per_call": 10,
+        "eval_tasks": 8,
+        "validation_tasks": 8,
+        "validate_every": 100,
+    }
+    programs = f"--compilation_cache={tmp_path / 'programs'}"  # six starts of seven compile nothing
+    command = soak.Command(settings, ("--checkpoint_every_s=0.5", "--cpu_devices=1", programs))
+    assert_passed(soak.soak(tmp_path / "soak", command, num_disturbances=5, steps=2000))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MINUTES is None, reason="MAML_JAX_SOAK_MINUTES is not set")
+@pytest.mark.timeout(24 * 3600)
+def test_a_long_soak(tmp_path):
+    """Omniglot, with checkpoints every minute."""
+    command = soak.Command(QUICK, ("--checkpoint_every_s=60",))
+    checks = soak.soak(tmp_path / "soak", command, num_disturbances=10, minutes=float(MINUTES))
+    assert_passed(checks)

@@ -15,23 +15,21 @@ from maml_jax import (
     NonFiniteError,
     Task,
     check_finite,
+    gradient_update,
     init,
     make_train_fn,
     meta_loss,
     meta_step,
     training,
 )
-from maml_jax.batching import (
-    TASK_AXIS,
-    in_pieces,
-    map_tasks,
-    resolve_batching,
-    sum_gradient,
-    task_mesh,
-)
+from maml_jax.batching import map_tasks, resolve_batching
+from maml_jax.kernels.factorizations import in_pieces
+from maml_jax.mesh import TASK_AXIS, task_mesh
+from maml_jax.task_gradients import sum_gradient
 
-LOSS = functools.partial(meta_loss, cross_entropy, inner_lr=0.3, num_steps=2)
+LOSS = functools.partial(meta_loss, cross_entropy, inner_lr=0.3, num_inner_steps=2)
 OPTIMIZER = optax.adam(1e-2)
+UPDATE = gradient_update(LOSS, OPTIMIZER)
 
 
 def sample(params, key):
@@ -67,11 +65,9 @@ def wide_trainer(num_tasks, batching):
     mesh = task_mesh(num_tasks, jax.devices()[:2])
     return make_train_fn(
         wide_sample,
-        task_loss,
-        optax.sgd(0.1),
+        gradient_update(task_loss, optax.sgd(0.1), batching=batching),
         num_tasks=num_tasks,
-        num_steps=2,
-        batching=batching,
+        num_meta_steps=2,
         mesh=mesh,
     )
 
@@ -151,16 +147,17 @@ def test_meta_step_by_hand(x64):
     loss = lambda p, c: (0.5 * jnp.sum((p - c) ** 2), {})
     support, query = jnp.array([[1.0], [3.0]]), jnp.array([[2.0], [-1.0]])
     optimizer = optax.sgd(0.1)
-    state = init(jnp.array([0.5]), optimizer, 0)
+    theta = jnp.array([0.5])
     task_loss = functools.partial(meta_loss, loss, inner_lr=0.2)
-    state, metrics = meta_step(state, Task(support, query), task_loss, optimizer)
+    params, _, metrics = meta_step(
+        task_loss, theta, optimizer.init(theta), Task(support, query), optimizer
+    )
     adapted = 0.5 - 0.2 * (0.5 - np.array([1.0, 3.0]))
     gradient = np.mean(0.8 * (adapted - np.array([2.0, -1.0])))
-    np.testing.assert_allclose(state.params[0], 0.5 - 0.1 * gradient, rtol=1e-6)
+    np.testing.assert_allclose(params[0], 0.5 - 0.1 * gradient, rtol=1e-6)
     np.testing.assert_allclose(
         metrics["loss"], np.mean(0.5 * (adapted - np.array([2.0, -1.0])) ** 2), rtol=1e-6
     )
-    assert state.step == 1
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +170,9 @@ def ten_steps():
             mesh = Mesh(np.array(jax.devices()[:num_devices]), (TASK_AXIS,))
             train = make_train_fn(
                 sample,
-                LOSS,
-                OPTIMIZER,
+                UPDATE,
                 num_tasks=8,
-                num_steps=num_steps,
+                num_meta_steps=num_steps,
                 steps_per_draw=steps_per_draw,
                 mesh=mesh,
             )
@@ -211,13 +207,14 @@ def test_dispatches_and_draws_do_not_change_the_run(ten_steps):
 def test_dispatch_equals_single_meta_steps(ten_steps):
     params, _ = ten_steps(1)
     with jax.enable_x64(True):
-        state = start()
-        step = jax.jit(lambda s, tasks: meta_step(s, tasks, LOSS, OPTIMIZER))
+        theta, optimizer_state, _, run_key = start()
+        step = jax.jit(lambda p, s, tasks: meta_step(LOSS, p, s, tasks, OPTIMIZER))
         for i in range(10):
-            key = jax.random.fold_in(state.key, i)
+            key = jax.random.fold_in(run_key, i)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(8))
-            state, _ = step(state, jax.vmap(lambda k: sample(None, k))(keys))
-        assert_trees_close(jax.device_get(state.params), params, 1e-10)
+            tasks = jax.vmap(lambda k: sample(None, k))(keys)
+            theta, optimizer_state, _ = step(theta, optimizer_state, tasks)
+        assert_trees_close(jax.device_get(theta), params, 1e-10)
 
 
 def test_tasks_differ_between_steps_and_tasks(ten_steps):
@@ -227,7 +224,7 @@ def test_tasks_differ_between_steps_and_tasks(ten_steps):
 
 def test_one_all_reduce_and_no_other_collective():
     mesh = Mesh(np.array(jax.devices()[:4]), (TASK_AXIS,))
-    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=8, num_steps=3, mesh=mesh)
+    train = make_train_fn(sample, UPDATE, num_tasks=8, num_meta_steps=3, mesh=mesh)
     found = collectives(jax.jit(train).lower(start()).compile().as_text())
     assert found == {name: int(name == "all-reduce") for name in COLLECTIVES}
 
@@ -235,7 +232,7 @@ def test_one_all_reduce_and_no_other_collective():
 @pytest.mark.accelerator
 def test_compiled_once_ahead_of_time_and_no_host_traffic():
     mesh = Mesh(np.array(jax.devices()[:2]), (TASK_AXIS,))
-    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=4, num_steps=2, mesh=mesh)
+    train = make_train_fn(sample, UPDATE, num_tasks=4, num_meta_steps=2, mesh=mesh)
     state = start()
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -256,7 +253,7 @@ def test_compiled_once_ahead_of_time_and_no_host_traffic():
 def test_state_is_donated_but_the_callers_params_are_not():
     params = mlp_params(jax.random.key(0), (3, 8, 4), jnp.float32)
     mesh = Mesh(np.array(jax.devices()[:1]), (TASK_AXIS,))
-    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=4, num_steps=2, mesh=mesh)
+    train = make_train_fn(sample, UPDATE, num_tasks=4, num_meta_steps=2, mesh=mesh)
     state = init(params, OPTIMIZER, 0)
     train(state)
     assert state.params[0]["w"].is_deleted()
@@ -266,7 +263,7 @@ def test_state_is_donated_but_the_callers_params_are_not():
 @pytest.mark.accelerator
 def test_seeds_train_under_vmap(full_precision):
     mesh = Mesh(np.array(jax.devices()[:1]), (TASK_AXIS,))
-    train = make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=4, num_steps=3, mesh=mesh)
+    train = make_train_fn(sample, UPDATE, num_tasks=4, num_meta_steps=3, mesh=mesh)
     one, _ = train(start(1))
     states = jax.tree.map(lambda a, b: jnp.stack([a, b]), start(0), start(1))
     many, metrics = jax.jit(jax.vmap(train))(states)
@@ -282,7 +279,11 @@ def test_learned_inner_rate_trains():
 
     meta = {"params": start().params, "inner_lr": jnp.float32(0.05)}
     train = make_train_fn(
-        sample, task_loss, OPTIMIZER, num_tasks=4, num_steps=5, mesh=task_mesh(4, jax.devices()[:1])
+        sample,
+        gradient_update(task_loss, OPTIMIZER),
+        num_tasks=4,
+        num_meta_steps=5,
+        mesh=task_mesh(4, jax.devices()[:1]),
     )
     state, _ = train(init(meta, OPTIMIZER, 0))
     assert state.params["inner_lr"] != meta["inner_lr"]
@@ -298,10 +299,9 @@ def test_data_is_an_argument():
     loss = lambda p, row: (jnp.mean((p - row) ** 2), {})
     train = make_train_fn(
         draw,
-        functools.partial(meta_loss, loss, inner_lr=0.1),
-        OPTIMIZER,
+        gradient_update(functools.partial(meta_loss, loss, inner_lr=0.1), OPTIMIZER),
         num_tasks=4,
-        num_steps=2,
+        num_meta_steps=2,
         mesh=task_mesh(4, jax.devices()[:2]),
     )
     state, metrics = train(init(jnp.zeros(4), OPTIMIZER, 0), data)
@@ -311,7 +311,11 @@ def test_data_is_an_argument():
 def test_an_optimizer_that_keeps_the_initial_parameters():
     optimizer = optax.contrib.prodigy(1.0)
     train = make_train_fn(
-        sample, LOSS, optimizer, num_tasks=2, num_steps=2, mesh=task_mesh(2, jax.devices()[:1])
+        sample,
+        gradient_update(LOSS, optimizer),
+        num_tasks=2,
+        num_meta_steps=2,
+        mesh=task_mesh(2, jax.devices()[:1]),
     )
     state, _ = train(init(start().params, optimizer, 0))
     assert state.step == 2
@@ -331,32 +335,32 @@ class TestMesh:
     def test_refuses_tasks_that_do_not_divide(self):
         mesh = Mesh(np.array(jax.devices()[:4]), (TASK_AXIS,))
         with pytest.raises(ValueError, match="received 6 tasks for 4 devices"):
-            make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=6, num_steps=1, mesh=mesh)
+            make_train_fn(sample, UPDATE, num_tasks=6, num_meta_steps=1, mesh=mesh)
 
     def test_refuses_another_axis(self):
         mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
-        with pytest.raises(ValueError, match="the axis 'tasks', or 'seeds' and"):
-            make_train_fn(sample, LOSS, OPTIMIZER, num_tasks=2, num_steps=1, mesh=mesh)
+        with pytest.raises(ValueError, match="the axis 'tasks', or 'members' and"):
+            make_train_fn(sample, UPDATE, num_tasks=2, num_meta_steps=1, mesh=mesh)
 
 
 class TestWrongUse:
     def test_parameters_that_are_not_float(self):
         with pytest.raises(TypeError, match=r"not floating point: \['count'\]"):
-            init({"w": jnp.ones(2), "count": jnp.arange(2)}, OPTIMIZER, 0)
+            init({"w": jnp.ones(2), "count": jnp.arange(2)}, UPDATE, 0)
 
     def test_raw_key(self):
         with pytest.raises(TypeError, match="typed PRNG key"):
             init(jnp.ones(2), OPTIMIZER, jnp.zeros(2, jnp.uint32))
 
-    @pytest.mark.parametrize("argument", ["num_tasks", "num_steps"])
+    @pytest.mark.parametrize("argument", ["num_tasks", "num_meta_steps"])
     def test_counts(self, argument):
-        counts = {"num_tasks": 1, "num_steps": 1, argument: 0}
+        counts = {"num_tasks": 1, "num_meta_steps": 1, argument: 0}
         with pytest.raises(ValueError, match=f"{argument} must be 1 or more"):
-            make_train_fn(sample, LOSS, OPTIMIZER, **counts)
+            make_train_fn(sample, UPDATE, **counts)
 
     def test_tasks_without_a_task_axis(self):
         with pytest.raises(ValueError, match="one leading axis of T tasks"):
-            meta_step(start(), Task(jnp.ones(3), jnp.ones(4)), LOSS, OPTIMIZER)
+            UPDATE.update(*start()[:2], Task(jnp.ones(3), jnp.ones(4)))
 
 
 def test_a_non_finite_loss_is_found_and_named():
@@ -367,17 +371,14 @@ def test_a_non_finite_loss_is_found_and_named():
         return Task(jnp.ones(2), jnp.where(poison, jnp.nan, 1.0) * jnp.ones(2))
 
     loss = lambda p, y: (jnp.mean((p - y) ** 2), {})
-    state = init(jnp.zeros(2), OPTIMIZER, 0)
-    step = jax.jit(
-        lambda s, tasks: meta_step(
-            s, tasks, functools.partial(meta_loss, loss, inner_lr=0.1), OPTIMIZER
-        )
-    )
+    task_loss = functools.partial(meta_loss, loss, inner_lr=0.1)
+    params, state = jnp.zeros(2), OPTIMIZER.init(jnp.zeros(2))
+    step = jax.jit(gradient_update(task_loss, OPTIMIZER).update)
     seen = []
     for i in range(5):
         poison = jnp.arange(4) == (2 if i == 3 else -1)
         tasks = jax.vmap(lambda p: draw(None, None, p))(poison)
-        state, metrics = step(state, tasks)
+        params, state, metrics = step(params, state, tasks)
         seen.append(metrics)
     metrics = jax.tree.map(lambda *x: jnp.stack(x), *seen)
     check_finite(jax.tree.map(lambda x: x[:3], metrics))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.user_points import PointsError, read_points
+from experiments.sinusoid.user_points import PointsError, read_points
 
 
 def read(tmp_path, text):

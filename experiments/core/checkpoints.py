@@ -47,16 +47,16 @@ def _lone_reader() -> ocp.Checkpointer:
     Orbax has all of them meet after a read. One whose read fails would not come, and what it does
     next with the others would be taken for that meeting.
     """
-    own = jax.process_index()
+    index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
     )
     handler = ocp.CompositeCheckpointHandler()
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run, in a directory of their own."""
+    """The checkpoints of one stage of a run, in one directory."""
 
     def __init__(self, directory: Path, keep: int = 2):
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax speaks of every save
@@ -115,9 +115,9 @@ class Checkpoints:
 
         Args:
             make_like: makes a state of the same structure, shapes and types; it is only traced.
-            warn: is told of each checkpoint that cannot be read and is passed over. It is moved
-                to `NAME-STEP.damaged` beside the directory, so that the run can write that step
-                again.
+            warn: receives a message for each checkpoint that cannot be read and is passed over.
+                Such a one is moved to `NAME-STEP.damaged` beside the directory, so that the run can
+                write that step again.
             read_only: whether to leave such a checkpoint where it is, and those that a killed
                 process left half written, too: another process may be writing them.
             check: `check(info)` says what a checkpoint is of, if not of this run; None if it is.
@@ -209,8 +209,8 @@ def to_host(state: Any) -> dict[str, np.ndarray]:
     """Each leaf as a NumPy array under its path, of JAX's types; PRNG keys as their data."""
 
     def value(leaf: Any) -> np.ndarray:
-        found = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        return found.astype(jax.dtypes.canonicalize_dtype(found.dtype), copy=False)
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
     return {
         jax.tree_util.keystr(path): value(leaf)

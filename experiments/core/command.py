@@ -26,7 +26,7 @@ from experiments.core.loop import StoppedError
 from experiments.core.members import make_members
 from experiments.core.process import (
     check_devices,
-    devices_told,
+    devices_given,
     keep_compiled,
     lay_out_cpu,
     limit_memory,
@@ -101,7 +101,7 @@ def _define_process_flags(module: str) -> None:
     flags.DEFINE_boolean(
         "distributed",
         False,
-        "Join the other processes of the run, found by SLURM, Open MPI, Kubernetes or Cloud TPU.",
+        "Join the other processes of the run, named by SLURM, Open MPI, Kubernetes or Cloud TPU.",
         module_name=module,
     )
     flags.DEFINE_string(
@@ -129,10 +129,11 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
     values = flags.FLAGS
     if not values["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
-    told = devices_told()
-    if values.cpu_devices and told not in (None, values.cpu_devices):
+    given = devices_given()
+    if values.cpu_devices and given not in (None, values.cpu_devices):
         raise app.UsageError(
-            f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says {told}."
+            f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says "
+            f"{given}."
         )
     try:
         code = _ending(functools.partial(_carry_out, experiment, argv, values))
@@ -150,7 +151,7 @@ STOPPED = (130, 143)  # by Ctrl-C or SIGTERM, after saving: the processes end to
 
 
 def _ending(action: Callable[[], None]) -> int:
-    """The exit code of an action; what can go wrong is told in a sentence."""
+    """The exit code of an action; what can go wrong ends in a sentence."""
     try:
         action()
     except StoppedError as stop:

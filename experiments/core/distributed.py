@@ -1,6 +1,6 @@
 """Several processes that make up one run: `jax.distributed`, and what only the first of them does.
 
-Every process runs the same program on its own devices; meta-batches are split over the devices of
+Every process runs the same program on its devices; meta-batches are split over the devices of
 all. Process 0 alone writes logs, figures and results; checkpoints are written and read by all.
 """
 
@@ -54,10 +54,10 @@ def connect(
         ConfigError: the flags contradict each other, the cluster tells nothing, or the others
             cannot be reached.
     """
-    told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    given = [name for name, value in told.items() if value is not None]
-    if given and len(given) < len(told):
-        missing = ", ".join(f"--{name}" for name in told if name not in given)
+    address = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    given = [name for name, value in address.items() if value is not None]
+    if given and len(given) < len(address):
+        missing = ", ".join(f"--{name}" for name in address if name not in given)
         raise ConfigError(f"--{given[0]} needs {missing} beside it; or give none of the three.")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise ConfigError(
@@ -107,8 +107,8 @@ def check_same_settings(identity: Any) -> None:
         ConfigError: some were not; data that is the same for all would silently differ.
     """
     text = json.dumps(identity, sort_keys=True).encode()
-    own = np.frombuffer(hashlib.sha256(text).digest()[:8], np.uint32)
-    (differs,) = any_of(bool(np.any(of_first(own) != own)))
+    digest = np.frombuffer(hashlib.sha256(text).digest()[:8], np.uint32)
+    (differs,) = any_of(bool(np.any(of_first(digest) != digest)))
     if differs:
         raise ConfigError(
             "the processes of this run were given different flags; give all the same."
@@ -155,7 +155,7 @@ def wait_for_all(what: str) -> None:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error is what is seen of another process's end."""
+    """Whether an error is how another process's end shows."""
     signs = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL", "heartbeat", "Barrier")
     runtimes = isinstance(error, jax.errors.JaxRuntimeError)
     return jax.process_count() > 1 and runtimes and any(sign in str(error) for sign in signs)

@@ -92,7 +92,7 @@ def read_json_lines(path: Path, keys: Mapping[str, Any], *, advice: str) -> list
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}.") from None
     *lines, rest = content.split(b"\n")
-    found = []
+    objects = []
     for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
             value = _parse(line, finite=False)
@@ -101,8 +101,8 @@ def read_json_lines(path: Path, keys: Mapping[str, Any], *, advice: str) -> list
             if number > len(lines):
                 break
             raise FileError(f"{path}, line {number}, {_reason(error)}. {advice}") from None
-        found.append(value)
-    return found
+        objects.append(value)
+    return objects
 
 
 def check_object(
@@ -159,12 +159,12 @@ def _parse(content: bytes, finite: bool) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"has the key {twice!r} twice")
-    return found
+    return value
 
 
 def _reason(error: Exception) -> str:

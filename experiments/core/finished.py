@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maml_jax.fitting import Selection
-
 from experiments.core import members
 from experiments.core.checkpoints import Checkpoints
-from experiments.core.config import from_json
+from experiments.core.config import from_json, swept_fields
 from experiments.core.files import FileError
 from experiments.core.identity import (
     FORMAT,
@@ -27,6 +25,7 @@ from experiments.core.identity import (
 from experiments.core.logbook import warn
 from experiments.core.members import make_members, take, to_this_process
 from experiments.core.stages import Experiment, Stage
+from maml_jax.fitting import Selection
 
 
 def alone(stage: Stage, selection: Selection | None) -> Selection:
@@ -69,7 +68,7 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     if identity["experiment"] != experiment.name:
         raise RunError(f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}.")
     if identity.get("format") != FORMAT:
-        raise RunError(f"{workdir} holds a run of {OLDER}")
+        raise RunError(f"{workdir} holds {OLDER}")
     settings = _read_settings(experiment, workdir, identity)
     asked = identity_of(experiment.name, identity["preset"], identity["seed"], settings)
     check_same(workdir, asked)

@@ -7,6 +7,7 @@ that directory, evaluates and writes the rest, so that one place says how a run 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,56 +24,66 @@ from experiments.core.members import Member, take, to_this_process
 from experiments.core.stages import Experiment, Stage
 
 
-def hand_out(
-    experiment: Experiment,
-    workdir: Path,
-    preset: str,
-    members: Sequence[Member],
-    stages: Sequence[Stage],
-    states: Mapping[str, StageState],
-    run: Callable[..., dict[str, Any]],
-) -> dict[str, Any]:
-    """Writes and evaluates the members' directories; those from before a kill are left.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run of several members whose stages are trained.
 
-    Args:
+    Attributes:
         experiment: of the run.
-        workdir: of the run, in which the directories are made.
+        workdir: of the run; members' directories lie in it.
         preset: that the settings began from.
         members: all of them.
         stages: of the run.
-        states: the trained states of all stages.
-        run: `runner.run`.
+        states: of the stages, by name.
+    """
+
+    experiment: Experiment
+    workdir: Path
+    preset: str
+    members: Sequence[Member]
+    stages: Sequence[Stage]
+    states: Mapping[str, StageState]
+
+
+def hand_out(trained: Trained, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Writes and evaluates the members' directories; those from before a kill are left.
+
+    Args:
+        trained: the run.
+        run: `runner.run`, for each member.
 
     Returns:
         The rows and the members of the run's `results.json`, and the seconds of evaluation.
     """
-    homes = {name: to_this_process(state.selection) for name, state in states.items()}
-    entries = read_metrics(workdir)
+    states, members = trained.states.values(), trained.members
+    homes = {name: to_this_process(state.selection) for name, state in trained.states.items()}
+    entries = read_metrics(trained.workdir)
     clock = {
         "members": len(members),
-        "train_s": sum(state.train_s for state in states.values()),
-        "compile_s": sum(state.compile_s for state in states.values()),
+        "train_s": sum(state.train_s for state in states),
+        "compile_s": sum(state.compile_s for state in states),
     }
     finished, lines, seconds = {}, {}, 0.0
     for i, member in enumerate(members):
         print(f"  {i + 1} of {len(members)}: {member.label}", flush=True)
-        directory = workdir / member.label
-        diverged = _write_trained(
-            experiment, directory, preset, member, stages, states, homes, entries, i, len(members)
-        )
-        score = _validation_score(stages, homes, i)
+        directory, settings = trained.workdir / member.label, member.settings
+        parts = {name: take(home, slice(i, i + 1)) for name, home in homes.items()}
+        diverged = _write_trained(trained, member, parts, of_member(entries, member.label))
         if diverged is not None:
             lines[member.label] = {"validation": None, "diverged_after": diverged}
             continue
         with contextlib.redirect_stdout(io.StringIO()):
-            found = run(experiment, directory, member.settings, preset=preset, seed=member.seed)
-        if "together" not in found:
-            found = {**found, "together": clock}
+            record = run(
+                trained.experiment, directory, settings, preset=trained.preset, seed=member.seed
+            )
+        if "together" not in record:
+            record = {**record, "together": clock}
             if distributed.is_first():
-                results.write_results(directory / "results.json", found)
-        finished[member.label] = found
-        seconds += found["wall_clock_s"]["evaluate"]
-        lines[member.label] = {**_main_row(member.settings, found["rows"]), "validation": score}
+                results.write_results(directory / "results.json", record)
+        finished[member.label] = record
+        seconds += record["wall_clock_s"]["evaluate"]
+        score = _validation_score(trained.stages, parts)
+        lines[member.label] = {**_main_row(settings, record["rows"]), "validation": score}
     rows = []
     for group in dict.fromkeys(member.group for member in members):
         labels = [m.label for m in members if m.group == group and m.label in finished]
@@ -81,47 +92,46 @@ def hand_out(
 
 
 def _write_trained(
-    experiment: Experiment,
-    directory: Path,
-    preset: str,
+    trained: Trained,
     member: Member,
-    stages: Sequence[Stage],
-    states: Mapping[str, StageState],
-    homes: Mapping[str, Any],
-    entries: Sequence[Mapping[str, Any]],
-    index: int,
-    count: int,
+    parts: Mapping[str, Any],
+    entries: Sequence[dict[str, Any]],
 ) -> int | None:
-    """Writes what a run leaves that has trained.
+    """Writes what the run of a member leaves when it has trained.
+
+    Args:
+        trained: the run of all.
+        member: one of them.
+        parts: its state of each stage, with an axis of one member.
+        entries: its metrics.
 
     Returns:
-        The meta-step at which the member diverged, or None.
+        The meta-step that it stays at because it diverged, or None.
 
     Raises:
         RunError: the directory holds another run.
     """
-    identity = identity_of(experiment.name, preset, member.seed, member.settings)
-    steps = {name: int(home.state.step[index]) for name, home in homes.items()}
-    diverged = [steps[stage.name] for stage in stages if steps[stage.name] < stage.num_steps]
-    begun = distributed.first_decides(lambda: _begin(directory, identity))
-    if begun and distributed.is_first():
-        logbook = Logbook(directory, {})
-        for entry in of_member(entries, member.label):
-            at, stage = entry.pop("step"), entry.pop("stage")
-            if at <= steps[stage]:
-                pace = entry["meta_steps_per_s"] * count
-                logbook.write(stage, at, {**entry, "meta_steps_per_s": pace})
-        logbook.close()
-    for stage in stages if begun else ():
-        name, state = stage.name, states[stage.name]
-        # Members share the program's time evenly: they took part in every step of it.
-        info = {"train_s": state.train_s / count, "compile_s": state.compile_s / count}
-        store = Checkpoints(directory / "checkpoints" / name)
-        if steps[name] > 0 and steps[name] not in store.steps():
-            home = take(homes[name], slice(index, index + 1))
-            store.save(steps[name], home, {**info, "run": identity, "stage": name})
-        store.close()
-    return min(diverged) if diverged else None
+    directory, count = trained.workdir / member.label, len(trained.members)
+    identity = identity_of(trained.experiment.name, trained.preset, member.seed, member.settings)
+    steps = {name: int(part.state.step[0]) for name, part in parts.items()}
+    if distributed.first_decides(lambda: _begin(directory, identity)):
+        if distributed.is_first():
+            logbook = Logbook(directory, {})
+            for entry in entries:
+                at, stage = entry.pop("step"), entry.pop("stage")
+                if at <= steps[stage]:
+                    pace = entry["meta_steps_per_s"] * count
+                    logbook.write(stage, at, {**entry, "meta_steps_per_s": pace})
+            logbook.close()
+        for name, state in trained.states.items():
+            # Members share the program's time evenly: they took part in every step of it.
+            info = {"train_s": state.train_s / count, "compile_s": state.compile_s / count}
+            store = Checkpoints(directory / "checkpoints" / name)
+            if steps[name] > 0 and steps[name] not in store.steps():
+                store.save(steps[name], parts[name], {**info, "run": identity, "stage": name})
+            store.close()
+    diverged = [s.name for s in trained.stages if steps[s.name] < s.num_steps]
+    return min(steps[name] for name in diverged) if diverged else None
 
 
 def _begin(directory: Path, identity: dict[str, Any]) -> bool:
@@ -131,12 +141,10 @@ def _begin(directory: Path, identity: dict[str, Any]) -> bool:
     return not (directory / "results.json").exists()
 
 
-def _validation_score(
-    stages: Sequence[Stage], homes: Mapping[str, Any], index: int
-) -> float | None:
+def _validation_score(stages: Sequence[Stage], parts: Mapping[str, Any]) -> float | None:
     """Of the first stage that validates; None if none does."""
     name = next((stage.name for stage in stages if stage.score is not None), None)
-    score = -np.inf if name is None else float(homes[name].best_score[index])
+    score = -np.inf if name is None else float(parts[name].best_score[0])
     return score if np.isfinite(score) else None
 
 

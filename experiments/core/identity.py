@@ -33,9 +33,9 @@ KEYS = {"experiment": str, "preset": str, "seed": int, "config": dict}
 OPTIONAL = {"numbers": dict, "format": int}
 FORMAT = 2  # of checkpoints and settings; runs of version 1 do not name theirs
 OLDER = (
-    "an earlier version of maml_jax, which this one cannot take up. Nothing was changed. Use that "
-    "version (results.json names its commit), or another --workdir. `python -m experiments.report` "
-    "still shows its results."
+    "a run of an earlier version of maml_jax, which this one cannot take up. Nothing was changed. "
+    "Use that version (results.json names its commit), or another --workdir. "
+    "`python -m experiments.report` still shows its results."
 )
 MAX_SEED = 999_999  # larger ones are those of tests and validation
 _REBUILD = "Remove it, or repair it: the command that began the run makes it anew."
@@ -114,12 +114,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
         FileError: the file is not as a run writes it.
     """
     path = workdir / "config.json"
-    found = read_json(path, KEYS, OPTIONAL, advice=_REBUILD)
-    if not 0 <= found["seed"] <= MAX_SEED:
+    identity = read_json(path, KEYS, OPTIONAL, advice=_REBUILD)
+    if not 0 <= identity["seed"] <= MAX_SEED:
         raise FileError(
-            f"{path} has the seed {found['seed']}; expected 0 to {MAX_SEED}. {_REBUILD}"
+            f"{path} has the seed {identity['seed']}; expected 0 to {MAX_SEED}. {_REBUILD}"
         )
-    return found
+    return identity
 
 
 def has_begun(workdir: Path) -> bool:
@@ -171,13 +171,13 @@ def check_same(workdir: Path, asked: Mapping[str, Any]) -> list[tuple[Path, dict
     for source, there in records:
         problem = misfit(there, asked)
         if problem:
-            what = f"{workdir} holds a run" if source.name == "config.json" else f"{source} is"
-            raise RunError(f"{what} of {problem}")
+            what = f"{workdir} holds" if source.name == "config.json" else f"{source} is of"
+            raise RunError(f"{what} {problem}")
     return records
 
 
 def misfit(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """What differs and what to do, to stand behind "a run of"; None for the same run."""
+    """What differs and what to do, to stand behind "X is of"; None for the same run."""
     if there.get("format") != FORMAT:
         return OLDER
     changed = differences(there, asked)
@@ -187,7 +187,7 @@ def misfit(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
     if any(name.upper() in text for text in changed for name in NUMBERS):
         same = "settings of JAX (environment variables)"
     return (
-        f"another configuration ({'; '.join(changed)}). Nothing was changed. "
+        f"a run with another configuration ({'; '.join(changed)}). Nothing was changed. "
         f"Use another --workdir, or the same {same} to go on with what is there."
     )
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from maml_jax.fitting import Selection, choose
 
 from experiments import STARTED
 from experiments.core import distributed, members
@@ -24,6 +23,7 @@ from experiments.core.profiling import Profile
 from experiments.core.results import METHOD_TITLES
 from experiments.core.stages import Experiment, Stage
 from maml_jax import NonFiniteError, check_finite
+from maml_jax.fitting import Selection, choose
 
 
 class StoppedError(Exception):
@@ -61,9 +61,7 @@ class Loop:
         experiment: of the run.
         members: of the run.
         identity: of the run, for its checkpoints.
-        logbook: its metrics.
         compiles: counts the seconds spent compiling.
-        stop: whether the run was asked to stop.
         checkpoint_every_s: seconds between checkpoints.
         profile: traces some dispatches.
         started: whether a dispatch of this process has ended.
@@ -72,15 +70,19 @@ class Loop:
     experiment: Experiment
     members: Sequence[Member]
     identity: dict[str, Any]
-    logbook: Any
     compiles: CompileTimer
-    stop: StopRequest
     checkpoint_every_s: float
     profile: Profile
     started: bool = False
 
-    def train(self, stage: Stage, state: StageState) -> None:
+    def train(self, stage: Stage, state: StageState, logbook: Any, stop: StopRequest) -> None:
         """Advances a stage to its end, from wherever it stands.
+
+        Args:
+            stage: of the run.
+            state: where it stands; updated.
+            logbook: for its metrics.
+            stop: whether the run was asked to stop.
 
         Raises:
             StoppedError: the run was asked to stop, and has saved its state.
@@ -88,9 +90,9 @@ class Loop:
         """
         if state.step >= stage.num_steps:
             return
-        (stopping,) = distributed.any_of(bool(self.stop.signal))  # in the stage before
+        (stopping,) = distributed.any_of(bool(stop.signal))  # in the stage before
         if stopping:
-            raise StoppedError(self.stop.signal or signal.SIGTERM, state.step, stage.name)
+            raise StoppedError(stop.signal or signal.SIGTERM, state.step, stage.name)
         if state.selection is None:  # not before: compiling it would keep earlier stages waiting
             start = lambda: members.begin(stage, self.members)  # noqa: E731
             before = self.compiles.seconds
@@ -101,12 +103,14 @@ class Loop:
         if distributed.is_first():
             progress = Progress(stage.name, stage.num_steps, state.step)
         try:
-            self._dispatches(stage, state, progress)
+            self._dispatches(stage, state, logbook, stop, progress)
         finally:
             self.profile.close(stage.name)
             progress.close()
 
-    def _dispatches(self, stage: Stage, state: StageState, progress: Any) -> None:
+    def _dispatches(
+        self, stage: Stage, state: StageState, logbook: Any, stop: StopRequest, progress: Any
+    ) -> None:
         advance = _Advance(self, stage)
         saved_at, number = time.monotonic(), 0
         while state.step < stage.num_steps:
@@ -124,17 +128,15 @@ class Loop:
             self._say_started(count)
             number += 1
             pace = {"meta_steps_per_s": count / max(running, 1e-9)}
-            self.logbook.write(stage.name, state.step, {**summary, **pace})
+            logbook.write(stage.name, state.step, {**summary, **pace})
             progress.advance(count, **{name: summary[name] for name in stage.shown})
             due = time.monotonic() - saved_at >= self.checkpoint_every_s
-            due, stopping = distributed.any_of(
-                distributed.is_first() and due, bool(self.stop.signal)
-            )
+            due, stopping = distributed.any_of(distributed.is_first() and due, bool(stop.signal))
             if due or state.step == stage.num_steps or stopping:
                 self._save(stage, state)
                 saved_at = time.monotonic()
             if stopping and state.step < stage.num_steps:
-                raise StoppedError(self.stop.signal or signal.SIGTERM, state.step, stage.name)
+                raise StoppedError(stop.signal or signal.SIGTERM, state.step, stage.name)
 
     def _save(self, stage: Stage, state: StageState) -> None:
         info = {"train_s": state.train_s, "compile_s": state.compile_s}
@@ -171,13 +173,15 @@ class _Advance:
         self.programs: dict[int, Any] = {}
         self._stage, self._loop, self._members = stage, loop, loop.members
         self._mesh = members.mesh_of(stage, len(loop.members))
-        self._values = members.swept_values(loop.members)
         self._scores = members.make_scores(loop.experiment, loop.members, stage)
         if stage.before_training is not None:
             stage.before_training(self._mesh)
         shared = () if stage.data is None else stage.data(self._mesh)
         self._data = shared
-        self._member_data = members.member_data(stage, loop.members)
+        self._of_members: Any = {
+            "values": members.swept_values(loop.members),
+            "member_data": members.member_data(stage, loop.members),
+        }
 
     def compile(self, selection: Selection, count: int) -> None:
         """Compiles the program of `count` meta-steps, and prepares what else the stage needs."""
@@ -187,7 +191,7 @@ class _Advance:
         with ThreadPoolExecutor(1) as pool:
             prepare = self._stage.prepare or (lambda: None)
             ready = pool.submit(prepare) if not self.programs else None
-            program.lower(*self._arguments(selection), member_data=self._member_data).compile()
+            program.lower(selection.state, *self._data, **self._of_members).compile()
             if ready is not None:
                 ready.result()
         self.programs[count] = program
@@ -200,7 +204,7 @@ class _Advance:
         """
         live = np.asarray(selection.state.step) == step
         program = self.programs[count]
-        state, metrics, kept = program(*self._arguments(selection), member_data=self._member_data)
+        state, metrics, kept = program(selection.state, *self._data, **self._of_members)
         metrics, kept = jax.device_get((metrics, kept))
         self._report_diverged(metrics, step, live, kept)
         self._warn(metrics, kept)
@@ -214,26 +218,23 @@ class _Advance:
         selection = choose(selection, scores)
         return selection, {**summary, **self._validation(scores, selection, kept)}
 
-    def _arguments(self, selection: Selection) -> tuple[Any, ...]:
-        return selection.state, self._values, *self._data
-
     def _score(self, params: Any, kept: np.ndarray) -> np.ndarray:
         """One for each member [M]; the lowest of all for one that is not trained any more."""
         params = to_this_process(params)
         scores = np.full(len(self._members), -np.inf, np.float32)
         for i in np.flatnonzero(kept):
-            score: Callable[[Any], Any] = self._scores[i]  # pyright: ignore[reportAssignmentType]
+            score: Callable[[Any], Any] = self._scores[i]
             scores[i] = np.asarray(score(take(params, i)))
         return scores
 
     def _validation(self, scores: Any, selection: Selection, kept: np.ndarray) -> dict[str, float]:
         name, best = self._stage.score_name, np.asarray(selection.best_score)
-        found = {f"validation/{name}": scores, f"validation/best_{name}": best}
-        summary = {key: float(np.mean(values[kept])) for key, values in found.items()}
+        values = {f"validation/{name}": scores, f"validation/best_{name}": best}
+        summary = {key: float(np.mean(x[kept])) for key, x in values.items()}
         if len(self._members) > 1:
             for i in np.flatnonzero(kept):
-                for key, values in found.items():
-                    summary[f"{self._members[i].label}/{key}"] = float(values[i])
+                for key, x in values.items():
+                    summary[f"{self._members[i].label}/{key}"] = float(x[i])
         return summary
 
     def _report_diverged(self, metrics: Any, step: int, live: Any, kept: np.ndarray) -> None:

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from maml_jax.fitting import Selection
-from maml_jax.members import MemberTrainFn, over_members
-from maml_jax.mesh import bring_home
 
 from experiments.core.config import ConfigError
 from experiments.core.identity import MAX_SEED
 from experiments.core.stages import Experiment, Stage
 from maml_jax import member_mesh, training
+from maml_jax.fitting import Selection
+from maml_jax.members import MemberTrainFn, over_members
+from maml_jax.mesh import bring_home
 from maml_jax.training import MetaState, TrainFn
 from maml_jax.types import Array
 
@@ -145,11 +145,7 @@ def make_program(
 ) -> MemberTrainFn:
     """The dispatch of `count` meta-steps of all members."""
 
-    def make(values: Mapping[str, Array]) -> TrainFn:
-        one = stage
-        if values:
-            settings = dataclasses.replace(members[0].settings, **values)
-            one = find_stage(experiment, settings, stage.name)
+    def train(one: Stage) -> TrainFn:
         return training.make_train_fn(
             one.sample,
             one.update,
@@ -160,12 +156,12 @@ def make_program(
             data_specs=one.data_specs,
         )
 
+    def make(values: Mapping[str, Array]) -> TrainFn:
+        settings = dataclasses.replace(members[0].settings, **values)
+        return train(find_stage(experiment, settings, stage.name))
+
     return over_members(
-        make,
-        mesh,
-        draw=stage.sample,
-        data_specs=stage.data_specs,
-        one_by_one=stage.one_by_one,
+        train(stage), make if members[0].values else None, one_by_one=stage.one_by_one
     )
 
 

@@ -37,37 +37,37 @@ def device_per_core(settings: Any, runs: int, cores: int) -> int:
 def lay_out_cpu(threads: int | None, devices: int | None, small_kernels: bool = False) -> None:
     """Threads and devices of JAX's CPU client, which reads them when it starts, after this.
 
-    Settings of the user's own, in the environment, are left as they are.
+    What the user sets in the environment stays as it is.
 
     Args:
         threads: for XLA; None for one a core. It takes at least one for each device.
         devices: that the CPU is split into; None for one.
         small_kernels: whether the programs have small sums and products by the thousand, as those
             of robots do: YNNPACK's kernels, with which XLA (jaxlib 0.10) computes sums, take twice
-            as long as its own there. For large ones, as in batch norm, they take a fifth. Only for
+            as long as XLA's there. For large ones, as in batch norm, they take a fifth. Only for
             versions of jaxlib that have the flag: XLA ends a process where it has not.
     """
-    told = os.environ.get("XLA_FLAGS", "").strip()
-    a_file = told and not told.startswith("-")  # that holds flags: XLA takes a name, too
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    a_file = given and not given.startswith("-")  # that holds flags: XLA takes a name, too
     if (
         small_kernels
         and not a_file
-        and "xla_cpu_experimental_ynn_fusion_type" not in told
+        and "xla_cpu_experimental_ynn_fusion_type" not in given
         and HAS_YNN_FLAG[0] <= jaxlib.version.__version_info__ < HAS_YNN_FLAG[1]
     ):
-        os.environ["XLA_FLAGS"] = f"{told} --xla_cpu_experimental_ynn_fusion_type=".strip()
+        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_experimental_ynn_fusion_type=".strip()
     if threads is not None:
         os.environ.setdefault("PJRT_NPROC", str(threads))
-    if devices is not None and devices_told() is None:
+    if devices is not None and devices_given() is None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def devices_told() -> int | None:
-    """Devices into which the user's own environment splits the CPU; None where it does not tell."""
+def devices_given() -> int | None:
+    """Devices into which the environment splits the CPU; None where it does not say."""
     flags = os.environ.get("XLA_FLAGS", "")
-    found = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
-    told = found[1] if found else os.environ.get("JAX_NUM_CPU_DEVICES", "")
-    return int(told) if told.isdigit() else None
+    match = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
+    given = match[1] if match else os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    return int(given) if given.isdigit() else None
 
 
 def check_devices() -> None:
@@ -97,7 +97,7 @@ def keep_compiled(directory: str | None) -> None:
     if directory:
         jax.config.update("jax_compilation_cache_dir", directory)
     for name, value in (("min_compile_time_secs", 0.1), ("min_entry_size_bytes", 0)):
-        if f"JAX_PERSISTENT_CACHE_{name.upper()}" not in os.environ:  # else the user's own choice
+        if f"JAX_PERSISTENT_CACHE_{name.upper()}" not in os.environ:  # else the user's choice
             jax.config.update(f"jax_persistent_cache_{name}", value)
 
 

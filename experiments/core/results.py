@@ -114,27 +114,27 @@ def read_results(path: Path) -> dict[str, Any]:
             f"no results at {file}: the run is not done, or this is not a run's directory."
         )
     advice = "Remove it, and the command of the run writes it again from the checkpoints."
-    found = read_json(file, _KEYS, _OPTIONAL, advice=advice)
+    record = read_json(file, _KEYS, _OPTIONAL, advice=advice)
     try:
-        _check_results(found)
+        _check_results(record)
     except ValueError as error:
         raise FileError(f"{file} {error}. {advice}") from None
-    return found
+    return record
 
 
-def _check_results(found: dict[str, Any]) -> None:
+def _check_results(record: dict[str, Any]) -> None:
     """Checks what stands in the objects and lists of `results.json`."""
-    check_object(found["environment"], {"device": str, "commit": str}, None, "'environment'")
+    check_object(record["environment"], {"device": str, "commit": str}, None, "'environment'")
     clocks = dict.fromkeys(("compile", "train", "evaluate"), NUMBER)
-    check_object(found["wall_clock_s"], clocks, None, "'wall_clock_s'")
-    check_object(found["config"], {}, None, "'config'")
-    num_seeds = found["config"].get("num_seeds", 1)
+    check_object(record["wall_clock_s"], clocks, None, "'wall_clock_s'")
+    check_object(record["config"], {}, None, "'config'")
+    num_seeds = record["config"].get("num_seeds", 1)
     if not is_of(num_seeds, int) or not 1 <= num_seeds <= 1_000_000:
         raise ValueError(f"has 'num_seeds': {num_seeds!r} in 'config'; expected 1 to 1000000")
-    if not found["rows"]:
+    if not record["rows"]:
         raise ValueError("has no rows")
     known = set()
-    for number, row in enumerate(found["rows"], 1):
+    for number, row in enumerate(record["rows"], 1):
         where = f"row {number}"
         check_object(row, ROW_KEYS, None, where)
         means = row.get("per_seed", [None])
@@ -162,7 +162,7 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str
 
     Returns:
         By (method, setting, gradient_steps, metric): mean, ci95, num_tasks, num_seeds and the
-        seeds' own means; NaN where adaptation diverged in a task.
+        seeds' means; NaN where adaptation diverged in a task.
     """
     cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:

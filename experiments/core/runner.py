@@ -16,9 +16,10 @@ import filelock
 import jax
 import numpy as np
 
-from experiments.core import distributed, handout, members, plotting, results, tables
+from experiments.core import distributed, members, plotting, results, tables
 from experiments.core.environment import environment
 from experiments.core.finished import FinishedRun, alone, load
+from experiments.core.handout import Trained, hand_out
 from experiments.core.identity import (
     RunError,
     check_info,
@@ -73,9 +74,9 @@ def run(
         distributed.check_same_settings(identity)
         done = distributed.first_decides(lambda: _begin(held, workdir, identity))
         if done:
-            found = results.read_results(workdir)
-            print(f"{workdir} is done; its results:\n\n{_tables(found)}")
-            return found
+            record = results.read_results(workdir)
+            print(f"{workdir} is done; its results:\n\n{_tables(record)}")
+            return record
         traces = Profile(profile if distributed.is_first() else None)
         return _run(experiment, workdir, everyone, identity, checkpoint_every_s, traces)
 
@@ -113,68 +114,68 @@ def _run(
     profile: Profile,
 ) -> dict[str, Any]:
     stages = experiment.stages(everyone[0].settings)
-    where = environment()
+    where, compiles = environment(), CompileTimer.instance()
     _introduce(experiment, workdir, everyone, identity, stages, where)
-    compiles = CompileTimer.instance()
+    loop = Loop(
+        experiment=experiment,
+        members=everyone,
+        identity=identity,
+        compiles=compiles,
+        checkpoint_every_s=checkpoint_every_s,
+        profile=profile,
+    )
+    states = _train(workdir, loop, stages)
+    training = sum(state.train_s for state in states.values())
+    meta_steps = len(everyone) * sum(stage.num_steps for stage in stages)
+    clock = {
+        "compile": sum(state.compile_s for state in states.values()),
+        "train": training,
+        "evaluate": 0.0,
+    }
+    record = {
+        **identity,
+        "environment": where,
+        "wall_clock_s": clock,
+        "meta_steps": meta_steps,
+        "meta_steps_per_s": round(meta_steps / max(training, 1e-9), 2),
+    }
+    if len(everyone) > 1:
+        print("evaluating each member ...", flush=True)
+        trained = Trained(experiment, workdir, identity["preset"], everyone, stages, states)
+        handed = hand_out(trained, run)
+        clock["evaluate"] = handed.pop("evaluate_s")
+        return _write(workdir, {**record, **handed}, plotting.members_sheet, {})
+    print("evaluating ...", flush=True)
+    begun, compiled = time.monotonic(), compiles.seconds
+    selections = {s.name: alone(s, states[s.name].selection) for s in stages}
+    outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
+    compiling = compiles.seconds - compiled
+    clock["compile"] += compiling
+    clock["evaluate"] = time.monotonic() - begun - compiling
+    return _write(workdir, {**record, "rows": outcome.rows}, experiment.figure, outcome.arrays)
+
+
+def _train(workdir: Path, loop: Loop, stages: Sequence[Stage]) -> dict[str, StageState]:
+    """Trains every stage, from its newest checkpoint."""
     states: dict[str, StageState] = {}
     try:
         for stage in stages:
-            fits = check_info(identity, stage.name)
-            states[stage.name] = open_stage(workdir / "checkpoints", stage, everyone, fits)
+            fits = check_info(loop.identity, stage.name)
+            states[stage.name] = open_stage(workdir / "checkpoints", stage, loop.members, fits)
         at = {name: state.step for name, state in states.items()}
         if any(at.values()):
             print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
         logbook: Any = Logbook(workdir, at) if distributed.is_first() else distributed.Nowhere()
-        try:
-            with StopRequest() as stop:
-                loop = Loop(
-                    experiment=experiment,
-                    members=everyone,
-                    identity=identity,
-                    logbook=logbook,
-                    compiles=compiles,
-                    stop=stop,
-                    checkpoint_every_s=checkpoint_every_s,
-                    profile=profile,
-                )
-                for stage in stages:
-                    loop.train(stage, states[stage.name])
-        finally:
-            logbook.close()
+        with contextlib.closing(logbook), StopRequest() as stop:
+            for stage in stages:
+                loop.train(stage, states[stage.name], logbook, stop)
     except jax.errors.JaxRuntimeError as error:
         distributed.leave_if_lost(error)
         raise
     finally:
         for state in states.values():
             state.store.close()
-
-    training = sum(state.train_s for state in states.values())
-    meta_steps = len(everyone) * sum(stage.num_steps for stage in stages)
-    found = {
-        **identity,
-        "environment": where,
-        "wall_clock_s": {
-            "compile": round(sum(state.compile_s for state in states.values()), 3),
-            "train": round(training, 3),
-        },
-        "meta_steps": meta_steps,
-        "meta_steps_per_s": round(meta_steps / max(training, 1e-9), 2),
-    }
-    if len(everyone) > 1:
-        print("evaluating each member ...", flush=True)
-        handed = handout.hand_out(
-            experiment, workdir, identity["preset"], everyone, stages, states, run
-        )
-        found["wall_clock_s"]["evaluate"] = round(handed.pop("evaluate_s"), 3)
-        return _write(workdir, {**found, **handed}, plotting.members_sheet, {})
-    print("evaluating ...", flush=True)
-    begun, compiled = time.monotonic(), compiles.seconds
-    selections = {s.name: alone(s, states[s.name].selection) for s in stages}
-    outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
-    compiling = compiles.seconds - compiled
-    found["wall_clock_s"]["compile"] = round(found["wall_clock_s"]["compile"] + compiling, 3)
-    found["wall_clock_s"]["evaluate"] = round(time.monotonic() - begun - compiling, 3)
-    return _write(workdir, {**found, "rows": outcome.rows}, experiment.figure, outcome.arrays)
+    return states
 
 
 def _introduce(
@@ -199,23 +200,25 @@ def _introduce(
 
 
 def _write(
-    workdir: Path, found: dict[str, Any], figure: Any, arrays: Mapping[str, np.ndarray]
+    workdir: Path, record: dict[str, Any], figure: Any, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Writes figure and results, by the first process; `results.json` comes last."""
+    clock = record["wall_clock_s"]
+    record = {**record, "wall_clock_s": {name: round(s, 3) for name, s in clock.items()}}
     if distributed.is_first():
         if arrays:
             np.savez_compressed(workdir / "evaluation.npz", **arrays)
-        figure(workdir / "figure.png", found, arrays, read_metrics(workdir))
-        results.write_results(workdir / "results.json", found)
+        figure(workdir / "figure.png", record, arrays, read_metrics(workdir))
+        results.write_results(workdir / "results.json", record)
     distributed.wait_for_all("results")
-    print(f"\n{_tables(found)}\n\nfigure: {workdir / 'figure.png'}")
-    return found
+    print(f"\n{_tables(record)}\n\nfigure: {workdir / 'figure.png'}")
+    return record
 
 
-def _tables(found: dict[str, Any]) -> str:
-    if "members" not in found:
-        return tables.run_table(found)
-    return f"{tables.run_table(found)}\n\n{tables.members_table(found)}"
+def _tables(record: dict[str, Any]) -> str:
+    if "members" not in record:
+        return tables.run_table(record)
+    return f"{tables.run_table(record)}\n\n{tables.members_table(record)}"
 
 
 __all__ = ["FinishedRun", "load", "run"]

@@ -21,7 +21,7 @@ def protect(consequence: str) -> None:
     process opens would get its number, and with it what is meant for the terminal.
 
     Args:
-        consequence: what is said on standard error, once, if standard output is lost; "" for
+        consequence: a note for standard error, once, if standard output is lost; "" for
             nothing.
     """
     null = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free

@@ -15,9 +15,11 @@ def run_table(run: dict[str, Any]) -> str:
     """One run's results beside the paper's, with what it took."""
     clock, where = run["wall_clock_s"], run["environment"]
     speed = run["meta_steps_per_s"]
-    note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
+    table, note = group_table([run]), ""
+    if "paper" in table:
+        note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
     return (
-        f"{group_table([run])}\n\n{note}"
+        f"{table}\n\n{note}"
         f"{run['meta_steps']:,} meta-steps in all, {results.pace(speed)} a second; "
         f"compile {clock['compile']:.1f} s, train {clock['train']:.1f} s, "
         f"evaluate {clock['evaluate']:.1f} s on {where['device']}"
@@ -40,8 +42,8 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
             header += [f"{s}" if s is not None else "(none)", "paper"]
         header.append("paper, no step named")
         lines = []
-        seen = dict.fromkeys((k[1], k[0]) for k in pooled if k[3] == metric)
-        for setting, method in seen:
+        named = dict.fromkeys((k[1], k[0]) for k in pooled if k[3] == metric)
+        for setting, method in named:
             cells = [pooled.get((method, setting, s, metric)) for s in chosen]
             first = next(c for c in cells if c is not None)
             line = [

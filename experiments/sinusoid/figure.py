@@ -68,7 +68,7 @@ def user_fit(
     after: np.ndarray,
     num_steps: int,
 ) -> None:
-    """A user's own points and the model before and after adapting to them."""
+    """A user's points and the model before and after adapting to them."""
     order = np.argsort(inputs)
     with plt.rc_context(plotting.STYLE):
         figure, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")

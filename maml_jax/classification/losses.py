@@ -43,7 +43,7 @@ class JudgedImages(NamedTuple):
 
 
 def cross_entropy(apply: ImageApply) -> LossFn:
-    """The mean cross-entropy of a batch, with its accuracy (paper equation 4, with the mean).
+    """The mean cross-entropy of a batch, with its accuracy (paper section 3.1, with the mean).
 
     The original code sums over classes what it averages over shots: its loss is N times this one,
     and its step size alpha acts as N times alpha here.

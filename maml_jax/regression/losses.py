@@ -23,7 +23,7 @@ class Examples(NamedTuple):
 
 
 def mean_squared_error(apply: Callable[[Params, Array], Array]) -> LossFn:
-    """The loss `mean (apply(params, inputs) - targets)^2` (paper equation 3, with the mean).
+    """The loss `mean (apply(params, inputs) - targets)^2` (paper section 3.1, with the mean).
 
     Args:
         apply: `apply(params, inputs) -> predictions` of the shape of the targets.

@@ -1,42 +1,27 @@
 """A long run, disturbed again and again, beside the same run left alone: all must come out equal.
 
-    python -m benchmarks.soak --workdir=DIR [--minutes=30] [--disturbances=10]
-    python -m benchmarks.soak --workdir=DIR --minutes=1 --dataset=synthetic -- --num_filters=8
-
-Both runs are `python -m experiments.omniglot` with the same flags, those after `--` included. One
-is left alone; the other is killed, stopped, given a full disk and robbed of half a checkpoint, at
-random steps, and started again each time. Checked are: parameters, results and losses, bit for
-bit; how each process ended and what it said; growth of memory and of open files in training; that
-no file is half written. Exits with 1 if anything failed. Linux only.
+Both are runs of `experiments.omniglot` with the same settings. One is left alone; the other is
+killed, stopped, given a full disk and robbed of half a checkpoint, at random steps, and started
+again each time. Checked are: parameters, results and losses, bit for bit; how each process ended
+and what it said; growth of memory and of open files in training; that no file is half written.
+The full disk is a file system in memory, which takes the right to mount (root), or else a limit on
+the size of files. What each start said on stderr stays beside the runs. Linux only. `tests/test_soak.py` says how long it takes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+import soak_disturbances as disturbances
+from soak_disturbances import Child, Disturbance
 
-from benchmarks import soak_disturbances as disturbances
-from benchmarks.soak_disturbances import Child, Disturbance
-from experiments.core.results import format_table
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for both runs; must not exist.")
-_MINUTES = flags.DEFINE_float("minutes", 30.0, "About how long a run alone takes.", 0.1)
-_DISTURBANCES = flags.DEFINE_integer(
-    "disturbances", 10, "How many, of each kind at least one.", len(disturbances.KINDS)
-)
-_DATASET = flags.DEFINE_enum("dataset", "omniglot", ("omniglot", "synthetic"), "The images.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the schedule; the runs have seed 0.")
-_STEPS = flags.DEFINE_integer(
-    "meta_steps", None, "Meta-steps of a run; default as many as fill the minutes.", 1
-)
-_EVERY = flags.DEFINE_float("checkpoint_every_s", 60.0, "Seconds between checkpoints.", 0.0)
+from experiments import omniglot
+from experiments.core import checkpoints, runner
+from experiments.core.logbook import read_metrics
 
 GROWTH_MB, GROWTH_SHARE = 20.0, 0.02  # of resident memory, that pass for none
 
@@ -55,38 +40,59 @@ class Check(NamedTuple):
     found: str
 
 
-def main(argv: list[str]) -> None:
-    """Both runs, and the table of checks."""
-    logging.set_verbosity(logging.ERROR)
-    if not _WORKDIR.value:
-        raise app.UsageError("--workdir=DIR is required.")
-    workdir = Path(_WORKDIR.value).resolve()
-    if workdir.exists():
-        raise app.UsageError(f"--workdir={workdir} must not exist.")
+class Command(NamedTuple):
+    """How both runs are started.
+
+    Attributes:
+        settings: of the experiment, internal ones included.
+        flags: further flags of the command.
+    """
+
+    settings: dict[str, Any]
+    flags: tuple[str, ...] = ()
+
+    def with_steps(self, steps: int) -> Command:
+        """The command of a run of so many meta-steps."""
+        return self._replace(settings={**self.settings, "meta_steps": steps})
+
+
+def soak(
+    workdir: Path,
+    command: Command,
+    *,
+    num_disturbances: int,
+    steps: int | None = None,
+    minutes: float = 30.0,
+    seed: int = 0,
+) -> list[Check]:
+    """Both runs, and what was checked.
+
+    Args:
+        workdir: directory for both runs; made here.
+        command: of both runs.
+        num_disturbances: how many, of each kind at least one.
+        steps: meta-steps of a run; None for as many as fill the minutes.
+        minutes: about how long a run alone takes.
+        seed: of the schedule; the runs have seed 0.
+    """
     workdir.mkdir(parents=True)
-    line = [f"--dataset={_DATASET.value}", f"--checkpoint_every_s={_EVERY.value}"]
-    line += ["--report_steps=1", "--eval_steps=1", "--eval_queries=0", "--protocols=transductive"]
-    line += argv[1:]
-    steps = _STEPS.value or steps_for(60 * _MINUTES.value, workdir / "speed", line)
-    line.append(f"--meta_steps={steps}")
-    plan = disturbances.schedule(_SEED.value, _DISTURBANCES.value, steps)
-    print(f"{steps:,} meta-steps, twice; checkpoints every {_EVERY.value:g} s", flush=True)
+    steps = steps or steps_for(60 * minutes, workdir / "speed", command)
+    command = command.with_steps(steps)
+    plan = disturbances.schedule(seed, num_disturbances, steps)
+    print(f"{steps:,} meta-steps, twice", flush=True)
     alone, disturbed = workdir / "alone", workdir / "disturbed"
-    checks = [*run_alone(alone, line, steps), *run_disturbed(disturbed, line, plan)]
+    checks = [*run_alone(alone, command, steps), *run_disturbed(disturbed, command, plan)]
     checks += [*compare(alone, disturbed), left_behind(alone, 0)]
-    checks.append(left_behind(disturbed, sum(d.kind == "truncated" for d in plan)))
-    rows = [[c.what, "passed" if c.passed else "FAILED", c.found[:60]] for c in checks]
-    print("\n" + format_table(["check", "", "found"], rows), flush=True)
-    sys.exit(0 if all(check.passed for check in checks) else 1)
+    return [*checks, left_behind(disturbed, sum(d.kind == "truncated" for d in plan))]
 
 
-def steps_for(seconds: float, workdir: Path, line: list[str]) -> int:
+def steps_for(seconds: float, workdir: Path, command: Command) -> int:
     """Meta-steps that take so long, a whole number of dispatches, from a run that is then killed.
 
     The first two dispatches compile. It runs for a tenth of the time, or until it has dispatched
     as often as that takes.
     """
-    child = Child(workdir, [*line, "--meta_steps=100000000"])
+    child = Child(workdir, command.with_steps(100_000_000))
     first = child.wait_for_entries(3)
     child.wait(seconds / 10)
     entries = child.entries()
@@ -99,9 +105,9 @@ def steps_for(seconds: float, workdir: Path, line: list[str]) -> int:
     return dispatch * max(10, math.ceil(speed * seconds / dispatch))
 
 
-def run_alone(workdir: Path, line: list[str], steps: int) -> list[Check]:
+def run_alone(workdir: Path, command: Command, steps: int) -> list[Check]:
     """The run that is left alone, and how its process grew."""
-    child = Child(workdir, line)
+    child = Child(workdir, command)
     code = child.wait()
     if code != 0:
         raise SystemExit(f"the run that was left alone ended with {code}:\n{child.err}")
@@ -133,18 +139,18 @@ def _median(values: list[Any]) -> Any:
     return sorted(values)[len(values) // 2]
 
 
-def run_disturbed(workdir: Path, line: list[str], plan: list[Disturbance]) -> list[Check]:
+def run_disturbed(workdir: Path, command: Command, plan: list[Disturbance]) -> list[Check]:
     """The run that is disturbed and started again, and whether each process ended as it should."""
     checks, expected = [], ""  # what the next start has to say
     for number, disturbance in enumerate(plan, 1):
-        ended, child = disturbances.disturb(workdir, line, disturbance)
+        ended, child = disturbances.disturb(workdir, command, disturbance)
         passed = ended.passed and expected in child.err
         found = ended.found if expected in child.err else f"{ended.found}; did not say {expected!r}"
         where = f"{number}. {disturbance.kind} at step {disturbance.step:,}"
         print(f"  {where}: {found}", flush=True)
         checks.append(Check(where, passed, found))
         expected = "is damaged and is passed over" if disturbance.kind == "truncated" else ""
-    child = Child(workdir, line)
+    child = Child(workdir, command)
     code = child.wait()
     passed = code == 0 and expected in child.err
     return [*checks, Check("the last start finishes", passed, f"exit code {code}")]
@@ -164,10 +170,6 @@ def compare(alone: Path, disturbed: Path) -> list[Check]:
 
 def outcome(workdir: Path) -> dict[str, Any]:
     """Settings, digests of all states, results and losses of a finished run."""
-    from experiments import omniglot
-    from experiments.core import checkpoints, runner
-    from experiments.core.logbook import read_metrics
-
     run = runner.load(omniglot.EXPERIMENT, workdir)
     return {
         "settings": json.loads((workdir / "config.json").read_text()),
@@ -193,9 +195,3 @@ def left_behind(workdir: Path, truncated: int) -> Check:
     if len(aside) > truncated:
         bad += aside
     return Check(f"{workdir.name}: nothing half written", not bad, ", ".join(bad[:5]) or "nothing")
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    os.environ.setdefault("XLA_FLAGS", "")
-    app.run(main)

@@ -1,0 +1,263 @@
+"""Members of a run, seeds and swept values: each is the run alone, in every file it leaves."""
+
+import contextlib
+import io
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy_experiment as toy
+
+from experiments import report, sinusoid
+from experiments.core import checkpoints, handout, logbook, loop, members, runner
+from experiments.core.config import ConfigError
+from experiments.core.logbook import read_metrics
+from maml_jax import NonFiniteError, member_mesh
+
+GRID = {"num_seeds": 2, "swept": {"inner_lr": (0.1, 0.3)}}
+FILES = {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "results.json", "figure.png"}
+
+
+def go(workdir, experiment=toy.EXPERIMENT, settings=None, **options):
+    settings = toy.Config() if settings is None else settings
+    return runner.run(experiment, workdir, settings, checkpoint_every_s=0, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four members, its results, what it printed, and the programs that it compiled."""
+    workdir, printed, compiled = tmp_path_factory.mktemp("members") / "run", io.StringIO(), []
+    watch = logging.Handler()
+    watch.emit = lambda record: compiled.append(record.getMessage())
+    logging.getLogger("jax").addHandler(watch)
+    toy.EVENTS.clear()
+    with contextlib.redirect_stdout(printed), jax.log_compiles():
+        found = go(workdir, **GRID)
+    logging.getLogger("jax").removeHandler(watch)
+    programs = [m for m in compiled if "Finished XLA compilation" in m and "train_members" in m]
+    return workdir, found, printed.getvalue(), programs
+
+
+def outcome(workdir, experiment=toy.EXPERIMENT):
+    """What training left, without times: the states, the metrics, the rows."""
+    states = runner.load(experiment, workdir).states
+    entries = [
+        {k: v for k, v in entry.items() if k != "meta_steps_per_s"}
+        for entry in read_metrics(workdir)
+    ]
+    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    return checkpoints.to_host(states), entries, rows
+
+
+def assert_same_outcome(ours, theirs, rtol):
+    for a, b in zip(ours, theirs, strict=True):
+        jax.tree.map(
+            lambda x, y: x == y if isinstance(x, str) else np.testing.assert_allclose(x, y, rtol),
+            a,
+            b,
+        )
+
+
+@pytest.mark.parametrize("label", ["seed=1,inner_lr=0.1", "seed=0,inner_lr=0.3"])
+def test_a_member_is_the_run_alone(finished, tmp_path, label):
+    workdir, _, _, _ = finished
+    seed, rate = (float(part.partition("=")[2]) for part in label.split(","))
+    found = go(tmp_path / "alone", settings=toy.Config(inner_lr=rate), seed=int(seed))
+    ours = workdir / label
+    assert {p.name for p in ours.iterdir()} >= FILES
+    assert {p.name for p in ours.iterdir()} == {p.name for p in (tmp_path / "alone").iterdir()}
+    assert_same_outcome(outcome(ours), outcome(tmp_path / "alone"), rtol=1e-5)
+    written, theirs = (
+        json.loads((d / "config.json").read_text()) for d in (ours, tmp_path / "alone")
+    )
+    assert written == theirs
+    assert json.loads((ours / "results.json").read_text()).keys() == {*found, "together"}
+
+
+def test_seeds_of_the_sinusoid_are_the_seeds_alone(tmp_path):
+    """Each with arrays that belong to it: the functions of the networks that are averaged."""
+    settings = sinusoid.Config(
+        methods=("maml", "averaged"),
+        **{"meta_steps": 8, "steps_per_call": 4, "num_tasks": 4, "hidden_sizes": (8,)},
+        **{"num_shots": (5,), "eval_steps": 2, "eval_tasks": 10, "validation_tasks": 4},
+        **{"num_networks": 3, "network_steps": 2},
+    )
+    together = go(tmp_path / "both", sinusoid.EXPERIMENT, settings, num_seeds=2)
+    alone = go(tmp_path / "alone", sinusoid.EXPERIMENT, settings, seed=1)
+    for ours, theirs in zip(together["rows"], alone["rows"], strict=True):
+        np.testing.assert_allclose(ours["per_seed"][1], theirs["mean"], rtol=1e-4)
+    means = {row["mean"] for row in together["rows"]}
+    assert len(means) == len(together["rows"])
+    assert (tmp_path / "both" / "figure.png").stat().st_size > 0
+
+
+def test_the_summary_pools_seeds_and_keeps_values_apart(finished):
+    workdir, found, _, _ = finished
+    assert found == json.loads((workdir / "results.json").read_text())
+    assert found["config"]["inner_lr"] == [0.1, 0.3]
+    assert found["config"]["num_seeds"] == 2
+    assert found["meta_steps"] == 4 * 2 * 20
+    assert {row["setting"] for row in found["rows"]} == {"inner_lr=0.1: line", "inner_lr=0.3: line"}
+    runs = {
+        label: json.loads((workdir / label / "results.json").read_text())
+        for label in found["members"]
+    }
+    for row in found["rows"]:
+        value = row["setting"].partition(":")[0]
+        means = [
+            other["mean"]
+            for seed in (0, 1)
+            for other in runs[f"seed={seed},{value}"]["rows"]
+            if all(other[key] == row[key] for key in ("method", "gradient_steps", "metric"))
+        ]
+        assert row["per_seed"] == means
+        np.testing.assert_allclose(row["mean"], np.mean(means))
+    assert (workdir / "figure.png").stat().st_size > 0
+
+
+def test_report_takes_the_members_or_else_the_summary(finished):
+    workdir, found, _, _ = finished
+    runs = report.find_runs([workdir])
+    assert len(runs) == 4
+    assert sorted(len(group) for group in report.group_runs(runs)) == [2, 2]
+    assert report.find_runs([workdir / "results.json"]) == [found]
+    for run in runs:
+        assert run["together"]["members"] == 4
+        share = run["together"]["train_s"] / 4
+        np.testing.assert_allclose(run["wall_clock_s"]["train"], share, atol=1e-3)
+        np.testing.assert_allclose(found["wall_clock_s"]["train"], 4 * share, atol=1e-2)
+
+
+def test_the_best_is_marked_by_validation(finished):
+    _, found, printed, _ = finished
+    scores = {label: member["validation"] for label, member in found["members"].items()}
+    assert len(set(scores.values())) == 4
+    marked = [line for line in printed.splitlines() if "best by validation" in line]
+    assert [line.split()[0] for line in marked] == [max(scores, key=scores.get)]
+    assert all(member["gradient_steps"] == 1 for member in found["members"].values())
+
+
+def test_one_program_trains_all_members_on_data_that_is_placed_once(finished):
+    assert len(finished[3]) == 2, finished[3]  # one a stage
+    assert toy.EVENTS[:3] == ["before training", "data on {'members': 4, 'tasks': 2}", "prepare"]
+    assert toy.EVENTS.count("prepare") == 1
+
+
+def test_the_commands_say_that_it_is_done(finished, capsys):
+    workdir, found, _, _ = finished
+    go(workdir / "seed=1,inner_lr=0.3", settings=toy.Config(inner_lr=0.3), seed=1)
+    assert "seed=1,inner_lr=0.3 is done; its results" in capsys.readouterr().out
+    assert go(workdir, **GRID) == found
+    said = capsys.readouterr().out
+    assert "is done" in said
+    assert sum(line.startswith("seed=") for line in said.splitlines()) == 4
+
+
+def test_other_members_are_another_run_and_modes_need_one(finished):
+    workdir, _, _, _ = finished
+    with pytest.raises(runner.RunError, match=r"inner_lr: there \[0\.1, 0\.3\], asked for 0\.1"):
+        go(workdir, num_seeds=2)
+    with pytest.raises(runner.RunError, match=r"several members; name one.*seed=0,inner_lr=0\.1"):
+        runner.load(toy.EXPERIMENT, workdir)
+
+
+@pytest.mark.parametrize("at", ["training", "handing out"])
+def test_killed_and_resumed_it_is_the_same_bit_for_bit(finished, tmp_path, monkeypatch, at):
+    module, name, call = {
+        "training": (loop, "summarize_members", 3),
+        "handing out": (handout, "_main_row", 2),
+    }[at]
+    calls, original = [], getattr(module, name)
+
+    def dying(*args):
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dying)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, **GRID)
+    assert not (tmp_path / "results.json").exists()
+    found = go(tmp_path, **GRID)
+    assert found["rows"] == finished[1]["rows"]
+    for label in found["members"]:
+        ours, theirs = outcome(tmp_path / label), outcome(finished[0] / label)
+        assert checkpoints.digest(ours[0]) == checkpoints.digest(theirs[0])
+        assert ours[1:] == theirs[1:]
+        assert "together" in json.loads((tmp_path / label / "results.json").read_text())
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(finished, tmp_path, capsys):
+    found = go(tmp_path, swept={"inner_lr": (0.1, 1e30)})
+    said = capsys.readouterr()
+    assert "warning: seed=0,inner_lr=1e+30 stays at step 0" in said.err
+    assert said.err.count("warning") == 2  # once a stage, not at every dispatch
+    assert "diverged in training, after meta-step 0" in said.out
+    good, bad = (tmp_path / label for label in found["members"])
+    assert_same_outcome(outcome(good), outcome(finished[0] / good.name), rtol=1e-5)
+    assert {row["setting"] for row in found["rows"]} == {"inner_lr=0.1: line"}
+    assert not (bad / "results.json").exists()
+    with pytest.raises(NonFiniteError, match="not finite at meta-step 0"):
+        go(bad, settings=toy.Config(inner_lr=1e30))
+
+
+def test_where_all_diverge_the_run_stops(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"no member of the run is left.*meta-step 0"):
+        go(tmp_path, swept={"inner_lr": (1e30, 1e31)})
+
+
+def test_one_by_one_or_as_a_batch(finished, tmp_path, monkeypatch):
+    """Two members a device, in sequence."""
+    devices = jax.devices()[:2]
+    monkeypatch.setattr(members, "member_mesh", lambda *counts: member_mesh(*counts, devices))
+    go(tmp_path, settings=toy.Config(one_by_one=True, meta_steps=5), **GRID)
+    label = "seed=1,inner_lr=0.3"
+    ours, theirs = read_metrics(tmp_path / label), read_metrics(finished[0] / label)
+    np.testing.assert_allclose(ours[0]["loss"], theirs[0]["loss"], rtol=1e-5)
+
+
+def test_a_warning_names_its_member(tmp_path, capsys):
+    go(tmp_path, settings=toy.Config(meta_steps=5), swept={"meta_lr": (0.1, 50.0)})
+    said = capsys.readouterr().out
+    assert "MAML (seed=0,meta_lr=50.0): far out" in said
+    assert "meta_lr=0.1): far out" not in said
+
+
+def test_metrics_of_a_member_are_told_apart():
+    entries = [
+        {"stage": "maml", "step": 5, "meta_steps_per_s": 1.0, "loss": 2.0, "a,b=1/loss": 3.0}
+    ]
+    assert logbook.of_member(entries, "a,b=1") == [
+        {"stage": "maml", "step": 5, "meta_steps_per_s": 1.0, "loss": 3.0}
+    ]
+    assert logbook.of_member(entries, "a,b=2") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"swept": {"inner_lr": (0.1, -1.0)}}, "--inner_lr must be above 0; received -1.0"),
+        ({"swept": {"inner_lr": (0.1, 0.1)}}, "--inner_lr must name each value once"),
+        ({"seed": 999_999, "num_seeds": 2}, "from 0 to 999999; the last would be 1000000"),
+        ({"num_seeds": 0}, "--num_seeds must be 1 or more; received 0"),
+    ],
+)
+def test_refusals(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        go(tmp_path / "run", **options)
+    assert not Path(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "count", "cores", "devices"),
+    [(25, 1, 2, 1), (24, 1, 2, 2), (24, 1, 1, 1), (25, 2, 2, 2), (25, 3, 2, 1), (24, 3, 8, 6)],
+)
+def test_a_sinusoid_takes_cores_for_which_it_has_work(num_tasks, count, cores, devices):
+    config = sinusoid.Config(num_tasks=num_tasks)
+    assert sinusoid.cpu_devices(config, count, cores) == devices
+    assert member_mesh(count, num_tasks, jax.devices()[:devices]).size == devices
