@@ -1,4 +1,4 @@
-"""The problems that several suites train, and what every suite makes of one: tasks, programs."""
+"""The problems that several suites train, and what a suite makes of one: tasks, programs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.harness import Row, measure_loop
+from benchmarks.programs import sum_products
 from maml_jax import MetaState, Problem, Task, gradient_update, init, make_train_fn
 from maml_jax.algorithms import maml
 from maml_jax.batching import Batching
@@ -16,11 +18,37 @@ from maml_jax.classification import ImageSet, classification_problem
 from maml_jax.mesh import replicate
 from maml_jax.networks import ImageNetwork, convolutional, fully_connected, mlp
 from maml_jax.regression import sinusoid_problem
-from maml_jax.task_gradients import sum_gradient
+from maml_jax.task_gradients import TaskGradients, sum_gradient
 from maml_jax.training import TrainFn
 from maml_jax.types import Params, TaskLoss
 
 OPTIMIZER = optax.adam(1e-3)
+
+
+class Program(NamedTuple):
+    """Meta-steps in one dispatch with tasks drawn inside it, as the experiments compile them.
+
+    Attributes:
+        train: `train(state, *data) -> (state, metrics)`.
+        state: to begin with.
+        data: on the devices.
+    """
+
+    train: TrainFn
+    state: MetaState
+    data: tuple[Any, ...]
+
+    def step(self, state: MetaState) -> tuple[MetaState, Any]:
+        """One dispatch."""
+        return self.train(state, *self.data)
+
+    def compile(self) -> Any:
+        """The compiled program, which says how much memory it takes."""
+        return self.train.lower(self.state, *self.data).compile()
+
+    def measure(self, name: str, calls: int) -> Row:
+        """Milliseconds a meta-step, over so many dispatches."""
+        return measure_loop(name, self.step, self.state, calls, self.train.num_meta_steps)
 
 
 class Setup(NamedTuple):
@@ -42,65 +70,41 @@ class Setup(NamedTuple):
     batching: Batching = None
     steps_per_draw: int = 1
 
+    def program(self, num_meta_steps: int) -> Program:
+        """Its meta-training by Adam."""
+        update = gradient_update(self.loss, OPTIMIZER, batching=self.batching)
+        train = make_train_fn(
+            self.problem.sample,
+            update,
+            num_tasks=self.num_tasks,
+            num_meta_steps=num_meta_steps,
+            steps_per_draw=self.steps_per_draw,
+        )
+        return Program(train, init(self.params(), update, 0), replicate(self.data, train.mesh))
 
-class Program(NamedTuple):
-    """Compiled meta-training and its arguments.
+    def params(self) -> Params:
+        """Initial meta-parameters."""
+        return jax.jit(self.problem.init)(jax.random.key(0))
 
-    Attributes:
-        train: `train(state, *data) -> (state, metrics)`.
-        state: to begin with.
-        data: on the devices.
-    """
+    def tasks(self, num_tasks: int | None = None) -> Task:
+        """A meta-batch, always the same."""
+        keys = jax.random.split(jax.random.key(1), num_tasks or self.num_tasks)
+        sample = lambda data: jax.vmap(lambda key: self.problem.sample(None, key, *data))(keys)
+        return jax.jit(sample)(self.data)
 
-    train: TrainFn
-    state: MetaState
-    data: tuple[Any, ...]
+    def shapes(self) -> tuple[Params, Task]:
+        """Of the meta-parameters and of one task."""
+        sample = lambda key: self.problem.sample(None, key, *self.data)
+        return tuple(jax.eval_shape(fn, jax.random.key(0)) for fn in (self.problem.init, sample))
 
-    def step(self, state: MetaState) -> tuple[MetaState, Any]:
-        """One dispatch, `state -> (state, metrics)`."""
-        return self.train(state, *self.data)
+    def gradient(self, params: Params, tasks: Task) -> TaskGradients:
+        """Losses, and the gradient of their sum."""
+        return sum_gradient(self.loss, params, tasks, self.batching)
 
-
-def make_program(setup: Setup, num_meta_steps: int) -> Program:
-    """Meta-steps in one dispatch with tasks drawn inside it, as the experiments compile them."""
-    update = gradient_update(setup.loss, OPTIMIZER, batching=setup.batching)
-    train = make_train_fn(
-        setup.problem.sample,
-        update,
-        num_tasks=setup.num_tasks,
-        num_meta_steps=num_meta_steps,
-        steps_per_draw=setup.steps_per_draw,
-    )
-    return Program(train, init(make_params(setup), update, 0), replicate(setup.data, train.mesh))
-
-
-def make_params(setup: Setup) -> Params:
-    """Initial meta-parameters."""
-    return jax.jit(setup.problem.init)(jax.random.key(0))
-
-
-def draw_tasks(setup: Setup, num_tasks: int | None = None) -> Task:
-    """A meta-batch, always the same."""
-    keys = jax.random.split(jax.random.key(1), num_tasks or setup.num_tasks)
-    sample = lambda data: jax.vmap(lambda key: setup.problem.sample(None, key, *data))(keys)
-    return jax.jit(sample)(setup.data)
-
-
-def shapes_of(setup: Setup) -> tuple[Params, Task]:
-    """Shapes of the meta-parameters and of one task."""
-    key = jax.random.key(0)
-    sample = lambda key: setup.problem.sample(None, key, *setup.data)
-    return jax.eval_shape(setup.problem.init, key), jax.eval_shape(sample, key)
-
-
-def meta_gradient(setup: Setup) -> Any:
-    """`(params, tasks) -> TaskGradients`: losses, and the gradient of their sum."""
-    return lambda params, tasks: sum_gradient(setup.loss, params, tasks, setup.batching)
-
-
-def gradient_jaxpr(setup: Setup) -> Any:
-    """Of one task's meta-gradient."""
-    return jax.make_jaxpr(jax.grad(setup.loss, has_aux=True))(*shapes_of(setup)).jaxpr
+    def work(self) -> tuple[float, float]:
+        """Operations of all matrix products in a meta-step; bytes of operands and results."""
+        jaxpr = jax.make_jaxpr(jax.grad(self.loss, has_aux=True))(*self.shapes()).jaxpr
+        return sum_products(jaxpr, self.num_tasks)
 
 
 NUM_TASKS, SHOTS, INNER_LR = 25, 10, 0.001

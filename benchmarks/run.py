@@ -3,6 +3,7 @@
 core                 the parts of a meta-step
 sinusoid             the paper's whole meta-training of the sinusoid
 memory               each meta-gradient mode against inner steps and width; a chart
+fits                 whether 100 inner steps fit into 1,000 MB, in mixed and in reverse mode
 peers                other libraries beside ours on the sinusoid; `make bench-peers` installs them
 scaling              simulated devices: what is measured beside what the formulas say
 startup              from the command to the first finished dispatch
@@ -42,6 +43,7 @@ SUITES = {
     "core": "suites.core",
     "sinusoid": "suites.core",
     "memory": "suites.memory",
+    "fits": "suites.memory",
     "peers": "peers.regression",
     "scaling": "suites.scaling",
     "startup": "suites.startup",

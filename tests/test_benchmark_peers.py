@@ -70,7 +70,7 @@ def test_a_contender_that_disagrees_is_reported_and_the_others_go_on(monkeypatch
     monkeypatch.setattr(comparison, "sample_in_turns", lambda calls, *_: {n: [1.0] for n in calls})
     makers = {"off": contender(1.01), "off, compiled": contender(1.1), "right": contender(1)}
     references = {dtype: reference(dtype) for dtype in ("float64", "float32")}
-    program = problems.make_program(problems.sinusoid(), 5)
+    program = problems.sinusoid().program(5)
     rows = comparison.compare("a case: {}".format, program, makers, references, 1, 0.0)
     rows = {row["name"].split(": ")[1]: row for row in rows}
     assert rows["right"]["agree"] == rows["maml_jax"]["agree"] == "yes"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import Row, agreement, sample_in_turns, summarize
-from benchmarks.problems import Program, Setup, draw_tasks, make_params, meta_gradient
+from benchmarks.problems import Program, Setup
 from maml_jax.types import Params, is_float
 
 # Of the largest element, in float64, where all agree to rounding. In float32, which is timed,
@@ -39,12 +39,12 @@ class Reference(NamedTuple):
 
 def reference(setup: Setup, layout: Layout, dtype: str) -> Reference:
     """Tasks, parameters, and our loss and meta-gradient, in float32 or float64."""
-    tasks, params = draw_tasks(setup), make_params(setup)
+    tasks, params = setup.tasks(), setup.params()
     with jax.enable_x64(dtype == "float64"):
         tasks, params = jax.tree.map(
             lambda x: jnp.asarray(x, dtype) if is_float(x) else x, (tasks, params)
         )
-        terms = jax.jit(meta_gradient(setup))(params, tasks)
+        terms = jax.jit(setup.gradient)(params, tasks)
         gradient = jax.tree.map(lambda g: g / setup.num_tasks, terms.gradient)
         loss = float(terms.losses.mean())
         return Reference(layout(params), jax.tree.map(np.asarray, tasks), loss, layout(gradient))

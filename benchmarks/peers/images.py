@@ -13,19 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import problems
 from benchmarks.harness import Row
 from benchmarks.peers.comparison import Reference, check_torch, compare
 from benchmarks.peers.comparison import reference as reference_of
 from benchmarks.peers.torch_contenders import TorchProblem, torch_contenders
-from benchmarks.problems import (
-    MINI,
-    OMNIGLOT_5,
-    OMNIGLOT_15,
-    OMNIGLOT_20,
-    ImageCase,
-    images,
-    make_program,
-)
+from benchmarks.problems import MINI, OMNIGLOT_5, OMNIGLOT_15, OMNIGLOT_20, ImageCase
 from maml_jax.networks.normalization import EPSILON
 
 CASES = (OMNIGLOT_5, OMNIGLOT_20, OMNIGLOT_15, MINI)
@@ -46,7 +39,7 @@ def image_peers_suite(rounds: int = 5) -> Iterator[Row]:
             name: lambda given, make=make, case=case: make(torch_problem(case, given))
             for name, make in torch_contenders()
         }
-        program = make_program(images(case), max(1, 20 // (case.steps * case.queries)))
+        program = problems.images(case).program(max(1, 20 // (case.steps * case.queries)))
         references = {dtype: reference(case, dtype) for dtype in ("float64", "float32")}
         # The name of a row in committed results.
         title = lambda name, case=case: f"{case.name}: {name.replace(', loop', ', a loop')}"
@@ -55,7 +48,7 @@ def image_peers_suite(rounds: int = 5) -> Iterator[Row]:
 
 def reference(case: ImageCase, dtype: str) -> Reference:
     """What the contenders are handed, and our meta-gradient, in PyTorch's layout."""
-    return reference_of(images(case, "mixed"), layout, dtype)
+    return reference_of(problems.images(case, "mixed"), layout, dtype)
 
 
 def layout(params: Any) -> list[np.ndarray]:

@@ -16,18 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import problems
 from benchmarks.harness import Row
 from benchmarks.peers import foreign
 from benchmarks.peers.comparison import Reference, check_torch, compare, reference
 from benchmarks.peers.torch_contenders import Contender, TorchProblem, torch_contenders
-from benchmarks.problems import (
-    INNER_LR,
-    NUM_TASKS,
-    OPTIMIZER,
-    SHOTS,
-    make_program,
-    sinusoid,
-)
+from benchmarks.problems import INNER_LR, NUM_TASKS, OPTIMIZER, SHOTS
 from maml_jax.networks import mlp
 
 INNER_STEPS = (1, 10)
@@ -44,12 +38,10 @@ def peers_suite(rounds: int = 5) -> Iterator[Row]:
     """
     check_torch("peers")
     for steps in INNER_STEPS:
-        setup = sinusoid("mixed", steps)
+        setup = problems.sinusoid("mixed", steps)
         title = lambda name, n=steps: name if n == 1 else f"{name}, {n} inner steps"
         references = {dtype: reference(setup, layout, dtype) for dtype in DTYPES}
-        yield from compare(
-            title, make_program(setup, 1000), contenders(steps), references, rounds, 1.5
-        )
+        yield from compare(title, setup.program(1000), contenders(steps), references, rounds, 1.5)
 
 
 def layout(params: Any) -> list[np.ndarray]:
@@ -93,7 +85,7 @@ def torch_problem(given: Reference, steps: int) -> TorchProblem:
 
 def _jax_meta(maml: Any, steps: int, given: Reference) -> Contender:
     """jax-meta compiles one meta-step; its tasks come from outside, by a program of their own."""
-    network, sample = mlp(1, 1), sinusoid().problem.sample
+    network, sample = mlp(1, 1), problems.sinusoid().problem.sample
     pairs = zip(given.params[::2], given.params[1::2], strict=True)
     params = {f"Dense_{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(pairs)}
 

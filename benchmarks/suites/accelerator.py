@@ -19,20 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import problems
 from benchmarks.bounds import Peaks, measure_peaks, nearest
-from benchmarks.harness import Row, measure_loop, planned_mb
-from benchmarks.problems import (
-    MINI,
-    OMNIGLOT_5,
-    OMNIGLOT_20,
-    ImageCase,
-    Setup,
-    gradient_jaxpr,
-    images,
-    make_program,
-    sinusoid,
-)
-from benchmarks.programs import sum_products
+from benchmarks.harness import Row, planned_mb
+from benchmarks.problems import MINI, OMNIGLOT_5, OMNIGLOT_20, ImageCase, Setup
 from benchmarks.suites import classification, equivalence
 from maml_jax.kernels.preferences import preferred
 
@@ -104,8 +94,8 @@ class Bench(NamedTuple):
         name = f"sinusoid: {mode}, {batching}"
 
         def run() -> list[Row]:
-            setup = sinusoid(mode, batching=batching)
-            work = sum_products(gradient_jaxpr(sinusoid("reverse")), setup.num_tasks)
+            setup = problems.sinusoid(mode, batching=batching)
+            work = problems.sinusoid("reverse").work()
             row = self._timed(name, setup, 20 if self.quick else 1000, work)
             return [{**row, "case": "sinusoid"}]
 
@@ -119,24 +109,25 @@ class Bench(NamedTuple):
         def run() -> list[Row]:
             count = 1 if self.quick else max(5, 100 // case.steps**2)
             sized = case._replace(tasks=2) if self.quick else case
-            setup = images(sized, **options, **self._network)
+            setup = problems.images(sized, **options, **self._network)
             mode = options.get("mode", case.mode)
-            work = classification.products_of(sized, mode, **self._network)
+            work = classification.work_of(sized, mode, **self._network)
             return [{**self._timed(name, setup, count, work), "case": case.name}]
 
         return Probe(name, 60 if case is MINI else 45, run)
 
     def _timed(self, name: str, setup: Setup, count: int, work: tuple[float, float]) -> Row:
         """Compile time, meta-steps, memory, and what bounds them."""
-        program = make_program(setup, count)
+        program = setup.program(count)
         begun = time.perf_counter()
-        compiled = program.train.lower(program.state, *program.data).compile()
+        compiled = program.compile()
         compile_s = time.perf_counter() - begun
         before = _peak_mb()
         begun = time.perf_counter()
         state, _ = jax.block_until_ready(program.step(program.state))
+        program = program._replace(state=state)
         calls = int(np.clip(self._seconds / (time.perf_counter() - begun), 3, 50))
-        row = measure_loop(name, program.step, state, calls, count)
+        row = program.measure(name, calls)
         after = _peak_mb()
         return {
             **row,
@@ -148,29 +139,27 @@ class Bench(NamedTuple):
             **nearest(row["median_ms"], work, self.peaks),
         }
 
-    def _navigation(self) -> list[Probe]:
+    def _navigation(self) -> Iterator[Probe]:
         from benchmarks.suites import reinforcement
 
         case = reinforcement.paper_case()
-        return self._reinforcement(
+        yield from self._reinforcement(
             "navigation", case._replace(num_tasks=2) if self.quick else case, 45
         )
 
-    def _reinforcement(self, name: str, case: Any, expected_s: float) -> list[Probe]:
+    def _reinforcement(self, name: str, case: Any, expected_s: float) -> Iterator[Probe]:
         from benchmarks.suites import reinforcement
 
         def speed() -> list[Row]:
             steps_per_s = reinforcement.rollout_speed(case, self._seconds)
             return [{"name": f"{name}: rollouts", "environment_steps_per_s": steps_per_s}]
 
-        def iteration(label: str, count: int | None) -> Probe:
-            whole, calls = f"{name}: meta-iteration, curvature from {label}", 1 if self.quick else 8
+        yield Probe(f"{name}: rollouts", expected_s, speed)
+        calls, counts = (1, 1) if self.quick else (8, 2)
+        for label, count in [("part", reinforcement.SUBSAMPLE), ("all", None)][:counts]:
+            whole = f"{name}: meta-iteration, curvature from {label}"
             timed = functools.partial(reinforcement.time_iteration, whole, case, count, calls)
-            return Probe(whole, expected_s, lambda: [timed()])
-
-        rollouts = Probe(f"{name}: rollouts", expected_s, speed)
-        part = iteration("part", reinforcement.SUBSAMPLE)
-        return [rollouts, part] if self.quick else [rollouts, part, iteration("all", None)]
+            yield Probe(whole, expected_s, lambda timed=timed: [timed()])
 
     def _torch(self, case: ImageCase) -> Probe:
         name = f"{case.name}: torch.func"
@@ -184,14 +173,15 @@ class Bench(NamedTuple):
 
         return Probe(name, 30, run)
 
-    def _locomotion(self) -> list[Probe]:
+    def _locomotion(self) -> Iterator[Probe]:
         if self.quick or not all(importlib.util.find_spec(n) for n in ("brax", "mujoco")):
             reason = "quick" if self.quick else "Brax and MuJoCo are not installed"
-            return [Probe(LOCOMOTION, 0, lambda: [{"name": LOCOMOTION, "not run": reason}])]
+            yield Probe(LOCOMOTION, 0, lambda: [{"name": LOCOMOTION, "not run": reason}])
+            return
         from benchmarks.suites import locomotion
 
         case = locomotion.locomotion_case("cheetah_direction", "paper")
-        return self._reinforcement(LOCOMOTION, case, 150)
+        yield from self._reinforcement(LOCOMOTION, case, 150)
 
 
 def accelerator_suite(

@@ -11,9 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from benchmarks import bounds, problems
-from benchmarks.harness import Row, measure_loop
-from benchmarks.problems import OMNIGLOT_5, ImageCase, gradient_jaxpr, images, make_program
-from benchmarks.programs import sum_products
+from benchmarks.harness import Row
+from benchmarks.problems import OMNIGLOT_5, ImageCase, images
 
 CASES = (
     OMNIGLOT_5,
@@ -45,24 +44,16 @@ def classification_suite() -> Iterator[Row]:
         shown = getattr(value, "__name__", value)
         runs.append((f"{OMNIGLOT_5.name}, {key}={shown}", OMNIGLOT_5, choice))
     for name, case, options in runs:
-        row = _timed(name, case, options)
-        work = products_of(case, options.get("mode", case.mode))
+        per_call = 10 if case.steps == 1 and case.queries < 15 else 2
+        if options.get("lowering") == "native":
+            per_call = 1
+        row = images(case, **options).program(per_call).measure(name, 5)
+        work = work_of(case, options.get("mode", case.mode))
         row |= {"gflop": work[0] / 1e9, "gbyte": work[1] / 1e9}
         yield row | bounds.shares_of(row["median_ms"], work, gflops, copy_gb_s)
 
 
-def _timed(name: str, case: ImageCase, options: dict[str, Any]) -> Row:
-    per_call = 10 if case.steps == 1 and case.queries < 15 else 2
-    if options.get("lowering") == "native":
-        per_call = 1
-    program = make_program(images(case, **options), per_call)
-    return measure_loop(name, program.step, program.state, 5, per_call)
-
-
-def products_of(case: ImageCase, mode: str, **network: Any) -> tuple[float, float]:
-    """Operations of all matrix products in one meta-step, and bytes of operands and results.
-
-    What is needed, which is what reverse mode computes: recomputation is no work done.
-    """
+def work_of(case: ImageCase, mode: str, **network: Any) -> tuple[float, float]:
+    """`Setup.work` of a case: what is needed, which is reverse mode's; recomputation is no work."""
     exact = mode if mode == "first_order" else "reverse"
-    return sum_products(gradient_jaxpr(images(case, exact, **network)), case.tasks)
+    return images(case, exact, **network).work()

@@ -15,15 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import problems
 from benchmarks.harness import Row
-from benchmarks.problems import (
-    OMNIGLOT_5,
-    ImageCase,
-    draw_tasks,
-    images,
-    make_params,
-    meta_gradient,
-)
+from benchmarks.problems import OMNIGLOT_5, ImageCase
 from maml_jax import MODES
 from maml_jax.kernels.convolutions import LOWERINGS
 from maml_jax.types import is_float
@@ -49,8 +43,8 @@ def equivalence_rows(case: ImageCase = CASE, **network: Any) -> Iterator[Row]:
         case: the problem.
         **network: options of its network.
     """
-    setup = images(case, **network)
-    tasks, params = draw_tasks(setup), make_params(setup)
+    setup = problems.images(case, **network)
+    tasks, params = setup.tasks(), setup.params()
     exact = functools.cache(lambda mode: _exact(case, mode, params, tasks, network))
     for precision in TOLERANCE:
         for choice in CHOICES:
@@ -75,8 +69,8 @@ def _precision(name: str) -> Any:
 
 
 def _gradient(case: ImageCase, options: Row) -> Any:
-    terms = meta_gradient(images(case, **options))
-    return jax.jit(lambda p, t: terms(p, t).gradient)
+    setup = problems.images(case, **options)
+    return jax.jit(lambda p, t: setup.gradient(p, t).gradient)
 
 
 def _exact(case: ImageCase, mode: str, params: Any, tasks: Any, network: Row) -> Any:

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.harness import (
-    Row,
-    in_fresh_process,
-    planned_mb,
-    resident_mb,
-    rotating,
-    sample_times,
-    summarize,
-    variants,
-)
-from benchmarks.problems import (
-    MINI_5_SHOT,
-    OMNIGLOT_5,
-    ImageCase,
-    draw_tasks,
-    images,
-    make_params,
-)
+from benchmarks import harness, problems
+from benchmarks.harness import Row, in_fresh_process
+from benchmarks.problems import MINI_5_SHOT, OMNIGLOT_5, ImageCase
 from maml_jax import MODES, Task, meta_loss
 from maml_jax.networks import mlp
 from maml_jax.regression import Examples, mean_squared_error
@@ -82,8 +68,40 @@ def measure_point(
     loss, params, task = wide_problem(width, examples)
     options: Any = {"inner_lr": 0.01, "num_inner_steps": num_inner_steps, "mode": mode}
     compiled, memory = _memory(functools.partial(meta_loss, loss, **options), params, task)
-    times = sample_times(rotating(compiled, variants((params, task))), seconds, 1)
-    return summarize("meta-gradient", times) | memory
+    call = harness.rotating(compiled, harness.variants((params, task)))
+    return harness.summarize("meta-gradient", harness.sample_times(call, seconds, 1)) | memory
+
+
+def fits_suite(limit_mb: int = 1000, num_inner_steps: int = 100) -> Iterator[Row]:
+    """Whether 100 second-order inner steps fit into so much memory, by really limiting it (Linux).
+
+    Args:
+        limit_mb: beyond what JAX itself takes to start.
+        num_inner_steps: S.
+    """
+    for mode in ("mixed", "reverse"):
+        fits = in_fresh_process(_fits, mode, num_inner_steps, limit_mb)
+        name = f"{num_inner_steps} inner steps, {mode}, in {limit_mb:,} MB"
+        yield {"name": name, "mode": mode, "fits": fits}
+
+
+def _fits(mode: str, num_inner_steps: int, limit_mb: int) -> str:
+    """Compiles, limits the memory, runs: "yes", or "NO" and why."""
+    import resource
+
+    loss, params, task = wide_problem()
+    options: Any = {"inner_lr": 0.01, "num_inner_steps": num_inner_steps, "mode": mode}
+    gradient = jax.jit(jax.grad(functools.partial(meta_loss, loss, **options), has_aux=True))
+    compiled = gradient.lower(params, task).compile()
+    jax.block_until_ready(jnp.ones(1000) @ jnp.ones(1000))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + limit_mb * 10**6
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        jax.block_until_ready(compiled(params, task))
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        return f"NO: {str(error).splitlines()[0][:120]}"
+    return "yes"
 
 
 def image_memory_suite() -> Iterator[Row]:
@@ -99,18 +117,18 @@ def image_memory_suite() -> Iterator[Row]:
 
 
 def _memory_of_images(case: ImageCase, num_tasks: int, mode: str) -> Row:
-    setup = images(case, mode)
+    setup = problems.images(case, mode)
 
     def loss(params: Any, tasks: Task) -> Any:
         losses, metrics = jax.vmap(setup.loss, (None, 0))(params, tasks)
         return jnp.mean(losses), metrics
 
-    return _memory(loss, make_params(setup), draw_tasks(setup, num_tasks))[1]
+    return _memory(loss, setup.params(), setup.tasks(num_tasks))[1]
 
 
 def _memory(loss: Callable[..., Any], params: Any, tasks: Task) -> tuple[Any, Row]:
     """The compiled meta-gradient, and its memory, planned and resident, of one run."""
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     compiled = gradient.lower(params, tasks).compile()
-    peak = resident_mb(lambda: jax.block_until_ready(compiled(params, tasks)))
-    return compiled, {"temporary_mb": planned_mb(compiled), "resident_mb": peak}
+    peak = harness.resident_mb(lambda: jax.block_until_ready(compiled(params, tasks)))
+    return compiled, {"temporary_mb": harness.planned_mb(compiled), "resident_mb": peak}

@@ -16,16 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.harness import Row, in_fresh_process, measure_loop
-from benchmarks.problems import (
-    OMNIGLOT_5,
-    Program,
-    Setup,
-    images,
-    make_program,
-    shapes_of,
-    sinusoid,
-)
+from benchmarks import problems
+from benchmarks.harness import Row, in_fresh_process
+from benchmarks.problems import OMNIGLOT_5, Program, Setup
 from benchmarks.programs import all_reduce_bytes, collectives
 from experiments.core.process import num_cores
 from maml_jax.batching import resolve_batching
@@ -103,13 +96,13 @@ def _speed(row: Row, first: Row) -> Row:
 
 
 def _sinusoid(tasks: int, sizes: Sizes) -> tuple[str, Setup, Program]:
-    setup = sinusoid(num_tasks=tasks)
-    return "sinusoid", setup, make_program(setup, sizes.sinusoid_steps)
+    setup = problems.sinusoid(num_tasks=tasks)
+    return "sinusoid", setup, setup.program(sizes.sinusoid_steps)
 
 
 def _omniglot(tasks: int, sizes: Sizes) -> tuple[str, Setup, Program]:
-    setup = images(OMNIGLOT_5._replace(tasks=tasks), num_filters=sizes.filters)
-    return OMNIGLOT_5.name, setup, make_program(setup, sizes.omniglot_steps)
+    setup = problems.images(OMNIGLOT_5._replace(tasks=tasks), num_filters=sizes.filters)
+    return OMNIGLOT_5.name, setup, setup.program(sizes.omniglot_steps)
 
 
 def _scaling_rows(sizes: Sizes) -> list[Row]:
@@ -132,8 +125,7 @@ def _timed_rows(sizes: Sizes) -> list[Row]:
 
 
 def _times(program: Program, sizes: Sizes) -> Row:
-    per_call = program.train.num_meta_steps
-    row = measure_loop("", program.step, program.state, sizes.calls, per_call)
+    row = program.measure("", sizes.calls)
     return {key: row[key] for key in ("median_ms", "low_ms", "high_ms")}
 
 
@@ -145,7 +137,7 @@ def describe(setup: Setup, program: Program, devices: int) -> Row:
         program: on as many devices as divide its tasks.
         devices: that it should run on.
     """
-    compiled = program.train.lower(program.state, *program.data).compile()
+    compiled = program.compile()
     tasks, used = setup.num_tasks, program.train.mesh.size
     reduced = _reduced_bytes(setup, devices)
     by_formula = scratch_bytes(setup, program.train.num_meta_steps, tasks // used, reduced)
@@ -186,7 +178,7 @@ def facts(compiled: Any, setup: Setup, program: Program, devices: int) -> Row:
 
 def _reduced_bytes(setup: Setup, devices: int) -> int:
     """Four bytes a parameter and metric, eight a task: its loss, and whether that is finite."""
-    params, task = shapes_of(setup)
+    params, task = setup.shapes()
     _, metrics = jax.eval_shape(setup.loss, params, task)
     carried = num_parameters(params) + _elements(metrics) + 2 * setup.num_tasks
     return 4 * carried * int(devices > 1)
@@ -199,7 +191,7 @@ def scratch_bytes(setup: Setup, num_meta_steps: int, tasks_a_device: int, reduce
     tasks are drawn at a time (for several meta-steps, where that is faster), d bytes each; the
     gradient is added up in G, and what is reduced over devices, R, goes in and comes out.
     """
-    params, task = shapes_of(setup)
+    params, task = setup.shapes()
     alone = jax.jit(jax.grad(setup.loss, has_aux=True)).lower(params, task).compile()
     at_once = resolve_batching(setup.batching, tasks_a_device)
     drawn = tasks_a_device * min(setup.steps_per_draw, num_meta_steps)
