@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments import few_shot
+from experiments import images
 from experiments.core.command import main
 from experiments.core.config import option
 
@@ -22,13 +22,13 @@ SUMMARY = "few-shot classification of characters (MAML paper, section 5.2)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(few_shot.Config):
+class Config(images.Config):
     """Settings of a run on Omniglot; defaults are the paper's for the chosen ways and shots."""
 
     dataset: str = option(
         "omniglot",
-        "The images: Omniglot, synthetic glyphs, or class folders of your own.",
-        choices=("omniglot", "synthetic", "folder"),
+        "The images: Omniglot, or synthetic glyphs, for a try without data.",
+        choices=("omniglot", "synthetic"),
     )
     splitting: str = option(
         "code",
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-EXPERIMENT = few_shot.few_shot_experiment("omniglot", SUMMARY, Config, PRESETS)
+EXPERIMENT = images.images_experiment("omniglot", SUMMARY, Config, PRESETS)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

@@ -14,7 +14,7 @@ from maml_jax.fitting import Selection, fit
 from maml_jax.inner_loop import PerStep
 from maml_jax.maml import adapt, inner_update, meta_loss, meta_step
 from maml_jax.members import over_members
-from maml_jax.memory import MemoryUse, fitting_modes, format_memory_report, memory_report
+from maml_jax.memory import MemoryUse, advise, fitting_modes, format_memory_report, memory_report
 from maml_jax.mesh import member_mesh, task_mesh
 from maml_jax.meta_gradient import MODES
 from maml_jax.training import MetaState, check_finite, init, make_train_fn
@@ -37,6 +37,7 @@ __all__ = [
     "Task",
     "adapt",
     "adaptation_curve",
+    "advise",
     "algorithms",
     "check_finite",
     "confidence_interval",

@@ -220,6 +220,15 @@ def checked_outer_loss(loss_fn: LossFn, outer_loss: LossFn | None, task: Task) -
     return checked
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """Raises a TypeError unless `optimizer` is an optax transformation."""
+    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer must be an optax transformation, optax.adam(1e-3) say; received "
+            f"{optimizer!r}."
+        )
+
+
 def check_choice(value: Any, choices: tuple[Any, ...], what: str) -> None:
     """Raises a ValueError unless `value` is one of `choices`."""
     if value not in choices:

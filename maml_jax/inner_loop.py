@@ -113,7 +113,10 @@ def schedule(
         per_step["batch"] = support
 
     def of_step(own: dict[str, Any]) -> tuple[PyTree, Batch]:
-        return part.rates(own.get("rate", inner_lr)), own.get("batch", support)
+        batch = own.get("batch", support)
+        if num_inner_steps == 0:  # the step is traced but never taken: no examples are needed
+            batch = jax.tree.map(_with_elements, batch)
+        return part.rates(own.get("rate", inner_lr)), batch
 
     return per_step, of_step
 
@@ -140,6 +143,12 @@ def repeat(
 def append(stacked: PyTree, last: PyTree) -> PyTree:
     """Appends one more entry to the leading axis of every leaf."""
     return jax.tree.map(lambda s, x: jnp.concatenate([s, jnp.asarray(x)[None]]), stacked, last)
+
+
+def _with_elements(x: Any) -> Any:
+    """The array, or zeros of length 1 along axes of length 0."""
+    shape = jnp.shape(x)
+    return jnp.zeros([max(n, 1) for n in shape], jnp.result_type(x)) if 0 in shape else x
 
 
 def _full_mask(mask: Mask, params: Params) -> PyTree:

@@ -36,11 +36,7 @@ def gradient_update(
         ValueError: an unknown batching.
         TypeError: `optimizer` is no optax transformation.
     """
-    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
-        raise TypeError(
-            f"optimizer must be an optax transformation, optax.adam(1e-3) say; received "
-            f"{optimizer!r}."
-        )
+    checks.check_optimizer(optimizer)
     batching_lib.resolve_batching(batching, 1)
 
     def init(params: Params) -> PyTree:

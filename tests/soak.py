@@ -5,7 +5,8 @@ killed, stopped, given a full disk and robbed of half a checkpoint, at random st
 again each time. Checked are: parameters, results and losses, bit for bit; how each process ended
 and what it said; growth of memory and of open files in training; that no file is half written.
 The full disk is a file system in memory, which takes the right to mount (root), or else a limit on
-the size of files. What each start said on stderr stays beside the runs. Linux only. `tests/test_soak.py` says how long it takes.
+the size of files. What each start said on stderr stays beside the runs. Linux only.
+`tests/test_soak.py` says how long it takes.
 """
 
 from __future__ import annotations

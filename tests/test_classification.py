@@ -21,8 +21,8 @@ from maml_jax.classification import (
     cross_entropy,
     draw_episodes,
     episode_sampler,
-    judge,
-    judged,
+    query_loss,
+    with_support_images,
 )
 from maml_jax.classification.episodes import CLASS_SPECS, distinct, split_classes, turn
 from maml_jax.classification.losses import query_outputs
@@ -244,17 +244,17 @@ def test_protocols_differ_in_whose_statistics_an_answer_rests_on(network, params
         assert (moved > 1e-3) == (protocol == "transductive"), protocol
 
 
-def test_judge_follows_its_protocol(network, params, task):
-    batch = judged(task).query
+def test_the_query_loss_follows_its_protocol(network, params, task):
+    batch = with_support_images(task).query
     found = {
-        protocol: float(jax.jit(judge(network.apply, protocol))(params, batch)[0])
+        protocol: float(jax.jit(query_loss(network.apply, protocol))(params, batch)[0])
         for protocol in PROTOCOLS
     }
     plain = float(cross_entropy(network.apply)(params, task.query)[0])
     np.testing.assert_allclose(found["transductive"], plain, rtol=1e-5)
     assert len({round(value, 4) for value in found.values()}) == 3
     with pytest.raises(ValueError, match="received 'both'"):
-        judge(network.apply, "both")
+        query_loss(network.apply, "both")
 
 
 def test_norm_is_not_adapted_but_gets_its_meta_gradient(network, params, task):

@@ -56,34 +56,40 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real(cache):
+def archives(cache):
+    """The drawings of the real archives, read once and not kept: keeping takes a minute."""
     if not (DATA / "omniglot" / "images_background.zip").exists():
         pytest.skip(f"no Omniglot archives in {DATA / 'omniglot'} (set MAML_JAX_DATA)")
-    return load_omniglot(DATA, cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "PACKAGES", ("no_such_package",))
+        reading = Reading(28, 1, invert=True)
+        return builder.load(omniglot._source(DATA), reading, cache)
 
 
-def test_real_omniglot_is_complete(real):
-    assert {name: s.images.shape for name, s in real.items()} == {
+@pytest.fixture
+def real(archives, monkeypatch):
+    monkeypatch.setattr(builder, "load", lambda *args: archives)
+
+
+def test_real_omniglot_is_complete(real, cache):
+    splits = load_omniglot(DATA, cache)
+    assert {name: s.images.shape for name, s in splits.items()} == {
         "train": (1100, 20, 28, 28, 1),
         "val": (100, 20, 28, 28, 1),
         "test": (423, 20, 28, 28, 1),
     }
-    names = [name for s in real.values() for name in s.names]
+    names = [name for s in splits.values() for name in s.names]
     assert len(set(names)) == 1623
-    for classes in real.values():
+    for classes in splits.values():
         assert np.all(classes.counts == 20)
         ink = classes.images.mean() / 255
         assert 0.05 < ink < 0.15  # ink is 1, and there is little of it
         assert np.all(classes.images.max(axis=(2, 3, 4)) > 100)  # no drawing is blank
 
 
-def test_real_omniglot_splits(real, cache, monkeypatch):
-    monkeypatch.setattr(omniglot, "_files", None)  # a second start reads the cache alone
-    again = load_omniglot(DATA, cache)
-    np.testing.assert_array_equal(again["val"].images, real["val"].images)
-    assert again["test"].names == real["test"].names
-    other = load_omniglot(DATA, cache, split_seed=1)
-    assert other["test"].names != real["test"].names
+def test_real_omniglot_splits(real, cache):
+    first, other = (load_omniglot(DATA, cache, split_seed=seed) for seed in (0, 1))
+    assert other["test"].names != first["test"].names
     paper = load_omniglot(DATA, cache, splitting="paper")
     assert {n: len(s.names) for n, s in paper.items()} == {"train": 1200, "test": 423}
     alphabets = load_omniglot(DATA, cache, splitting="background")
@@ -121,9 +127,12 @@ def write_archives(
                     archive.writestr(path, data)
 
 
-def test_an_archive_of_the_official_layout_is_read(tiny_omniglot, tmp_path, cache):
+def test_an_archive_of_the_official_layout_is_read(tiny_omniglot, tmp_path, cache, monkeypatch):
     write_archives(tmp_path / "omniglot")
     found = load_omniglot(tmp_path, cache, splitting="background", image_size=5)
+    monkeypatch.setattr(omniglot, "_files", None)  # a second start reads what was kept alone
+    again = load_omniglot(tmp_path, cache, splitting="background", image_size=5)
+    np.testing.assert_array_equal(again["test"].images, found["test"].images)
     assert found["train"].images.shape == (2, 3, 5, 5, 1)
     assert found["train"].names == ("Alphabet/character01", "Alphabet/character02")
     assert np.all(found["train"].images[:, 0] == 0)  # white paper
@@ -551,10 +560,32 @@ def test_sizes_of_images_are_integers(make, name):
         make()
 
 
-def test_missing_packages_are_named(monkeypatch):
+def test_pillow_alone_reads_images_and_keeps_nothing(tmp_path, cache, monkeypatch):
+    write_class_folders(tmp_path / "mine")
+    kept = load_folder(tmp_path / "mine", cache, Reading(8))
     monkeypatch.setattr(builder, "PACKAGES", ("no_such_package",))
-    with pytest.raises(ImportError, match=r"no_such_package: pip install 'maml-jax\[data\]'"):
-        builder._check_packages()
+    advice = r"not kept for the next start.*no_such_package \(pip install 'maml-jax\[data\]'\)"
+    with pytest.warns(datasets.DataWarning, match=advice):
+        read = load_folder(tmp_path / "mine", tmp_path / "cache", Reading(8))
+    assert not (tmp_path / "cache").exists()
+    assert read.keys() == kept.keys()
+    for split, classes in read.items():
+        np.testing.assert_array_equal(classes.images, kept[split].images)
+        assert classes.names == kept[split].names
+        assert classes.files == kept[split].files
+
+
+def test_the_usual_size_of_a_folders_images(tmp_path):
+    for name, sizes in {"a": [(30, 50), (40, 31)], "b": [(32, 99), (500, 400)]}.items():
+        (tmp_path / name).mkdir()
+        for i, size in enumerate(sizes):
+            Image.new("L", size).save(tmp_path / name / f"{i}.png")
+        (tmp_path / name / "broken.png").write_bytes(b"no image")
+    assert folder.usual_size(tmp_path) == 31  # of the shorter sides 30, 31, 32 and 400
+    assert folder.usual_size(tmp_path, at_most=1) == 30
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match="has no images"):
+        folder.usual_size(tmp_path)
 
 
 def test_tensorflow_is_not_imported():

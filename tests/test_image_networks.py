@@ -11,8 +11,9 @@ from conftest import assert_trees_close
 
 from maml_jax import Task, meta_loss
 from maml_jax.classification import LabelledImages, cross_entropy
+from maml_jax.kernels import convolution_products
 from maml_jax.kernels.convolutions import LOWERINGS, convolution
-from maml_jax.networks import convolution_products, convolutional, fully_connected, num_parameters
+from maml_jax.networks import convolutional, fully_connected, num_parameters
 from maml_jax.networks.image import max_pool
 from maml_jax.networks.normalization import NORMS, BatchNorm
 

@@ -1,110 +1,111 @@
-"""Whether a run fits into memory is asked of the system, cheaply, and answered with a flag."""
+"""Whether a meta-gradient fits into memory is asked cheaply, and answered with what to change."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import omniglot
 from experiments.core import process
-from experiments.few_shot import data, memory, stages
-from experiments.few_shot.config import make_network
-from maml_jax import meta_loss
-from maml_jax.batching import task_mesh
+from maml_jax import memory, meta_loss
 from maml_jax.classification import ImageSet, classification_problem
-
-CONFIG = omniglot.Config(
-    dataset="synthetic", num_ways=3, num_shots=4, inner_steps=4, num_tasks=8, network="mlp",
-    hidden_sizes=(16,), image_size=12, methods=("maml",), meta_gradient="reverse",
-    task_batching="vmap", rotations="none",
-)  # fmt: skip
+from maml_jax.memory import advise
+from maml_jax.networks import convolutional, fully_connected
 
 
-def problem(config):
-    network = make_network(config)
+def problem(network):
+    """Losses by mode of a 3-way 4-shot problem, and the shapes of parameters and a task."""
     episodes = classification_problem(network, 3, 4, 4)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    images = ImageSet(jnp.zeros((5, 8, 12, 12, 1), jnp.uint8), jnp.full(5, 8))
+    images = ImageSet(jnp.zeros((5, 8, 8, 8, 1), jnp.uint8), jnp.full(5, 8))
     task = jax.eval_shape(episodes.sample, params, jax.random.key(0), images)
     loss = lambda mode: functools.partial(
-        meta_loss, episodes.inner_loss, inner_lr=0.1, num_steps=4, mask=network.mask, mode=mode
-    )
+        meta_loss, episodes.inner_loss, inner_lr=0.1, num_inner_steps=4, mask=network.mask,
+        mode=mode,
+    )  # fmt: skip
     return loss, params, task
 
 
+MLP = problem(fully_connected((8, 8, 1), 3, (8,)))
 # Bytes by mode and tasks at once.
 NEEDS = {("reverse", 8): 800, ("mixed", 8): 400, ("first_order", 8): 240,
          ("reverse", 1): 100, ("mixed", 1): 50, ("first_order", 1): 30}  # fmt: skip
 
 
-def asked(monkeypatch, available, **changes):
-    """Warns (or not) with so many bytes on the CPU's one device; returns what was compiled."""
-    compiled = []
+@pytest.fixture
+def compiled(monkeypatch):
+    """What was compiled, in place of compiling."""
+    asked = []
 
-    def needs(loss_of_mode, params, task, chunk, mode):
-        compiled.append((mode, chunk))
-        return NEEDS[mode, chunk]
+    def needs(loss_of_mode, params, task, tasks_at_once, mode):
+        asked.append((mode, tasks_at_once))
+        return NEEDS[mode, tasks_at_once]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(process, "available_memory", lambda: available)
-        patch.setattr(memory, "_needs", needs)
-        config = dataclasses.replace(CONFIG, **changes)
-        memory.warn_if_too_large(config, *problem(config), task_mesh(8, jax.devices()[:1]))
-    return compiled
+    monkeypatch.setattr(memory, "_needs", needs)
+    return asked
 
 
-def test_nothing_is_compiled_where_there_is_room(monkeypatch, capsys):
-    loss, params, task = problem(CONFIG)
-    fn = lambda p, t: memory.sum_gradient(loss("reverse"), p, t, "vmap")
-    limit = memory.bound(fn, params, memory._stack(task, 8))
-    assert asked(monkeypatch, limit) == []
-    assert asked(monkeypatch, None) == []
-    assert asked(monkeypatch, limit - 1) == [("reverse", 8)]  # asks, and it fits
-    assert capsys.readouterr().err == ""
+def ask(available, mode="reverse", tasks_at_once=8):
+    return advise(*MLP, mode=mode, tasks_at_once=tasks_at_once, available=available)
 
 
-def test_the_flag_that_fits_is_named(monkeypatch, capsys):
-    def advice(available, **changes):
-        asked(monkeypatch, available, **changes)
-        return capsys.readouterr().err
+def test_nothing_is_compiled_where_there_is_room(compiled):
+    loss, tasks = memory._batched(MLP[0]("reverse"), MLP[2], 8)
+    limit = memory.upper_bound(jax.value_and_grad(loss), MLP[1], tasks)
+    assert ask(limit) == (limit, limit, {})
+    assert compiled == []
+    advice = ask(limit - 1)  # compiles, and it fits
+    assert compiled == [("reverse", 8)]
+    assert advice.fits
+    assert advice.needed == 800
 
-    assert advice(800) == ""
-    text = advice(799)
-    assert text.startswith("warning: the meta-gradient of 8 tasks at once needs")
-    assert text.endswith("are left. --meta_gradient=mixed fits.\n")
-    assert advice(399).endswith("are left. --task_batching=scan fits.\n")
-    assert advice(99).endswith("are left. --meta_gradient=mixed --task_batching=scan fits.\n")
-    assert "Only --first_order --task_batching=scan fits, which is another" in advice(49)
-    assert "No mode fits: take a smaller network" in advice(29)
-    assert advice(239, first_order=True).endswith("are left. --task_batching=scan fits.\n")
-    assert "No mode fits" in advice(29, first_order=True)
-    assert "of 1 task at once" in advice(99, task_batching="scan")
-    assert "Only --first_order fits" in advice(49, task_batching="scan")
-    assert "No mode fits" in advice(29, task_batching="scan", first_order=True)
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "sentence"),
+    [
+        ((800,), {}, "It fits."),
+        ((799,), {"mode": "mixed"}, "mode='mixed' fits."),
+        ((399,), {"batching": "scan"}, "batching='scan' fits."),
+        ((99,), {"mode": "mixed", "batching": "scan"}, "mode='mixed' batching='scan' fits."),
+        (
+            (49,),
+            {"mode": "first_order", "batching": "scan"},
+            "Only mode='first_order' batching='scan' fits, which is another gradient.",
+        ),
+        ((29,), None, "No mode fits: take a smaller network"),
+        ((239, "first_order"), {"batching": "scan"}, "batching='scan' fits."),
+        ((29, "first_order"), None, "No mode fits"),
+        ((49, "reverse", 1), {"mode": "first_order"}, "Only mode='first_order' fits"),
+        ((29, "first_order", 1), None, "No mode fits"),
+    ],
+)
+def test_the_first_change_that_fits(compiled, arguments, changes, sentence):
+    advice = ask(*arguments)
+    assert advice.changes == changes
+    assert advice.sentence().startswith(sentence)
+    assert advice.fits == (changes == {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"available": -1}, "available must be 0 or more bytes; received -1"),
+        ({"mode": "forward"}, "mode must be one of .*received 'forward'"),
+        ({"tasks_at_once": 0}, "tasks_at_once must be 1 or more; received 0"),
+    ],
+)
+def test_impossible_questions_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ask(**{"available": 1, **arguments})
 
 
 @pytest.mark.parametrize("mode", ["reverse", "mixed"])
 def test_the_bound_is_more_than_the_compiler_plans(mode):
     """On a convolutional network, too, whose program is made of other primitives."""
-    config = dataclasses.replace(CONFIG, network="conv", num_filters=4, num_layers=2)
-    loss, params, task = problem(config)
+    loss, params, task = problem(convolutional((8, 8, 1), 3, num_filters=4, num_layers=1))
     fn = jax.value_and_grad(loss(mode), has_aux=True)
     planned = memory._needs(loss, params, task, 1, mode)
-    assert planned < memory.bound(fn, params, task) < 100 * planned
-
-
-def test_training_asks_once_and_loading_does_not(monkeypatch):
-    calls = []
-    monkeypatch.setattr(memory, "warn_if_too_large", lambda *args: calls.append(args[0]))
-    images = ImageSet(jnp.zeros((5, 8, 12, 12, 1), jnp.uint8), jnp.full(5, 8))
-    (stage,) = stages.make_stages(CONFIG, 0, data.Images(images, None, images))
-    stage.init()
-    assert calls == []
-    stage.make_advance(10)
-    stage.make_advance(3)
-    assert calls == [CONFIG]
+    assert planned < memory.upper_bound(fn, params, task) < 100 * planned
 
 
 MEMINFO = "MemTotal: 4000 kB\nMemAvailable:    3000 kB\n"

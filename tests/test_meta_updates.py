@@ -1,4 +1,9 @@
-"""The outer step of meta-reinforcement learning, and the meta-iteration around it."""
+"""The outer step of meta-reinforcement learning, and the training around it.
+
+What is compiled is shared: one TRPO step of one problem serves most tests.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,126 +13,82 @@ import pytest
 from conftest import assert_trees_close
 from jax.flatten_util import ravel_pytree
 
-from maml_jax import Task, init, meta_loss, task_mesh
+from maml_jax import MetaUpdate, Task, init, make_evaluate_fn, make_train_fn, task_mesh
 from maml_jax.networks import gaussian_policy, recurrent_policy
 from maml_jax.reinforcement import (
-    gradient_steps,
-    make_evaluate_fn,
-    make_iterate_fn,
+    adaptation_returns,
     navigation,
     reinforcement_problem,
     surrogate,
+    surrogate_update,
     trpo,
 )
-from maml_jax.reinforcement import meta_updates as updates_lib
 
 KEY = jax.random.key(0)
+HORIZON, TASKS = 8, 4
 
 
 def small_problem(**options):
     policy = gaussian_policy(2, 2, (8,), activation=jnp.tanh)
     settings = {"num_episodes": 5, "inner_lr": 0.5, **options}
-    return reinforcement_problem(navigation(horizon=12), policy, **settings)
+    return reinforcement_problem(navigation(horizon=HORIZON), policy, **settings)
+
+
+def draw(problem, params, count=TASKS):
+    keys = jax.random.split(jax.random.key(1), count)
+    return jax.jit(jax.vmap(problem.sample, (None, 0)))(params, keys)
+
+
+def compiled(update):
+    return jax.jit(lambda p, t: update.update(p, update.init(p), t))
+
+
+def mean_loss(problem, tasks, params):
+    return jnp.mean(jax.vmap(lambda t: problem.learner.loss(params, t)[0])(tasks))
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A problem, parameters, and eight tasks of it."""
+    """A problem, parameters, and tasks of it."""
     problem = small_problem()
     params = problem.init(KEY)
-    keys = jax.random.split(jax.random.key(1), 8)
-    return problem, params, jax.jit(jax.vmap(problem.sample, (None, 0)))(params, keys)
+    return problem, params, draw(problem, params)
 
 
-def test_conjugate_gradients_solve_a_system(x64):
-    a = jax.random.normal(KEY, (6, 6))
-    matrix = a @ a.T + jnp.eye(6)
-    target = jnp.arange(6.0)
-    found, residual = updates_lib.conjugate_gradients(lambda v: matrix @ v, target, 6)
-    np.testing.assert_allclose(found, jnp.linalg.solve(matrix, target), rtol=1e-6)
-    assert residual < 1e-6
+@pytest.fixture(scope="module")
+def step(drawn):
+    """`(params, tasks) -> (params, state, metrics)` by TRPO."""
+    return compiled(trpo(drawn[0], conjugate_steps=4))
 
 
-def test_line_search_shrinks_until_both_conditions_hold():
-    def score(x):  # lower to the left of 1; divergence grows with the step
-        return jnp.sum((x - 1.0) ** 2), jnp.sum(x**2)
-
-    start = jnp.zeros(1)
-    found = updates_lib.line_search(score, start, -4.0 * jnp.ones(1), 1.0, 0.5, 0.5, 15)
-    np.testing.assert_allclose(found.params, 0.5)  # 4, 2: no better; 1: too far; 0.5
-    assert found.accepted
-    assert found.backtracks == 3
+# TRPO
 
 
-@pytest.mark.parametrize("value", [jnp.inf, jnp.nan, 2.0])
-def test_line_search_restores_the_parameters(value):
-    start = jnp.arange(3.0)
-    found = updates_lib.line_search(
-        lambda x: (jnp.asarray(value), jnp.zeros(())), start, jnp.ones(3), 1.0, 0.5, 0.8, 4
-    )
-    np.testing.assert_array_equal(found.params, start)
-    assert not found.accepted
-    assert found.backtracks == 4
-    assert found.loss == 1.0
-
-
-def test_a_divergence_that_is_nan_is_not_accepted():
-    found = updates_lib.line_search(
-        lambda x: (jnp.zeros(()), jnp.full((), jnp.nan)),
-        jnp.zeros(2),
-        jnp.ones(2),
-        1.0,
-        0.5,
-        0.8,
-        3,
-    )
-    np.testing.assert_array_equal(found.params, 0)
-
-
-def products(problem, params, tasks, vector, kind, x64=False):
-    flat, unravel = ravel_pytree(params)
-
-    def outputs(p):
-        return jax.vmap(lambda t: problem.adapted_distribution(unravel(p), t))(tasks)
-
-    if kind == "gauss_newton":
-        distribution, push = jax.linearize(outputs, flat)
-        pull = jax.linear_transpose(push, flat)
-        multiply = updates_lib._gauss_newton(distribution, tasks, push, pull)
-    else:
-        multiply = updates_lib._of_divergence(outputs, tasks, flat, kind)
-    return multiply(vector)
-
-
-def test_products_agree(x64):
-    """Gauss-Newton and exact to rounding; finite differences to the square of their step."""
-    problem = small_problem()
-    to_64 = lambda tree: jax.tree.map(
-        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
-    )
-    params = to_64(problem.init(KEY))
-    keys = jax.random.split(jax.random.key(1), 4)
-    tasks = to_64(jax.jit(jax.vmap(problem.sample, (None, 0)))(params, keys))
-    vector = jax.random.normal(KEY, ravel_pytree(params)[0].shape)
-    found = {k: products(problem, params, tasks, vector, k) for k in updates_lib.PRODUCTS}
-    scale = jnp.abs(found["exact"]).max()
-    assert jnp.abs(found["gauss_newton"] - found["exact"]).max() < 1e-6 * scale
-    assert jnp.abs(found["finite_differences"] - found["exact"]).max() < 1e-2 * scale
-    # Without the adaptation inside they are another matrix: the curvature of plain TRPO.
-    plain = small_problem(num_steps=0)
-    queries = tasks._replace(support=jax.tree.map(lambda x: x[:, :0], tasks.support))
-    other = products(plain, params, queries, vector, "exact")
-    assert jnp.abs(other - found["exact"]).max() > 0.05 * scale
-
-
-def test_steps_that_were_not_taken_change_no_step(drawn):
-    """Whatever stands behind an episode's end: the masks reach the curvature and the divergence."""
+def test_trpo_step(drawn, step):
+    """The gradient is that of the meta-loss; the step improves, and keeps to its bound."""
     problem, params, tasks = drawn
-    dead = jnp.arange(12)[:, None] >= 4
+    new, _, metrics = step(params, tasks)
+    assert metrics["accepted"]
+    assert metrics["surrogate_after"] < metrics["surrogate_before"]
+    assert 0 < metrics["kl"] <= 0.01
+    loss = jax.jit(functools.partial(mean_loss, problem, tasks))
+    expected = jnp.linalg.norm(ravel_pytree(jax.jit(jax.grad(loss))(params))[0])
+    np.testing.assert_allclose(metrics["gradient_norm"], expected, rtol=1e-4)
+    np.testing.assert_allclose(loss(new), metrics["surrogate_after"], rtol=1e-4)
+    divergence = jax.vmap(lambda t: problem.learner.loss(new, t)[1]["query"]["kl"])
+    np.testing.assert_allclose(divergence(tasks).mean(), metrics["kl"], rtol=1e-3)
+    with pytest.raises(ValueError, match="products must be one of"):
+        trpo(problem, products="natural")
+
+
+def test_steps_that_were_not_taken_change_no_step(drawn, step):
+    """Whatever stands behind an episode's end: the masks reach the curvature and the divergence."""
+    _, params, tasks = drawn
+    dead = jnp.arange(HORIZON)[:, None] >= 3
 
     def cut(samples, filling):
         fill = lambda x: jnp.where(
-            dead.reshape(12, 1, *[1] * (x.ndim - samples.alive.ndim)), filling, x
+            dead.reshape(HORIZON, 1, *[1] * (x.ndim - samples.alive.ndim)), filling, x
         )
         return samples._replace(
             observations=fill(samples.observations),
@@ -136,12 +97,18 @@ def test_steps_that_were_not_taken_change_no_step(drawn):
             alive=samples.alive & ~dead,
         )
 
-    update = trpo(problem, conjugate_steps=4)
-    step = jax.jit(lambda p, t: update.update(p, (), t, 1))
     found = [step(params, Task(tasks.support, cut(tasks.query, filling))) for filling in (0.1, 3.0)]
     assert found[0][2]["accepted"]
     assert_trees_close(found[0][0], found[1][0], 1e-4)
     assert_trees_close(found[0][2], found[1][2], 1e-3)
+
+
+def test_no_signal_no_step(drawn, step):
+    _, params, tasks = drawn
+    support, query = (x._replace(advantages=jnp.zeros_like(x.advantages)) for x in tasks)
+    new, _, metrics = step(params, Task(support, query))
+    assert metrics["gradient_norm"] == 0
+    jax.tree.map(np.testing.assert_array_equal, new, params)
 
 
 def test_products_are_of_full_precision(drawn):
@@ -160,48 +127,26 @@ def test_products_are_of_full_precision(drawn):
                     yield from precisions(inner)
 
     update = trpo(problem)
-    traced = jax.make_jaxpr(lambda p, t: update.update(p, (), t, 1))(params, tasks)
-    found = list(precisions(traced.jaxpr))
-    assert len(found) > 20
-    assert all("highest" in text.lower() for text in found), set(found)
+    traced = jax.make_jaxpr(lambda p, t: update.update(p, (), t))(params, tasks)
+    precision = list(precisions(traced.jaxpr))
+    assert len(precision) > 20
+    assert all("highest" in text.lower() for text in precision), set(precision)
 
 
-@pytest.mark.parametrize("kind", updates_lib.PRODUCTS)
-def test_trpo_step(drawn, kind):
-    """The gradient is that of the meta-loss; the step improves, and keeps to its bound."""
+def test_batching_and_subsamples(drawn, step):
+    """And the outer loss that a problem names is the one that is used."""
     problem, params, tasks = drawn
-    update = trpo(problem, products=kind)
-    new, _, metrics = jax.jit(lambda p, t: update.update(p, (), t, 1))(params, tasks)
-    assert metrics["accepted"]
-    assert metrics["surrogate_after"] < metrics["surrogate_before"]
-    assert 0 < metrics["kl"] <= 0.01
-
-    def loss(p):
-        one = lambda t: meta_loss(
-            problem.inner_loss,
-            p,
-            t,
-            0.5,
-            outer_loss=problem.outer_loss,
-            batch_per_step=True,
-        )[0]
-        return jnp.mean(jax.vmap(one)(tasks))
-
-    expected = jnp.linalg.norm(ravel_pytree(jax.grad(loss)(params))[0])
-    np.testing.assert_allclose(metrics["gradient_norm"], expected, rtol=1e-4)
-    np.testing.assert_allclose(loss(new), metrics["surrogate_after"], rtol=1e-4)
-    judged = jax.vmap(lambda t: surrogate(problem.policy)(problem.adapt(new, t), t.query)[1]["kl"])
-    np.testing.assert_allclose(judged(tasks).mean(), metrics["kl"], rtol=1e-3)
-
-
-def test_batching_and_subsamples(drawn):
-    problem, params, tasks = drawn
-    found = []
-    for options in ({"batching": "vmap"}, {"batching": "scan"}, {"product_episodes": 2}):
-        update = trpo(problem, conjugate_steps=3, **options).update  # more amplify rounding
-        found.append(jax.jit(lambda p, t, u=update: u(p, (), t, 1))(params, tasks))
-    one, scanned, some = found
-    assert_trees_close(one[0], scanned[0], 1e-3)
+    one = step(params, tasks)
+    doubled = problem._replace(
+        outer_loss=lambda p, samples: (2.0 * problem.outer_loss(p, samples)[0], {})
+    )
+    scanned = compiled(trpo(doubled, conjugate_steps=4, batching="scan"))(params, tasks)
+    np.testing.assert_allclose(scanned[2]["gradient_norm"], 2 * one[2]["gradient_norm"], rtol=1e-4)
+    np.testing.assert_allclose(
+        scanned[2]["surrogate_after"], 2 * one[2]["surrogate_after"], rtol=1e-3
+    )
+    assert_trees_close(one[0], scanned[0], 1e-3)  # conjugate gradients amplify rounding
+    some = compiled(trpo(problem, conjugate_steps=4, product_episodes=2))(params, tasks)
     np.testing.assert_allclose(one[2]["gradient_norm"], some[2]["gradient_norm"], rtol=1e-5)
     assert some[2]["accepted"]
     moved = [ravel_pytree(x[0])[0] - ravel_pytree(params)[0] for x in (one, some)]
@@ -209,45 +154,76 @@ def test_batching_and_subsamples(drawn):
     assert 0.3 < cosine < 0.999  # another curvature, of the same kind
 
 
-def test_gradient_steps(drawn):
+# Masks, and gradient steps
+
+
+MASK = {"mean": {"Dense_0": False, "Dense_1": True}, "log_std": True}
+
+
+def test_a_mask_keeps_parameters_bit_for_bit(drawn):
+    """And TRPO solves in the subspace of the others: the step is no part of the whole one."""
     problem, params, tasks = drawn
-    optimizer = optax.sgd(0.1)
-    update = gradient_steps(problem, optimizer)
-    new, _, metrics = jax.jit(lambda p, t: update.update(p, optimizer.init(p), t, 1))(params, tasks)
+    gradient = jax.jit(jax.grad(functools.partial(mean_loss, problem, tasks)))(params)
+    free = {**gradient, "mean": gradient["mean"]["Dense_1"]}
+    expected = jnp.linalg.norm(ravel_pytree(free)[0])
+    for update in (
+        trpo(problem, conjugate_steps=4, mask=MASK),
+        surrogate_update(problem, optax.sgd(0.1), mask=MASK),
+    ):
+        new, _, metrics = compiled(update)(params, tasks)
+        kept = [x["mean"]["Dense_0"] for x in (new, params)]
+        jax.tree.map(np.testing.assert_array_equal, *kept)
+        assert np.any(new["log_std"] != params["log_std"])
+        assert np.any(new["mean"]["Dense_1"]["kernel"] != params["mean"]["Dense_1"]["kernel"])
+        np.testing.assert_allclose(metrics["gradient_norm"], expected, rtol=1e-4)
+        assert metrics["surrogate_after"] < metrics["surrogate_before"]
 
-    def loss(p):
-        value = lambda t: surrogate(problem.policy)(problem.adapt(p, t), t.query)[0]
-        return jnp.mean(jax.vmap(value)(tasks))
 
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+def test_surrogate_update(drawn):
+    """Two steps on the problem's own outer loss, the clipped surrogate."""
+    problem, params, tasks = drawn
+    problem = problem._replace(outer_loss=surrogate(problem.policy, clip=0.05))
+    new, _, metrics = compiled(surrogate_update(problem, optax.sgd(0.1), num_epochs=2))(
+        params, tasks
+    )
+    loss = functools.partial(mean_loss, problem, tasks)
+    gradient = jax.jit(jax.grad(loss))
+    expected, norms = params, []
+    for _ in range(2):
+        grads = gradient(expected)
+        norms.append(jnp.linalg.norm(ravel_pytree(grads)[0]))
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, expected, grads)
     assert_trees_close(new, expected, 1e-5)
-    np.testing.assert_allclose(metrics["surrogate_after"], loss(new), rtol=1e-3)
-    with pytest.raises(ValueError, match="products must be one of"):
-        trpo(problem, products="natural")
+    np.testing.assert_allclose(metrics["gradient_norm"], norms[0], rtol=1e-4)
+    np.testing.assert_allclose(metrics["surrogate_after"], jax.jit(loss)(new), rtol=1e-3)
+    np.testing.assert_array_equal(metrics["loss"], -tasks.query.metrics["return"].mean())
+
+
+# The loop around them
 
 
 @pytest.fixture(scope="module")
-def iterations():
-    """Parameters after two iterations of 8 tasks, by the number of devices, and their metrics."""
+def trained():
+    """Parameters after two meta-steps of the tasks, by the number of devices, and metrics."""
     problem = small_problem()
     update = trpo(problem, conjugate_steps=4)
     found = {}
-    for count in (1, 8):
-        mesh = task_mesh(8, jax.devices()[:count])
-        iterate = make_iterate_fn(problem, update, num_tasks=8, num_steps=2, mesh=mesh)
-        found[count] = iterate(init(problem.init(KEY), update, 3))
+    for count in (1, TASKS):
+        mesh = task_mesh(TASKS, jax.devices()[:count])
+        train = make_train_fn(problem.sample, update, num_tasks=TASKS, num_meta_steps=2, mesh=mesh)
+        found[count] = train(init(problem.init(KEY), update, 3))
     return found
 
 
-def test_devices_agree(iterations):
-    one, eight = (iterations[count][0].params for count in (1, 8))
-    assert_trees_close(one, eight, 1e-3)
-    assert_trees_close(iterations[1][1]["before"], iterations[8][1]["before"], 1e-3)
-    assert iterations[1][0].step == 2
+def test_devices_agree(trained):
+    one, several = trained[1], trained[TASKS]
+    assert_trees_close(one[0].params, several[0].params, 1e-3)
+    assert_trees_close(one[1]["before"], several[1]["before"], 1e-3)
+    assert one[0].step == 2
 
 
-def test_an_iteration_reports(iterations):
-    metrics = iterations[1][1]
+def test_a_meta_step_reports(trained):
+    metrics = trained[1][1]
     for name in ("before", "after"):
         expected = {"return", "explained_variance", "alive", "nonfinite", "gradient_norm"}
         assert set(metrics[name]) == expected
@@ -258,80 +234,41 @@ def test_an_iteration_reports(iterations):
     np.testing.assert_array_equal(metrics["loss"], -metrics["after"]["return"])
 
 
-def test_every_iteration_draws_its_own_tasks_and_noise():
+def test_every_meta_step_draws_its_own_tasks_and_noise():
     """Also where the parameters stay: nothing is drawn twice."""
     problem = small_problem()
-    still = updates_lib.MetaUpdate(
-        lambda params: (),
-        lambda params, state, tasks, count: (
-            params,
-            state,
-            {"losses": tasks.query.metrics["return"]},
-        ),
-    )
+    returns = lambda tasks: {"loss": tasks.query.metrics["return"].mean()}
+    still = MetaUpdate(lambda params: (), lambda p, state, tasks: (p, state, returns(tasks)))
     mesh = task_mesh(2, jax.devices()[:1])
-    iterate = make_iterate_fn(problem, still, num_tasks=2, num_steps=3, mesh=mesh)
-    _, metrics = iterate(init(problem.init(KEY), still, 3))
-    for name in ("before", "after"):
-        assert len(np.unique(metrics[name]["return"])) == 3
-
-
-def test_dispatches_of_other_sizes_draw_the_same_and_compile_once(iterations):
-    traced = []
-    problem = small_problem()
-    update = trpo(problem, conjugate_steps=4)
-    counted = update._replace(update=lambda *args: traced.append(1) or update.update(*args))
-    mesh = task_mesh(8, jax.devices()[:1])
-    iterate = make_iterate_fn(problem, counted, num_tasks=8, mesh=mesh)
-    state = init(problem.init(KEY), update, 3)
-    for _ in range(2):
-        state, _ = iterate(state)
-    assert len(traced) == 1
-    assert_trees_close(state.params, iterations[1][0].params, 1e-4)
-
-
-def test_seeds_vmap():
-    problem = small_problem()
-    update = gradient_steps(problem, optax.adam(1e-2))
-    iterate = make_iterate_fn(problem, update, num_tasks=2, mesh=task_mesh(2, jax.devices()[:1]))
-    states = [init(problem.init(jax.random.key(s)), update, s) for s in range(2)]
-    alone, _ = iterate(init(problem.init(jax.random.key(1)), update, 1))
-    both, _ = jax.vmap(iterate)(jax.tree.map(lambda *x: jnp.stack(x), *states))
-    second = jax.tree.map(lambda x: x[1], both.params)
-    assert_trees_close(second, alone.params, 1e-4)
+    train = make_train_fn(problem.sample, still, num_tasks=2, num_meta_steps=3, mesh=mesh)
+    _, metrics = train(init(problem.init(KEY), still, 3))
+    assert len(np.unique(metrics["loss"])) == 3
 
 
 def test_recurrent_policies_adapt():
     policy = recurrent_policy(2, 2, 6)
     problem = reinforcement_problem(navigation(horizon=6), policy, num_episodes=4, inner_lr=0.5)
-    update = trpo(problem, conjugate_steps=3)
-    iterate = make_iterate_fn(problem, update, num_tasks=2, mesh=task_mesh(2, jax.devices()[:1]))
-    _, metrics = iterate(init(problem.init(KEY), update, 0))
+    params = problem.init(KEY)
+    _, _, metrics = compiled(trpo(problem, conjugate_steps=3))(params, draw(problem, params, 2))
     assert metrics["accepted"].all()
 
 
 def test_evaluation_plays_new_episodes_after_each_update():
-    env, policy = navigation(horizon=8), gaussian_policy(2, 2, (8,))
-    params = policy.init(KEY)
-    goals = jax.vmap(env.sample_task)(jax.random.split(KEY, 3))
-    evaluate = make_evaluate_fn(env, policy, num_episodes=4, keep_trajectories=True)
-    rates = jnp.array([0.5, 0.25])
-    found = evaluate(params, goals, jax.random.key(7), rates)
-    assert found.evaluation.per_task["return"].shape == (3, 3)
-    t = found.trajectories
-    assert t.rewards.shape == (3, 3, 8, 4)
-    np.testing.assert_allclose(
-        t.rewards.sum(2).mean(-1), found.evaluation.per_task["return"], rtol=1e-5
-    )
-    noise = np.asarray(t.actions)
-    assert len(np.unique(noise)) == noise.size
-    still = evaluate(params, goals, jax.random.key(7), jnp.zeros(2)).trajectories
-    np.testing.assert_allclose(still.distribution.log_std, 0.0)
-    np.testing.assert_array_equal(t.actions[:, 0], still.actions[:, 0])
-    assert not np.allclose(t.distribution.log_std[:, 1], 0.0)
-
-
-def test_counts_are_checked():
     problem = small_problem()
-    with pytest.raises(ValueError, match="num_tasks must be 1 or more"):
-        make_iterate_fn(problem, trpo(problem), num_tasks=0)
+    params = problem.init(KEY)
+    goals = jax.vmap(problem.env.sample_task)(jax.random.split(KEY, 3))
+    tasks = goals, jax.random.split(jax.random.key(7), 3)
+    watch = lambda t: {"rewards": t.rewards, "actions": t.actions, "d": t.distribution.log_std}
+    returns = functools.partial(
+        adaptation_returns, problem, num_updates=2, num_episodes=4, monitor=watch
+    )
+    evaluate = make_evaluate_fn(returns)
+    found = evaluate(params, tasks, 0.5).per_task
+    assert found["return"].shape == (3, 3)
+    assert found["rewards"].shape == (3, 3, HORIZON, 4)
+    np.testing.assert_allclose(found["rewards"].sum(2).mean(-1), found["return"], rtol=1e-5)
+    assert len(np.unique(found["actions"])) == found["actions"].size
+    still = evaluate(params, tasks, 0.0).per_task
+    np.testing.assert_allclose(still["d"], 0.0)
+    np.testing.assert_array_equal(found["actions"][:, 0], still["actions"][:, 0])
+    assert not np.allclose(found["d"][:, 1], 0.0)

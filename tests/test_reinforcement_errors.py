@@ -1,5 +1,6 @@
 """Meta-reinforcement learning: arguments that cannot be right end in a sentence, and parts fit."""
 
+import functools
 import math
 import re
 
@@ -8,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import assert_trees_close
 
-from maml_jax import init, task_mesh
-from maml_jax.maml import PerStep
+from maml_jax import PerStep, init, make_evaluate_fn, make_train_fn
 from maml_jax.networks import (
     Categorical,
     categorical_policy,
@@ -23,17 +22,15 @@ from maml_jax.networks import (
 from maml_jax.reinforcement import (
     Environment,
     Estimation,
-    MetaUpdate,
     State,
+    adaptation_returns,
     check_environment,
-    gradient_steps,
     informed,
-    make_evaluate_fn,
-    make_iterate_fn,
     navigation,
     reinforcement_problem,
     rollout,
     surrogate,
+    surrogate_update,
     to_samples,
     trpo,
 )
@@ -66,11 +63,12 @@ def play(**options):
     ("options", "message"),
     [
         ({"num_episodes": 0}, "num_episodes must be 1 or more; received 0"),
-        ({"num_steps": -1}, "num_steps must be 0 or more inner steps; received -1"),
+        ({"num_inner_steps": -1}, "num_inner_steps must be 0 or more.*received -1"),
         ({"objective": "reinforce"}, "must be one of 'likelihood'.*received 'reinforce'"),
         ({"mode": "mixed"}, "mode must be one of 'reverse', 'first_order'; received 'mixed'"),
         ({"mode": "remat"}, "mode must be one of"),
-        ({"inner_lr": jnp.ones(3)}, r"per-step inner_lr.*num_steps=1.*received shape \(3,\)"),
+        ({"inner_lr": PerStep(jnp.ones(3))}, r"rates.*num_inner_steps=1.*received shape \(3,\)"),
+        ({"inner_lr": jnp.ones(1)}, r"PerStep\(rates\); received an array of shape \(1,\)"),
         ({"inner_lr": {"mean": 0.1}}, "inner_lr must be a number, a pytree prefix of params"),
         ({"mask": {"mean": True}}, "mask must be a pytree prefix of params"),
         ({"mask": lambda params: 1.0}, "mask must hold Python bools only"),
@@ -116,36 +114,34 @@ def test_trpo(options, message):
     refused(lambda: trpo(PROBLEM, **options), message)
 
 
-def test_gradient_steps_and_surrogates():
+def test_surrogates():
     adam = optax.adam(1e-3)
-    refused(lambda: gradient_steps(PROBLEM, adam, num_epochs=0), "num_epochs must be 1 or more")
-    refused(lambda: gradient_steps(PROBLEM, adam, clip=0.0), "clip must be a number above 0")
+    refused(lambda: surrogate_update(PROBLEM, adam, num_epochs=0), "num_epochs must be 1 or more")
+    refused(lambda: surrogate(POLICY, 0.0), "clip must be a number above 0")
     refused(lambda: surrogate(POLICY, NAN), "clip must be a number above 0")
-    refused(lambda: gradient_steps(PROBLEM, 1e-3), "optimizer must be an optax", TypeError)
-    loss = lambda distribution, samples: (jnp.zeros(()), {})
-    refused(lambda: gradient_steps(PROBLEM, adam, clip=0.2, loss=loss), "clip=0.2 would do nothing")
-    for make in (trpo, lambda problem: gradient_steps(problem, adam)):
+    refused(lambda: surrogate_update(PROBLEM, 1e-3), "optimizer must be an optax", TypeError)
+    for make in (trpo, lambda problem: surrogate_update(problem, adam)):
         refused(lambda m=make: m(PROBLEM.as_problem), "what reinforcement_problem", TypeError)
-    update = gradient_steps(PROBLEM, adam, loss=loss)
-    iterate = make_iterate_fn(PROBLEM, update, num_tasks=1)
-    state = init(PROBLEM.init(KEY), update, 0)
-    refused(lambda: iterate(state), "loss must have 'kl' among its metrics")
+        of_batch = PROBLEM._replace(outer_loss=lambda params, samples: (samples.advantages, {}))
+        state = init(PROBLEM.init(KEY), make(of_batch), 0)
+        train = make_train_fn(of_batch.sample, make(of_batch), num_tasks=1, num_meta_steps=1)
+        refused(lambda t=train, s=state: t.lower(s), "outer_loss must return a scalar loss")
 
 
 def test_states_of_another_kind():
     policy = gaussian_policy(2, 2, (5,))
-    adam = gradient_steps(PROBLEM, optax.adam(1e-3))
-    iterate = make_iterate_fn(PROBLEM, adam, num_tasks=1)
+    adam = surrogate_update(PROBLEM, optax.adam(1e-3))
+    train = make_train_fn(PROBLEM.sample, adam, num_tasks=1, num_meta_steps=1)
     other = init(PROBLEM.init(KEY), trpo(PROBLEM), 0)
-    refused(lambda: iterate(other), "state.optimizer_state must have the structure.*init")
-    other = init(policy.init(KEY), adam, 0)
-    refused(lambda: iterate(other), r"state.params\['mean'\].* must have shape \(4,\).*\(5,\)")
-    refused(
-        lambda: make_iterate_fn(PROBLEM, optax.adam(1e-3), num_tasks=1),
-        "meta_update must be a MetaUpdate, from trpo or gradient_steps",
-        TypeError,
-    )
-    assert isinstance(adam, MetaUpdate)
+    refused(lambda: train.lower(other), "state.update_state must have the structure.*init")
+    for update in (adam, trpo(PROBLEM)):
+        # `sample` acts by these parameters, which have other sizes but the right structure.
+        train = make_train_fn(PROBLEM.sample, update, num_tasks=1, num_meta_steps=1)
+        other = init(policy.init(KEY), update, 0)
+        message = r"state.params\['mean'\].* must have shape \(4,\).*\(5,\)"
+        tasks = jax.eval_shape(jax.vmap(PROBLEM.sample, (None, 0)), PROBLEM.init(KEY), KEY[None])
+        step = lambda s, t, u=update: u.update(s.params, s.update_state, t)
+        refused(lambda s=step, o=other, t=tasks: jax.eval_shape(s, o, t), message)
 
 
 def test_rollouts():
@@ -159,22 +155,21 @@ def test_rollouts():
 
 
 def test_evaluations():
-    make = lambda **options: make_evaluate_fn(ENV, POLICY, **{"num_episodes": 2, **options})
-    refused(lambda: make(num_episodes=0), "num_episodes must be 1 or more")
-    refused(lambda: make(objective="reinforce"), "the inner objective must be one of")
-    refused(lambda: make(estimation=Estimation(2.0)), "discount must be a number from 0 to 1")
-    evaluate, params, tasks = make(), POLICY.init(KEY), jnp.ones((3, 2))
-    for rates in (0.1, jnp.ones((2, 2)), PerStep({"a": jnp.ones(2), "b": jnp.ones(3)})):
-        refused(lambda r=rates: evaluate(params, tasks, KEY, r), r"rates must be .* \(U,\)")
-    refused(
-        lambda: evaluate(params, jnp.ones((3, 4)), KEY, jnp.ones(1)),
-        r"tasks must have shape \(2,\) after the axis of tasks; received \(3, 4\)",
-    )
-    refused(lambda: evaluate(params, {"goal": tasks}, KEY, jnp.ones(1)), "tasks must have the str")
+    def evaluate(params=None, tasks=None, inner_lr=0.1, num_updates=2, **options):
+        params = POLICY.init(KEY) if params is None else params
+        tasks = jnp.ones((3, 2)) if tasks is None else tasks
+        returns = functools.partial(adaptation_returns, PROBLEM, num_updates=num_updates, **options)
+        return make_evaluate_fn(returns)(params, (tasks, jax.random.split(KEY, 3)), inner_lr)
+
+    refused(lambda: evaluate(num_episodes=0), "num_episodes must be 1 or more")
+    refused(lambda: evaluate(num_updates=-1), "must be 0 or more")
+    refused(lambda: evaluate(inner_lr=jnp.ones((2, 2))), r"PerStep\(rates\)")
+    for rates in (jnp.ones(3), {"mean": jnp.ones(2), "log_std": jnp.ones(3)}):
+        refused(lambda r=rates: evaluate(inner_lr=PerStep(r)), "leading axis of num_inner_steps=2")
+    refused(lambda: evaluate(tasks=jnp.ones((3, 4))), r"task must have shape \(2,\).*\(4,\)")
+    refused(lambda: evaluate(tasks={"goal": jnp.ones((3, 2))}), "task must have the structure")
     other = gaussian_policy(2, 2, (5,)).init(KEY)
-    refused(lambda: evaluate(other, tasks, KEY, jnp.ones(1)), r"params\['mean'\].*\(4,\)")
-    mesh = task_mesh(2, jax.devices()[:2])
-    refused(lambda: make(mesh=mesh)(params, tasks, KEY, jnp.ones(1)), "multiple of the mesh's")
+    refused(lambda: evaluate(params=other), r"params\['mean'\].*\(4,\)")
 
 
 def test_sizes_of_policies_and_environments():
@@ -258,53 +253,3 @@ def test_an_oracle_needs_a_vector():
         bad = ENV._replace(task_features=features)
         with pytest.raises(ValueError, match="task_features must give one vector"):
             informed(bad)
-
-
-# What fits
-
-
-def test_rates_for_each_step():
-    """As for `maml.adapt`: the same rates where episodes are drawn and where they are replayed."""
-    params = POLICY.init(KEY)
-    rates = {"mean": jnp.array([0.5, 0.0]), "log_std": jnp.array([0.0, 0.25])}
-    for inner_lr in (jnp.array([0.5, 0.25]), PerStep(rates)):
-        problem = problem_of(inner_lr=inner_lr, num_steps=2)
-        task = jax.jit(problem.sample)(params, jax.random.key(2))
-        slope = jax.jit(jax.grad(problem.inner_loss, has_aux=True))
-        by_hand = params
-        for step in range(2):
-            samples = jax.tree.map(lambda x, s=step: x[s], task.support)
-            grads = slope(by_hand, samples)[0]
-            whole = rates if isinstance(inner_lr, PerStep) else dict.fromkeys(rates, inner_lr)
-            full = jax.tree.broadcast({name: rate[step] for name, rate in whole.items()}, params)
-            by_hand = jax.tree.map(lambda p, g, rate: p - rate * g, by_hand, grads, full)
-        assert_trees_close(jax.jit(problem.adapt)(params, task), by_hand, 1e-6)
-        ratio = jax.jit(surrogate(POLICY))(by_hand, task.query)[1]["ratio"]
-        np.testing.assert_allclose(ratio, 1.0, atol=1e-6)
-    evaluate = make_evaluate_fn(ENV, POLICY, num_episodes=2, keep_trajectories=True)
-    found = evaluate(params, jnp.ones((1, 2)), KEY, PerStep(rates)).trajectories.distribution
-    spread = np.asarray(found.log_std[0, :, 0, 0])
-    np.testing.assert_array_equal(spread[0], spread[1])  # only the second update adapts it
-    assert np.any(spread[2] != spread[1])
-
-
-def test_what_is_replaced_holds_everywhere():
-    with pytest.raises(ValueError, match="inner_loss"):
-        PROBLEM._replace(inner_loss=lambda params, samples: (0.0, {}))
-    with pytest.raises(ValueError, match="outer_loss"):
-        PROBLEM._replace(outer_loss=lambda params, samples: (0.0, {}))
-    params = POLICY.init(KEY)
-    still = PROBLEM._replace(inner_lr=0.0, num_episodes=3)
-    task = jax.jit(still.sample)(params, KEY)
-    assert task.query.alive.shape == (3, 3)
-    assert_trees_close(jax.jit(still.adapt)(params, task), params, 0)
-    seen = POLICY.unroll(params, task.query.observations)
-    assert_trees_close(task.query.distribution, seen, 1e-6)
-    wide = gaussian_policy(2, 2, (4,), activation=jnp.tanh)
-    other = PROBLEM._replace(policy=wide)
-    task = jax.jit(other.sample)(params, KEY)
-    adapted = jax.jit(other.adapt)(params, task)
-    found = jax.jit(other.adapted_distribution)(params, task)
-    assert_trees_close(found, task.query.distribution, 1e-5)
-    loss = surrogate(wide)(adapted, task.query)[0]
-    np.testing.assert_allclose(other.outer_loss(adapted, task.query)[0], loss)

@@ -17,7 +17,6 @@ from maml_jax.types import Array, Params
 
 if TYPE_CHECKING:
     from maml_jax.fitting import Selection
-
     from maml_jax.types import MetaUpdate
 
 

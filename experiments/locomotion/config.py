@@ -12,7 +12,15 @@ from experiments import meta_rl
 from experiments.core.config import ConfigError, option
 from maml_jax.networks import Policy
 from maml_jax.reinforcement import Environment, Estimation
-from maml_jax.reinforcement.robots import BACKENDS, FAMILIES, TASKS, Family
+from maml_jax.reinforcement.robots import (
+    BACKENDS,
+    CONTACTS,
+    FAMILIES,
+    STANDARD,
+    TASKS,
+    Family,
+    Solver,
+)
 from maml_jax.types import LossFn
 
 PHYSICS = ("paper", *(f"brax_{backend}" for backend in BACKENDS))
@@ -20,7 +28,7 @@ SOLVER = ("solver_iterations", "line_search_iterations")
 
 
 class _Paper(NamedTuple):
-    """What differs between the tasks in the original runs: of the checkpoints that were judged."""
+    """What differs between the tasks in the original runs: of the published checkpoints."""
 
     meta_steps: int
     num_episodes: int
@@ -75,15 +83,18 @@ class Config(meta_rl.Config):
         internal=True,
     )
     solver_iterations: int = option(
-        4, "Newton steps of the paper's physics, at most.", minimum=1, internal=True
+        STANDARD.iterations,
+        "Newton steps of the paper's physics, at most.",
+        minimum=1,
+        internal=True,
     )
     line_search_iterations: int = option(
-        8, "Of each Newton step, at most.", minimum=1, internal=True
+        STANDARD.ls_iterations, "Of each Newton step, at most.", minimum=1, internal=True
     )
     contacts: str = option(
-        "all",
+        STANDARD.contacts,
         "What touches the ground in the paper's physics: all geometry, or as in Brax's models.",
-        choices=("all", "feet"),
+        choices=CONTACTS,
         internal=True,
     )
     eval_episodes: int = option(
@@ -123,7 +134,7 @@ class Config(meta_rl.Config):
         if self.kind_of_physics == "brax":
             return {"physics": "brax", "backend": self.physics.split("_")[1]}
         solver = (self.solver_iterations, self.line_search_iterations, self.contacts)
-        return {"physics": "paper", "solver": _library().Solver(*solver)}
+        return {"physics": "paper", "solver": Solver(*solver)}
 
     @property
     def departures(self) -> str:
@@ -151,10 +162,10 @@ class Config(meta_rl.Config):
             return _library().brax_ppo_loss(policy, self.clip)
         return super().outer_loss(policy)
 
-    def seen_by_policy(self, env: Environment) -> Environment:
+    def for_policy(self, env: Environment) -> Environment:
         """The environment with what the policy is to see, and to act on."""
-        seen = super().seen_by_policy(env)
-        return seen if self.estimators == "maml_jax" else _library().squashed(seen)
+        env = super().for_policy(env)
+        return env if self.estimators == "maml_jax" else _library().squashed(env)
 
     def make_policy(self, env: Environment) -> Policy:
         """The policy for an environment."""

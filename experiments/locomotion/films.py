@@ -39,7 +39,7 @@ def write_page(path: Path, title: str, robot: Robot, physics: Any, films: Sequen
     Args:
         path: of the file.
         title: of the page.
-        robot: how wide a picture of it is, and from where it is seen.
+        robot: how wide a picture of it is, and from where.
         physics: its model and its time step.
         films: side by side.
     """

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.core.config import ConfigError
 from experiments.locomotion.config import Config, make_environment, make_physics
@@ -56,10 +55,11 @@ def render(run: Any, film_goal: str, film_updates: str) -> None:
     play = make_player(problem.env, problem.policy, goal, physics.pose)
     films = []
     for count in updates:
-        poses, taken = (np.asarray(x) for x in play(policies[count]))
+        poses, taken = jax.device_get(play(policies[count]))
         speed = (poses[-1, 0] - poses[0, 0]) / (physics.timestep * max(1, taken))
         when = "before adaptation" if count == 0 else f"after {count} update" + "s" * (count > 1)
-        ended = f", ended at {taken * physics.timestep:.1f} s" * (taken < problem.env.horizon)
+        whole = taken == problem.env.horizon
+        ended = "" if whole else f", ended at {taken * physics.timestep:.1f} s"
         films.append(Film(f"{when}: {speed:+.2f} m/s on average{ended}", poses))
     wanted = f"{goal:+.0f}" if config.family.goal == "direction" else f"{goal:.2f} m/s"
     title = f"{config.task.replace('_', ' ')}, goal {wanted}"

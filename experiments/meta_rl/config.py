@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import optax
@@ -49,8 +48,7 @@ class Config:
     inner_lr: float = option(0.1, "Inner step size alpha.", above=0, sweep=True)
     meta_gradient: str = option(
         "reverse",
-        "How MAML's inner loop is differentiated; first_order, as the method of that name, takes "
-        "its Hessian as zero.",
+        "How MAML's inner loop is differentiated. first_order is another method.",
         choices=MODES,
     )
     meta_update: str = option(
@@ -121,14 +119,17 @@ class Config:
     def __post_init__(self):
         check_fields(self)
         parse_batching(self.task_batching)
+        if self.meta_gradient == "first_order" and set(ADAPTED) <= set(self.methods):
+            raise ConfigError(
+                "--methods=maml,first_order are one with --meta_gradient=first_order; name one."
+            )
 
     @property
-    def compared(self) -> tuple[str, ...]:
-        """The methods by the names of their results: MAML of first order has one of its own."""
+    def trained(self) -> tuple[str, ...]:
+        """The methods of the run, as results name them."""
         if self.meta_gradient != "first_order":
             return self.methods
-        names = ("first_order" if name == "maml" else name for name in self.methods)
-        return tuple(dict.fromkeys(names))
+        return tuple("first_order" if name == "maml" else name for name in self.methods)
 
     @property
     def batching(self) -> str | int:
@@ -152,7 +153,7 @@ class Config:
         """Of the outer step."""
         return surrogate(policy, self.clip if self.meta_update == "ppo" else None)
 
-    def seen_by_policy(self, env: Environment) -> Environment:
+    def for_policy(self, env: Environment) -> Environment:
         """The environment with what the policy is to see, and to act on."""
         return with_feedback(env) if self.feedback else env
 
@@ -166,7 +167,7 @@ class Config:
 
 def make_problem(config: Config, env: Environment, method: str) -> ReinforcementProblem:
     """What a method trains on: the oracle sees the task, and some do not adapt."""
-    env = config.seen_by_policy(informed(env) if method == "oracle" else env)
+    env = config.for_policy(informed(env) if method == "oracle" else env)
     policy = config.make_policy(env)
     try:
         return reinforcement_problem(
@@ -200,13 +201,3 @@ def make_meta_update(config: Config, problem: ReinforcementProblem) -> MetaUpdat
         num_epochs=config.num_epochs if config.meta_update == "ppo" else 1,
         batching=config.batching,
     )
-
-
-def without_swept(config: Any) -> Any:
-    """The configuration with the defaults of the settings that may be swept."""
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(config)
-        if field.metadata.get("sweep")
-    }
-    return dataclasses.replace(config, **defaults)

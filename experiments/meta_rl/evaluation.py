@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from maml_jax.fitting import Selection
 
 from experiments.core.logbook import say
 from experiments.core.results import METHOD_TITLES, make_row
 from experiments.core.stages import Outcome
 from experiments.meta_rl.config import ADAPTED, Config, make_problem
 from experiments.meta_rl.returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
+from maml_jax.fitting import Selection
 from maml_jax.reinforcement import Environment
 from maml_jax.types import Array, Params, PyTree
 
@@ -38,7 +38,7 @@ def evaluate(
     tuning = draw_tasks(env, TUNING_SEED, config.tuning_tasks)
     some = jax.tree.map(lambda x: x[: watch.num_tasks], tests)
     rows, arrays = [], {"tasks": np.asarray(jax.jit(jax.vmap(env.task_features))(some))}
-    for name in config.compared:
+    for name in config.trained:
         if name == "random":
             params = jax.jit(make_problem(config, env, name).init)(
                 jax.random.split(jax.random.key(seed))[0]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.meta_rl.config import Config, make_problem, without_swept
+from experiments.core.config import without_swept
+from experiments.meta_rl.config import Config, make_problem
 from maml_jax import PerStep, make_evaluate_fn
 from maml_jax.reinforcement import (
     Environment,

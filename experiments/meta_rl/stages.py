@@ -20,7 +20,7 @@ VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
 
 def make_stages(config: Config, env: Environment, watch: Watch) -> list[Stage]:
     """One stage for each method that is trained."""
-    return [_stage(config, env, watch, name) for name in config.compared if name != "random"]
+    return [_stage(config, env, watch, name) for name in config.trained if name != "random"]
 
 
 def _stage(config: Config, env: Environment, watch: Watch, name: str) -> Stage:

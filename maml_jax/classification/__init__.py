@@ -10,24 +10,24 @@ from maml_jax.classification.episodes import (
 )
 from maml_jax.classification.losses import (
     PROTOCOLS,
-    JudgedImages,
     LabelledImages,
+    QueryImages,
     cross_entropy,
-    judge,
-    judged,
+    query_loss,
+    with_support_images,
 )
 
 __all__ = [
     "CLASS_SPECS",
     "PROTOCOLS",
     "ImageSet",
-    "JudgedImages",
     "LabelledImages",
+    "QueryImages",
     "classification_problem",
     "cross_entropy",
     "draw_episodes",
     "episode_sampler",
-    "judge",
-    "judged",
+    "query_loss",
     "split_classes",
+    "with_support_images",
 ]

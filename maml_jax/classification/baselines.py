@@ -108,10 +108,10 @@ def nearest_neighbour_accuracy(
     Nearest by cosine similarity of features.
     """
     keys = _unit(apply(params, task.support.images, features=True))
-    found = query_outputs(
+    queries = query_outputs(
         apply, protocol, params, task.support.images, task.query.images, features=True
     )
-    nearest = jnp.argmax(_unit(found) @ keys.T, axis=-1)
+    nearest = jnp.argmax(_unit(queries) @ keys.T, axis=-1)
     return jnp.mean(task.support.labels[nearest] == task.query.labels)
 
 

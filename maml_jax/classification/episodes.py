@@ -125,14 +125,14 @@ def split_classes(image_set: ImageSet, num_devices: int) -> ImageSet:
 def _fetch(images: Array, classes: Array, examples: Array, axis: str) -> Array:
     """Images [N, k, H, W, C] of classes [N] and examples [N, k] that other devices may hold.
 
-    Every device asks all others for its own, and answers what they ask of its classes.
+    Every device asks all others for its episodes, and answers what they ask of its classes.
     """
     asked = jax.lax.all_gather(jnp.concatenate([classes[:, None], examples], axis=1), axis)
     asked_classes, asked_examples = asked[..., 0], asked[..., 1:]
-    own = asked_classes - jax.lax.axis_index(axis) * images.shape[0]
-    held = (own >= 0) & (own < images.shape[0])
-    found = images[jnp.clip(own, 0, images.shape[0] - 1)[..., None], asked_examples]
-    answers = jnp.where(held[..., None, None, None, None], found, 0)
+    local = asked_classes - jax.lax.axis_index(axis) * images.shape[0]
+    held = (local >= 0) & (local < images.shape[0])
+    fetched = images[jnp.clip(local, 0, images.shape[0] - 1)[..., None], asked_examples]
+    answers = jnp.where(held[..., None, None, None, None], fetched, 0)
     return jax.lax.psum_scatter(answers, axis)
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy on labelled images, and the ways to judge a classifier on query images."""
+"""Cross-entropy on labelled images, and the protocols in which query images are classified."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LabelledImages(NamedTuple):
     labels: Array
 
 
-class JudgedImages(NamedTuple):
-    """Query images with the support images whose statistics they are judged by.
+class QueryImages(NamedTuple):
+    """Query images with the support images whose statistics they may need.
 
     Attributes:
         support_images: [N * K, H, W, C].
@@ -109,7 +109,7 @@ def one_hot(labels: Array, num_ways: int, dtype: Any = jnp.float32) -> Array:
     return jnp.where(valid[..., None], rows, jnp.nan)
 
 
-def judge(apply: ImageApply, protocol: str) -> LossFn:
+def query_loss(apply: ImageApply, protocol: str) -> LossFn:
     """The loss on query images under one of three protocols, which give different numbers.
 
     Batch normalisation makes an answer depend on what else is in the batch:
@@ -121,14 +121,14 @@ def judge(apply: ImageApply, protocol: str) -> LossFn:
       for each by itself (as Nichol et al. 2018, arXiv 1803.02999).
 
     Returns:
-        `loss_fn(params, batch: JudgedImages) -> (nats, {"accuracy"})`.
+        `loss_fn(params, batch: QueryImages) -> (nats, {"accuracy"})`.
 
     Raises:
         ValueError: the protocol is none of `PROTOCOLS`.
     """
     checks.check_choice(protocol, PROTOCOLS, "protocol")
 
-    def loss_fn(params: Params, batch: JudgedImages) -> tuple[Array, dict[str, Any]]:
+    def loss_fn(params: Params, batch: QueryImages) -> tuple[Array, dict[str, Any]]:
         logits = query_outputs(apply, protocol, params, batch.support_images, batch.images)
         return loss_and_accuracy(logits, batch.labels)
 
@@ -143,7 +143,7 @@ def query_outputs(
     images: Array,
     features: bool = False,
 ) -> Array:
-    """Logits [n, N] (or features) of query images under a protocol, see `judge`."""
+    """Logits [n, N] (or features) of query images under a protocol, see `query_loss`."""
     count = support_images.shape[0]
     if protocol == "transductive":
         return apply(params, images, features=features)
@@ -158,6 +158,6 @@ def query_outputs(
     return jax.lax.map(one, images)
 
 
-def judged(task: Task) -> Task:
-    """The task with a query batch for `judge`; works with a leading axis of tasks, too."""
-    return Task(task.support, JudgedImages(task.support.images, *task.query))
+def with_support_images(task: Task) -> Task:
+    """The task with a query batch for `query_loss`; works with a leading axis of tasks, too."""
+    return Task(task.support, QueryImages(task.support.images, *task.query))

@@ -152,12 +152,12 @@ def _check_policy(env: Environment, policy: Policy, observation: Any) -> Any:
         )
     lead = 3, 2  # steps, episodes
 
-    def act(key: Array, seen: Array) -> tuple[Any, ...]:
+    def act(key: Array, observation: Array) -> tuple[Any, ...]:
         params = policy.init(key)
         memory = policy.start()
-        distribution, after = policy.act(params, seen, memory)
+        distribution, after = policy.act(params, observation, memory)
         action = distribution.sample(key)
-        whole = policy.unroll(params, jnp.zeros((*lead, env.num_observations), seen.dtype))
+        whole = policy.unroll(params, jnp.zeros((*lead, env.num_observations), observation.dtype))
         several = whole.log_prob(whole.sample(key)), whole.kl(whole)
         return action, distribution.log_prob(action), several, (memory, after), distribution
 

@@ -45,7 +45,7 @@ class Environment(NamedTuple):
         num_observations: O.
         num_actions: A: size of a continuous action, or number of discrete ones.
         horizon: H, time steps of an episode at most.
-        task_features: `task_features(task) -> [F]`: what an oracle is told about the task.
+        task_features: `task_features(task) -> [F]`: what an oracle sees of the task.
     """
 
     sample_task: Callable[[Array], PyTree]
@@ -71,8 +71,8 @@ def informed(env: Environment) -> Environment:
         )
 
     def show(state: State, task: PyTree) -> State:
-        seen = jnp.concatenate([state.observation, env.task_features(task)])
-        return state._replace(observation=seen, inner=(state, task))
+        observation = jnp.concatenate([state.observation, env.task_features(task)])
+        return state._replace(observation=observation, inner=(state, task))
 
     def reset(key: Array, task: PyTree) -> State:
         return show(env.reset(key, task), task)
@@ -110,8 +110,8 @@ def with_feedback(env: Environment) -> Environment:
     def show(state: State, action: Array) -> State:
         if jnp.issubdtype(action.dtype, jnp.integer):
             action = jax.nn.one_hot(action, env.num_actions)
-        seen = jnp.concatenate([state.observation, action, state.reward[None]])
-        return state._replace(observation=seen, inner=state)
+        observation = jnp.concatenate([state.observation, action, state.reward[None]])
+        return state._replace(observation=observation, inner=state)
 
     def reset(key: Array, task: PyTree) -> State:
         return show(env.reset(key, task), jnp.zeros(env.num_actions))

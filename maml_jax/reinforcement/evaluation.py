@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,8 +40,7 @@ def adaptation_returns(
         evaluate(params, tasks, 0.1).mean["return"]  # [4]
 
     Args:
-        problem: from `reinforcement_problem`; its own number of steps and learning rate do not
-            count.
+        problem: from `reinforcement_problem`; its number of steps and learning rate do not count.
         params: of the policy.
         task: of the environment, and the PRNG key of its episodes.
         inner_lr: alpha, as in `maml_jax.adapt`: `PerStep(rates)` for rates of each update.
@@ -73,7 +72,7 @@ def adaptation_returns(
     return collect_and_adapt(collect, problem.inner_loss, params, keys, inner_lr, mask=problem.mask)
 
 
-def check_episodes(metrics: Metrics) -> str | None:
+def check_episodes(metrics: Mapping[str, Any]) -> str | None:
     """Raises if no episode of a meta-step was sound. Reads the metrics back to the host.
 
     Args:
@@ -106,7 +105,7 @@ def check_episodes(metrics: Metrics) -> str | None:
     return warning
 
 
-def sound_returns(per_task: dict[str, Any]) -> Array:
+def sound_returns(per_task: Mapping[str, Any]) -> Array:
     """Mean return of each task after each update [T, U + 1]; NaN where half of it blew up.
 
     What an episode that blew up counts as (`Trajectories.returns`) would pass for a return.

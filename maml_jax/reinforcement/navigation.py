@@ -1,4 +1,4 @@
-"""2D navigation: a point on the plane goes to a goal that it is not told (paper section 5.3)."""
+"""2D navigation: a point on the plane goes to a goal that it does not know (paper section 5.3)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from maml_jax.reinforcement.estimation import Estimation, check_estimation, to_s
 from maml_jax.reinforcement.objectives import Samples, inner_objective, surrogate
 from maml_jax.reinforcement.rollout import rollout
 from maml_jax.reinforcement.turns import collect_and_adapt
-from maml_jax.types import Array, LossFn, MetaLearner, Params, PyTree, Task
+from maml_jax.types import Array, LossFn, MetaLearner, Params, Problem, PyTree, Task
 
 # Others have no forward derivative, which TRPO's products need, or save memory that is not short.
 MODES = ("reverse", "first_order")
@@ -62,13 +62,18 @@ class ReinforcementProblem(NamedTuple):
     mode: str
 
     @property
+    def as_problem(self) -> Problem:
+        """The four functions that the core knows."""
+        return Problem(self.init, self.sample, self.inner_loss, self.outer_loss)
+
+    @property
     def learner(self) -> MetaLearner:
         """MAML on this problem: recomputes the adaptation from the recorded episodes.
 
         `learner.adapt(params, task.support)`, `learner.loss(params, task)`.
         """
         return maml(
-            self,
+            self.as_problem,
             self.inner_lr,
             self.num_inner_steps,
             mask=self.mask,
@@ -177,7 +182,7 @@ def _adapt_without_episodes(problem: ReinforcementProblem, params: Params) -> Pa
     """Adapts by a loss that costs nothing; traced, for the errors of rates and mask."""
     loss = lambda p, batch: (jnp.sum(ravel_pytree(p)[0]), {})  # noqa: E731
     made = maml(
-        problem._replace(inner_loss=loss),
+        problem.as_problem._replace(inner_loss=loss),
         problem.inner_lr,
         problem.num_inner_steps,
         mask=problem.mask,

@@ -17,6 +17,27 @@ PHYSICS = ("paper", "brax")
 BACKENDS = ("spring", "generalized", "positional", "mjx")  # of Brax
 
 
+class Solver(NamedTuple):
+    """The paper's physics: precision of contact and joint-limit forces, and what makes contact.
+
+    Attributes:
+        iterations: of Newton's method, at most.
+        ls_iterations: of each of its line searches, at most.
+        contacts: "all" geometry touches the ground, as in the original files, or "feet" alone (for
+            the cheetah: feet, thighs and head), as Brax has it.
+    """
+
+    iterations: int
+    ls_iterations: int
+    contacts: str = "all"
+
+
+# Deviations from MuJoCo's engine, and speeds: benchmarks/README.md.
+STANDARD = Solver(iterations=4, ls_iterations=8)
+ACCURATE = Solver(iterations=100, ls_iterations=50)
+CONTACTS = ("all", "feet")
+
+
 class Robot(NamedTuple):
     """A robot.
 

@@ -61,8 +61,8 @@ def tabular(
     )
 
     def state(index: Array, reward: Array, key: Array, tables: Tables) -> State:
-        seen = jax.nn.one_hot(index, num_states)
-        return State(seen, reward, jnp.zeros((), bool), _Inner(index, key, tables))
+        observation = jax.nn.one_hot(index, num_states)
+        return State(observation, reward, jnp.zeros((), bool), _Inner(index, key, tables))
 
     def reset(key: Array, task: Tables) -> State:
         key, first = jax.random.split(key)

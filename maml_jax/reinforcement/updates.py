@@ -131,10 +131,10 @@ def trpo(
             if product_episodes is not None:
                 adapted, push = jax.linearize(lambda flat: adapt(flat, some), start)
                 pull = jax.linear_transpose(push, start)
-            seen, push_on = jax.linearize(lambda a: unroll(a, some), adapted)
+            distribution, push_on = jax.linearize(lambda a: unroll(a, some), adapted)
             pull_back = jax.linear_transpose(push_on, adapted)
             multiply = trust_region.gauss_newton(
-                seen, some, lambda v: push_on(push(v)), lambda u: pull(pull_back(u)[0])[0]
+                distribution, some, lambda v: push_on(push(v)), lambda u: pull(pull_back(u)[0])[0]
             )
         else:
             multiply = trust_region.second_derivative(

@@ -1,8 +1,8 @@
-"""The TFDS builder that all image data sets go through, without TensorFlow.
+"""How all image data sets are read: the bytes of files become arrays of one size, and are kept.
 
-A source yields the bytes of image files by split, class and name. They are read, brought to one
-size, and kept as PNG in TFDS's format (array records) under a name that says what they were made
-from; the next start reads those.
+A source yields the bytes of image files by split, class and name. A TFDS builder (without
+TensorFlow) keeps what was read as PNG in array records, under a name that says what they were made
+from; the next start reads those. Without TFDS nothing is kept, and every start reads the files.
 """
 
 from __future__ import annotations
@@ -59,12 +59,23 @@ def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageCl
     What the cache holds is made again where its content is damaged, with a warning. The damaged
     folder stays beside it until then.
 
+    Without the packages of the extra `data` it reads the source each time, and warns that it does.
+
     Raises:
         DataError: the source's content is not what it should be.
-        ImportError: the packages of the extra `data` are missing.
         MemoryError, OSError: the machine does not let the cache be read; it is left as it is.
     """
-    _check_packages()
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        note(
+            f"what is read is not kept for the next start: that takes {', '.join(missing)} "
+            "(pip install 'maml-jax[data]')."
+        )
+        splits = source.files(functools.partial(download, cache_dir / "downloads"))
+        return {
+            split: stack(decoded(files, reading), _where(source, split))
+            for split, files in splits.items()
+        }
     folder = cache_dir / NAME / _config_name(source, reading) / FORMAT
     damaged = folder.with_name(f"{FORMAT}.damaged")
     if folder.exists():
@@ -83,12 +94,8 @@ def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageCl
     return _read_all(source, reading, cache_dir)
 
 
-def _check_packages() -> None:
-    missing = [n for n in PACKAGES if importlib.util.find_spec(n) is None]
-    if missing:
-        raise ImportError(
-            f"reading image data sets needs {', '.join(missing)}: pip install 'maml-jax[data]'."
-        )
+def _where(source: Source, split: str) -> str:
+    return f"split {split!r} of {source.name}"
 
 
 def _config_name(source: Source, reading: Reading) -> str:
@@ -195,7 +202,7 @@ def _read_all(source: Source, reading: Reading, cache_dir: Path) -> dict[str, Im
         if not builder.info.splits:
             raise DataError("it names no splits")
         return {
-            split: stack(_read(builder, split, reading), f"split {split!r} of {source.name}")
+            split: stack(_read(builder, split, reading), _where(source, split))
             for split in sorted(builder.info.splits)
         }
 
@@ -222,7 +229,7 @@ _NAMES = ("class_name", "name")
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS draws bars and writes lines of its own, which a library should not."""
+    """Silences TFDS, which draws bars and prints."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

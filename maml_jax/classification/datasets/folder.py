@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from maml_jax.classification.datasets import builder
 from maml_jax.classification.datasets.images import SPLITS, ImageClasses, check_disjoint
@@ -18,7 +21,7 @@ from maml_jax.classification.datasets.listing import (
     source_of_files,
     split_folders,
 )
-from maml_jax.classification.datasets.messages import DataError
+from maml_jax.classification.datasets.messages import DataError, DataWarning
 from maml_jax.classification.datasets.reading import Reading
 
 
@@ -108,3 +111,25 @@ def split_classes(
                 f"{total} classes are too few to give {fraction:g} of them to split {split!r}."
             )
     return {split: classes.take(part) for split, part in parts.items() if len(part)}
+
+
+def usual_size(data_dir: Path, at_most: int = 200) -> int:
+    """The median of the shorter sides of a folder's images, pixels; 1 if none can be read.
+
+    Args:
+        data_dir: as in `load_folder`.
+        at_most: files to look at, evenly spaced in the order of their names.
+
+    Raises:
+        DataError: no such folder, no class folders, or folders in a class.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # `load_folder` gives them
+        classes = find_classes(data_dir)
+        files = [file for folders in classes.values() for file in list_images(folders)]
+    sides = []
+    for file in files[:: -(-len(files) // at_most)]:
+        # A broken image can raise nearly anything; `load_folder` names it.
+        with contextlib.suppress(Exception), Image.open(file.path) as image:
+            sides.append(min(image.size))
+    return int(np.median(sides or [1]))

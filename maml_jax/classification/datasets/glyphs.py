@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
+from maml_jax.checks import check_counts
 from maml_jax.classification.datasets.images import ImageClasses
-from maml_jax.types import check_counts
 
 _SCALE = 4  # drawn so much larger, then averaged down
 

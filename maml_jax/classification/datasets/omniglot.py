@@ -25,7 +25,7 @@ from maml_jax.classification.datasets.messages import (
 from maml_jax.classification.datasets.reading import Reading
 
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
-SHA256 = {  # of the official archives, for what is downloaded; a user's own are judged by content
+SHA256 = {  # of the official archives, for what is downloaded; a user's are checked by content
     "images_background.zip": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
     "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
 }
@@ -106,7 +106,7 @@ def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
             "they come with the code of prototypical networks (data/omniglot/splits/vinyals)."
         )
     lists: dict[str, list[str]] = {}
-    seen: dict[str, str] = {}
+    place: dict[str, str] = {}
     for split, name in LISTS.items():
         data = (folder / name).read_bytes()
         if describe_bytes(data):
@@ -121,9 +121,9 @@ def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
         for character in characters:
             if character not in known:
                 raise DataError(f"{folder / name} names {character!r}, which Omniglot has not.")
-            if character in seen:
-                raise DataError(f"{character} is in {seen[character]} and in {name} of {folder}.")
-            seen[character] = name
+            if character in place:
+                raise DataError(f"{character} is in {place[character]} and in {name} of {folder}.")
+            place[character] = name
         lists[split] = characters
     return lists
 

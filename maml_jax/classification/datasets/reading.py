@@ -9,8 +9,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from maml_jax.checks import check_counts
 from maml_jax.classification.datasets.messages import DataError, describe_bytes
-from maml_jax.types import check_counts
 
 RESAMPLINGS = {
     "lanczos": Image.Resampling.LANCZOS,

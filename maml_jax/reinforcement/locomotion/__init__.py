@@ -29,15 +29,22 @@ except ImportError as error:
         "'maml-jax[rl]' (in a checkout: pip install -c constraints.txt '.[rl]')"
     ) from error
 
-from maml_jax.reinforcement.locomotion.mujoco_physics import Solver
 from maml_jax.reinforcement.locomotion.physics import LARGEST, Motion, Physics
 from maml_jax.reinforcement.locomotion.shapes import Capsules, capsules
-from maml_jax.reinforcement.robots import BACKENDS, FAMILIES, PHYSICS, ROBOTS, TASKS, Family, Robot
+from maml_jax.reinforcement.robots import (
+    ACCURATE,
+    BACKENDS,
+    CONTACTS,
+    FAMILIES,
+    PHYSICS,
+    ROBOTS,
+    STANDARD,
+    TASKS,
+    Family,
+    Robot,
+    Solver,
+)
 
-# Deviations from MuJoCo's engine, and speeds: benchmarks/README.md.
-STANDARD = Solver(iterations=4, ls_iterations=8)
-FAST = Solver(iterations=1, ls_iterations=4)
-ACCURATE = Solver(iterations=100, ls_iterations=50)
 CPU_AT_ONCE = 200  # robots, at most: a batch that stays in a CPU's caches
 
 
@@ -61,7 +68,7 @@ def make_physics(
     if physics == "paper":
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a locomotion.Solver; received {solver!r}.")
-        checks.check_choice(solver.contacts, ("all", "feet"), "contacts")
+        checks.check_choice(solver.contacts, CONTACTS, "contacts")
         checks.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
         return _in_pieces(getattr(mujoco_physics, robot)(solver), 1)
     checks.check_choice(backend, BACKENDS, "backend")
@@ -139,7 +146,6 @@ __all__ = [
     "ACCURATE",
     "BACKENDS",
     "FAMILIES",
-    "FAST",
     "LARGEST",
     "PHYSICS",
     "ROBOTS",

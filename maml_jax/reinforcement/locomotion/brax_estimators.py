@@ -7,7 +7,7 @@ Each stands where one of ours does: `brax_advantages` in `Estimation`, `tanh_gau
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from maml_jax.networks import Gaussian, Policy, memoryless_policy, mlp
 from maml_jax.reinforcement.checks import check_number
 from maml_jax.reinforcement.environment import Environment, State
 from maml_jax.reinforcement.objectives import Samples, surrogate
-from maml_jax.types import Array, LossFn, Metrics, Params
+from maml_jax.types import Array, LossFn, Params
 
 
 def brax_advantages(
@@ -152,7 +152,7 @@ def brax_ppo_loss(policy: Policy, clip: float = 0.3, entropy_cost: float = 0.0) 
         "entropy_cost", entropy_cost, "of 0 or more and finite", lambda x: 0 <= x < math.inf
     )
 
-    def loss(params: Params, samples: Samples) -> tuple[Array, Metrics]:
+    def loss(params: Params, samples: Samples) -> tuple[Array, Mapping[str, Any]]:
         distribution: NormalTanh = policy.unroll(params, samples.observations)
         alive = samples.alive.astype(samples.advantages.dtype)
         share = jnp.mean(alive)

@@ -18,26 +18,11 @@ from mujoco import mjx
 
 from maml_jax.reinforcement.locomotion.physics import ASSETS, LARGEST, Motion, Physics
 from maml_jax.reinforcement.locomotion.quiet import quiet
-from maml_jax.reinforcement.robots import ROBOTS
+from maml_jax.reinforcement.robots import ROBOTS, Solver
 from maml_jax.types import Array
 
 POSITION_NOISE, VELOCITY_NOISE = 0.01, 0.1  # deviations at reset, in generalised coordinates
 ANT_HEIGHTS = (0.2, 1.0)  # of the torso, metres; an episode ends outside
-
-
-class Solver(NamedTuple):
-    """How contact and joint-limit forces are found, and which geometry touches the ground.
-
-    Attributes:
-        iterations: of Newton's method, at most.
-        ls_iterations: of each of its line searches, at most.
-        contacts: "all" geometry, as in the original files, or "feet" alone (for the cheetah: feet,
-            thighs and head), as Brax has it.
-    """
-
-    iterations: int
-    ls_iterations: int
-    contacts: str = "all"
 
 
 class _Inner(NamedTuple):
@@ -87,7 +72,7 @@ def half_cheetah(solver: Solver) -> Physics:
 
 
 def ant(solver: Solver) -> Physics:
-    """The ant: 41 observations, 8 actions; contact forces are neither seen nor charged for."""
+    """The ant: 41 observations, 8 actions; contact forces are neither observed nor charged for."""
     model = ant_model(solver)
     low, high = ANT_HEIGHTS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.core.config import ConfigError
-from experiments.few_shot import data
-from experiments.few_shot.config import Config, make_network
-from experiments.few_shot.sheet import contact_sheet
+from experiments.images.config import Config
+from experiments.images.data import explained, reading
+from experiments.images.figure import contact_sheet
+from experiments.images.network import make_network
 from maml_jax import adapt
 from maml_jax.classification import LabelledImages, cross_entropy
 from maml_jax.classification.losses import query_outputs
@@ -43,14 +45,14 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
         raise ConfigError("--mode=adapt needs --support=FOLDER and --classify=FOLDER.")
     if adapt_steps < 0:
         raise ConfigError(f"--adapt_steps must be 0 or more; received {adapt_steps}.")
-    names, labels, shown = data.labelled_images(Path(support), config)
+    names, labels, shown = labelled_images(Path(support), config)
     names = [printable(name) for name in names]
     if len(names) != config.num_ways:
         raise ConfigError(
             f"the model tells {config.num_ways} classes apart (--num_ways of its training); "
             f"{support} has {len(names)} class folders: {', '.join(names[:8])}."
         )
-    files, images = data.plain_images(Path(classify), config)
+    files, images = plain_images(Path(classify), config)
     files = [printable(name) for name in files]
     probabilities = classify_images(
         config,
@@ -79,7 +81,7 @@ def classify_images(
     params: Any,
     support: LabelledImages,
     images: jax.Array,
-    num_steps: int,
+    num_inner_steps: int,
 ) -> np.ndarray:
     """Probabilities [n, N] of images after adapting to a support."""
     network = make_network(config)
@@ -91,7 +93,7 @@ def classify_images(
             params,
             support,
             config.inner_lr,
-            num_steps,
+            num_inner_steps,
             mask=network.mask,
         )
         return jax.nn.softmax(
@@ -99,6 +101,57 @@ def classify_images(
         )
 
     return np.asarray(answer(params, support, images))
+
+
+def labelled_images(folder: Path, config: Config) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of classes, labels [n] and images [n, H, W, C] of a folder of class folders.
+
+    Raises:
+        ConfigError: no such folder, no images, broken ones, or folders in a class folder.
+    """
+    with explained():
+        from maml_jax.classification.datasets import DataError, listing
+
+        files = listing.list_images(listing.class_folders(folder))
+        if not files:
+            raise DataError(f"{folder} must hold a folder of images for each class; found none.")
+        listing.check_once({"support": files})
+        images = _decode(files, config, f"support {folder}")
+    names = sorted({file.class_name for file in files})
+    labels = np.array([names.index(file.class_name) for file in files], np.int32)
+    return names, labels, images
+
+
+def plain_images(folder: Path, config: Config) -> tuple[list[str], np.ndarray]:
+    """Names and images [n, H, W, C] of all images in a folder or below it.
+
+    Raises:
+        ConfigError: no such folder, no images, or broken ones.
+    """
+    with explained():
+        from maml_jax.classification.datasets import listing
+
+        files = listing.list_below(folder)
+        images = _decode(files, config, f"images {folder}")
+    return [file.name for file in files], images
+
+
+def _decode(files: list[Any], config: Config, where: str) -> np.ndarray:
+    """Images [n, H, W, C] of files; says what they were, and warns of those of nearly one value."""
+    from maml_jax.classification.datasets import builder, listing
+    from maml_jax.classification.datasets import images as image_sets
+
+    _, names, arrays, kinds = zip(
+        *builder.decoded(listing.contents(files), reading(config)), strict=True
+    )
+    images = np.stack(arrays)
+    flat = [names[i] for i in image_sets.nearly_one_value(images)]
+    image_sets.note_flat(flat, len(images), where)
+    described = image_sets.describe_files(Counter(kinds))
+    print(
+        printable(f"{where}: {len(images)} images read as {reading(config)} (files: {described})")
+    )
+    return images
 
 
 def _scaled(images: np.ndarray) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Figures of few-shot runs: accuracy, training, an episode; and a contact sheet of answers."""
+"""Figures of image runs: accuracy, training, an episode; and a contact sheet of answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PER_SHEET_ROW = 8
 MOST_ON_SHEET = 200
 
 
-def few_shot_sheet(
+def images_figure(
     path: Path,
     run: dict[str, Any],
     arrays: Mapping[str, np.ndarray],
@@ -55,14 +55,14 @@ def _draw_training(ax: Axes, metrics: list[dict[str, Any]], name: str, label: st
         smooth = np.convolve(trained, np.ones(window) / window, "valid")
         ax.plot(steps[window - 1 :], smooth, color=color, alpha=0.45, lw=1.2,
                 label=f"{title}: training")  # fmt: skip
-        judged = [e for e in entries if "validation/accuracy" in e and "accuracy" in name]
-        if judged:
+        validations = [e for e in entries if "validation/accuracy" in e and "accuracy" in name]
+        if validations:
             ax.plot(
-                [e["step"] for e in judged],
-                [e["validation/accuracy"] for e in judged],
+                [e["step"] for e in validations],
+                [e["validation/accuracy"] for e in validations],
                 color=color,
                 lw=1.4,
-                marker="o" if len(judged) == 1 else None,
+                marker="o" if len(validations) == 1 else None,
                 label=f"{title}: validation",
             )
     ax.set_title("during training")
@@ -78,15 +78,15 @@ def _draw_episode(figure: Any, arrays: Mapping[str, np.ndarray]) -> None:
     query, truth = arrays["episode/query"], arrays["episode/query_labels"]
     probabilities = arrays["episode/probabilities"]
     first = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:MOST_SHOWN]
-    asked = np.linspace(0, len(query) - 1, min(MOST_SHOWN, len(query))).astype(int)
-    columns = max(len(first), len(asked))
+    shown = np.linspace(0, len(query) - 1, min(MOST_SHOWN, len(query))).astype(int)
+    columns = max(len(first), len(shown))
     axes = figure.subplots(2, columns, squeeze=False)
     figure.suptitle("one test episode: support above, query below", fontsize=10)
     for ax in axes.ravel():
         ax.set_axis_off()
     for ax, index in zip(axes[0], first, strict=False):
         _draw_image(ax, support[index], NEUTRAL, f"class {labels[index] + 1}")
-    for ax, index in zip(axes[1], asked, strict=False):
+    for ax, index in zip(axes[1], shown, strict=False):
         guess = int(np.argmax(probabilities[index]))
         title = f"says {guess + 1} ({probabilities[index][guess]:.0%})"
         if guess != truth[index]:

@@ -1,4 +1,4 @@
-"""The images that few-shot experiments train, validate and test on, and those of a user."""
+"""The images that a run trains, validates and tests on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import functools
 import importlib.util
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
@@ -17,21 +15,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core import places
+from experiments.core import places, process
 from experiments.core.config import ConfigError
 from maml_jax.classification import ImageSet
 from maml_jax.text import printable
 
+KINDS = {"colour": (3, False), "grey": (1, False), "ink": (1, True)}  # channels; dark is 1
+SIZES = 16, 84  # pixels that the images of a folder are brought to, at least and at most
 GLYPH_CLASSES = {"train": 200, "val": 60, "test": 100}  # synthetic
 GLYPH_EXAMPLES = 20
 
 
 class Images(NamedTuple):
-    """The image sets of a run: those to train on in host memory, the others on the device."""
+    """The image sets of a run.
+
+    Attributes:
+        train: in host memory.
+        validation: on the device; None where the data has no such classes.
+        test: on the device.
+        spread: whether training spreads the classes of `train` over the devices.
+    """
 
     train: ImageSet
     validation: ImageSet | None
     test: ImageSet
+    spread: bool = False
 
 
 def load(config: Any) -> Images:
@@ -40,15 +48,15 @@ def load(config: Any) -> Images:
     Raises:
         ConfigError: the data is missing or is not what it should be.
     """
-    with _explained():
+    with explained():
         return _load(config.shared)
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Makes sentences for the command line of a data set's errors and warnings."""
     if importlib.util.find_spec("PIL") is None:
-        raise ConfigError("images need the extra `data`: pip install 'maml-jax[data]'.")
+        raise ConfigError("images need Pillow: pip install 'maml-jax[images]'.")
     from maml_jax.classification.datasets import DataError, DataWarning
 
     caught: list[warnings.WarningMessage] = []
@@ -75,10 +83,7 @@ def _load(config: Any) -> Images:
     places.cache_dir().mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(places.cache_dir() / ".lock"):  # one process prepares, the others wait
         splits = _read(config)
-    what = "synthetic glyphs"
-    if config.dataset != "synthetic":
-        what = f"{config.dataset} from {places.data_dir()}, read as {reading(config)}"
-    print(printable(f"data: {what}"), datasets.describe(splits), sep="\n", flush=True)
+    _describe(config, splits)
     for name in ("train", "test"):
         if name not in splits:
             raise datasets.DataError(f"the data has no split {name!r}; it has {', '.join(splits)}.")
@@ -95,12 +100,35 @@ def _load(config: Any) -> Images:
             {name: count for name, count in needed.items() if name in splits},
         )
     except datasets.DataError as error:
-        raise ConfigError(
-            f"{error} See --num_ways, --num_shots, --train_queries and --eval_queries."
-        ) from None
+        raise ConfigError(f"{error} See --num_ways, --num_shots and --train_queries.") from None
     sets = {name: classes.image_set for name, classes in splits.items()}
-    judging = {n: jax.tree.map(jnp.asarray, s) for n, s in sets.items() if n != "train"}
-    return Images(sets["train"], judging.get("val"), judging["test"])
+    spread = _is_spread(config, sets["train"])
+    on_device = {n: jax.tree.map(jnp.asarray, s) for n, s in sets.items() if n != "train"}
+    return Images(sets["train"], on_device.get("val"), on_device["test"], spread)
+
+
+def _describe(config: Any, splits: dict[str, Any]) -> None:
+    """Says what was read, and for a folder which flags would have it read in another way."""
+    from maml_jax.classification import datasets
+
+    what = "synthetic glyphs"
+    if config.dataset != "synthetic":
+        what = f"{config.dataset} from {places.data_dir()}, read as {reading(config)}"
+    if config.dataset == "folder":
+        what += f" (--image_size={config.image_size} --image_kind={config.image_kind})"
+    print(printable(f"data: {what}"), datasets.describe(splits), sep="\n", flush=True)
+
+
+def _is_spread(config: Any, image_set: ImageSet) -> bool:
+    """Whether classes are spread over devices: if half of what is left does not hold them whole."""
+    if config.data_placement != "auto":
+        return config.data_placement == "sharded"
+    available = process.available_memory()
+    if available is None or config.plain_methods or jax.device_count() == 1:
+        return False
+    if jax.default_backend() == "cpu":  # whose devices share one memory
+        available //= jax.local_device_count()
+    return np.asarray(image_set.images).nbytes > available / 2
 
 
 def _read(config: Any) -> dict[str, Any]:
@@ -152,56 +180,16 @@ def reading(config: Any) -> Any:
     """How the image files of a configuration's data set are read."""
     from maml_jax.classification.datasets import Reading
 
-    return Reading(config.image_size, config.channels, config.invert, config.resample)
+    return Reading(config.image_size, *KINDS[config.image_kind], config.resample)
 
 
-def labelled_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of classes, labels [n] and images [n, H, W, C] of a folder of class folders.
-
-    Raises:
-        ConfigError: no such folder, no images, broken ones, or folders in a class folder.
-    """
-    from maml_jax.classification.datasets import listing
-    from maml_jax.classification.datasets.messages import DataError
-
-    with _explained():
-        files = listing.list_images(listing.class_folders(folder))
-        if not files:
-            raise DataError(f"{folder} must hold a folder of images for each class; found none.")
-        listing.check_once({"support": files})
-        images = _decode(files, config, f"support {folder}")
-    names = sorted({file.class_name for file in files})
-    labels = np.array([names.index(file.class_name) for file in files], np.int32)
-    return names, labels, images
-
-
-def plain_images(folder: Path, config: Any) -> tuple[list[str], np.ndarray]:
-    """Names and images [n, H, W, C] of all images in a folder or below it.
+def size_of_folder() -> int:
+    """The side, pixels, that suits the images in the data folder: the usual shorter side of theirs.
 
     Raises:
-        ConfigError: no such folder, no images, or broken ones.
+        ConfigError: there are no images in it.
     """
-    from maml_jax.classification.datasets import listing
+    with explained():
+        from maml_jax.classification.datasets.folder import usual_size
 
-    with _explained():
-        files = listing.list_below(folder)
-        images = _decode(files, config, f"images {folder}")
-    return [file.name for file in files], images
-
-
-def _decode(files: list[Any], config: Any, where: str) -> np.ndarray:
-    """Images [n, H, W, C] of files; says what they were, and warns of those of nearly one value."""
-    from maml_jax.classification.datasets import builder, listing
-    from maml_jax.classification.datasets import images as image_sets
-
-    _, names, arrays, kinds = zip(
-        *builder.decoded(listing.contents(files), reading(config)), strict=True
-    )
-    images = np.stack(arrays)
-    flat = [names[i] for i in image_sets.nearly_one_value(images)]
-    image_sets.note_flat(flat, len(images), where)
-    described = image_sets.describe_files(Counter(kinds))
-    print(
-        printable(f"{where}: {len(images)} images read as {reading(config)} (files: {described})")
-    )
-    return images
+        return int(np.clip(usual_size(places.data_dir()), *SIZES))

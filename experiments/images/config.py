@@ -1,0 +1,290 @@
+"""Settings of the image experiments."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from experiments.core.config import (
+    BATCHING_HELP,
+    ConfigError,
+    check_fields,
+    option,
+    parse_batching,
+    without_swept,
+)
+from experiments.images import data
+from experiments.images.defaults import characters, photographs
+from maml_jax.classification import PROTOCOLS
+from maml_jax.classification.episodes import ROTATIONS
+from maml_jax.kernels.preferences import preferred
+from maml_jax.meta_gradient import MODES
+from maml_jax.networks.image import POOLINGS
+from maml_jax.networks.normalization import NORMS
+
+METHODS = ("maml", "pretrained", "nearest_neighbour", "random", "matching")
+OTHER_DATA = {"synthetic": ", synthetic glyphs", "folder": ", own images"}
+# Where results of a data set are compared with the paper's, its images are read in one way.
+FIXED: dict[str, dict[str, Any]] = {
+    "omniglot": {"image_kind": "ink"},
+    "mini_imagenet": {"image_kind": "colour", "resample": "lanczos"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a run on images.
+
+    Where the default is None or empty, the value follows from the data set, ways and shots
+    (`derived`); `config.json` records it.
+    """
+
+    dataset: str = option(
+        "synthetic",
+        "The images: Omniglot, MiniImagenet, a folder of your own (--data_dir) with a folder for "
+        "each class, or synthetic glyphs, for a try without data.",
+        choices=("omniglot", "mini_imagenet", "folder", "synthetic"),
+    )
+    methods: tuple[str, ...] = option(("maml",), "Methods to train and compare.", choices=METHODS)
+    num_ways: int = option(5, "N, classes of an episode.", minimum=2)
+    num_shots: int = option(1, "K, support images of a class.", minimum=1)
+    train_queries: int | None = option(
+        None, "Query images of a class in training. Default: K for characters, else 15.", minimum=1
+    )
+    meta_steps: int = option(60_000, "Meta-steps.", minimum=1)
+    num_tasks: int | None = option(
+        None,
+        "Episodes of a meta-batch. Default: 32 for characters (16 from 20 ways on), else 4.",
+        minimum=1,
+    )
+    inner_steps: int | None = option(
+        None,
+        "Inner gradient steps in meta-training. Default: 1 for characters of fewer than 20 ways, "
+        "else 5.",
+        minimum=0,
+    )
+    inner_lr: float | None = option(
+        None,
+        "Inner step size alpha, on the mean loss; the original's is on N times that. Default: 2.0 "
+        "for characters, else 0.05.",
+        above=0,
+        sweep=True,
+    )
+    meta_lr: float = option(1e-3, "Step size of the meta-optimizer, Adam.", above=0, sweep=True)
+    meta_gradient: str = option(
+        "auto",
+        "How the inner loop is differentiated. first_order drops second-order terms; the others "
+        "give the same results. auto: reverse for one inner step, where it is a tenth faster, and "
+        "mixed for more, where it needs less memory.",
+        choices=("auto", *MODES),
+    )
+    task_batching: str = option("auto", BATCHING_HELP)
+    network: str = option("conv", "Convolutional, or fully connected.", choices=("conv", "mlp"))
+    num_filters: int | None = option(
+        None, "Filters of each convolution. Default: 64 for characters, else 32.", minimum=1
+    )
+    image_size: int | None = option(
+        None,
+        "Height and width that images are brought to, pixels. Default: 28 for characters, 84 for "
+        "MiniImagenet, for a folder that of its images, from 16 to 84.",
+        minimum=8,
+    )
+    image_kind: str | None = option(
+        None,
+        "How images are read: in colour, grey, or as ink on paper (grey, dark is 1 and white is "
+        "0). Default: ink for characters, else colour.",
+        choices=tuple(data.KINDS),
+    )
+    rotations: str | None = option(
+        None,
+        "Turns by multiples of 90 degrees: each class of an episode at random (augment), or as "
+        "new classes. Default: augment for characters, else none.",
+        choices=ROTATIONS,
+    )
+    eval_tasks: int = option(600, "Test episodes.", minimum=2)
+    protocols: tuple[str, ...] = option(
+        ("transductive", "support_statistics"),
+        "Batch statistics of query images: all queries together (the paper), the support's, or "
+        "the support's with each query alone (slow).",
+        choices=PROTOCOLS,
+    )
+
+    clip: float | None = option(
+        None,
+        "Bound for each element of the meta-gradient; 0 for none.",
+        minimum=0,
+        internal=True,
+    )
+    num_layers: int = option(4, "Convolutional layers.", minimum=1, maximum=1_000, internal=True)
+    pooling: str | None = option(
+        None,
+        "Convolutions of stride 2 and a mean, or 2x2 max-pooling.",
+        choices=POOLINGS,
+        internal=True,
+    )
+    hidden_sizes: tuple[int, ...] = option(
+        (256, 128, 64, 64),
+        "Layers of the fully connected network.",
+        minimum=1,
+        repeats=True,
+        internal=True,
+    )
+    norm: str = option(
+        "batch",
+        "Normalisation; batch has an offset and no scale, as the original.",
+        choices=NORMS,
+        internal=True,
+    )
+    adapt_norm: bool = option(
+        False, "Adapt the parameters of normalisation in the inner loop.", internal=True
+    )
+    dtype: str = option(
+        "float32",
+        "Of activations; parameters stay float32.",
+        choices=("float32", "bfloat16"),
+        internal=True,
+    )
+    data_placement: str = option(
+        "auto",
+        "Training images whole on every device (replicated), or their classes spread over the "
+        "devices (sharded: slower, same results); auto: whole where they fit.",
+        choices=("auto", "replicated", "sharded"),
+        internal=True,
+    )
+    resample: str = option(
+        "lanczos",
+        "How images are resized.",
+        choices=("lanczos", "bilinear", "nearest"),
+        internal=True,
+    )
+    split_seed: int = option(
+        0, "Seed of splits that are drawn at random.", minimum=0, internal=True
+    )
+    split_fractions: tuple[float, ...] = option(
+        (0.64, 0.16, 0.2),
+        "Shares of classes for train, val and test, of a folder without such folders.",
+        minimum=0,
+        maximum=1,
+        repeats=True,
+        internal=True,
+    )
+    validate_every: int = option(500, "Meta-steps between validations.", minimum=1, internal=True)
+    validation_tasks: int = option(
+        200, "Validation episodes, to choose the model by.", minimum=2, internal=True
+    )
+    report_steps: int | None = option(
+        None,
+        "Gradient steps that the paper reports, and that the model is chosen by.",
+        minimum=0,
+        internal=True,
+    )
+    eval_steps: int = option(10, "Gradient steps of the evaluation.", minimum=0, internal=True)
+    eval_queries: tuple[int, ...] = option(
+        (),
+        "Query images of a class in the evaluation, each a row; 0: K. Empty: of a folder as in "
+        "training, else 0 and 15.",
+        minimum=0,
+        internal=True,
+    )
+    pretrain_steps: int = option(
+        10_000, "Training steps of the pretrained network.", minimum=1, internal=True
+    )
+    pretrain_images: int = option(
+        128, "Images a step for the pretrained network.", minimum=2, internal=True
+    )
+    steps_per_call: int | None = option(
+        None, "Meta-steps of one dispatch.", minimum=1, internal=True
+    )
+
+    def like(self) -> str:
+        """What the defaults are for: characters or photographs."""
+        return "photographs" if self.dataset in ("mini_imagenet", "folder") else "characters"
+
+    def derived(self) -> dict[str, Any]:
+        """Values of the fields that are None or empty."""
+        if self.like() == "photographs":
+            values = photographs(self.num_ways, self.num_shots, self.train_queries)
+        else:
+            values = characters(self.num_ways, self.num_shots)
+        values["eval_queries"] = (0, 15)
+        if self.dataset == "folder":
+            values["eval_queries"] = (values["train_queries"],)
+            del values["image_size"]  # that of the images
+        return values
+
+    def __post_init__(self):
+        for name, value in self.derived().items():
+            given = getattr(self, name)
+            if given is None or (isinstance(given, tuple) and not given):
+                object.__setattr__(self, name, value)
+        check_fields(self)
+        parse_batching(self.task_batching)
+        if type(self) is Config and self.dataset in FIXED:
+            raise ConfigError(
+                f"--dataset={self.dataset} has settings of its own: "
+                f"python -m experiments.{self.dataset}."
+            )
+        if self.eval_steps < self.report_steps:
+            raise ConfigError(
+                f"eval_steps must be at least report_steps={self.report_steps}; "
+                f"received {self.eval_steps}."
+            )
+        if self.data_placement == "sharded" and self.plain_methods:
+            raise ConfigError(
+                "data_placement='sharded' is for episodes; "
+                f"--methods={','.join(self.plain_methods)} trains on plain batches, with all "
+                "images on every device."
+            )
+        for name, value in FIXED.get(self.dataset, {}).items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"--{name} is {value} with --dataset={self.dataset}; "
+                    f"received {getattr(self, name)}."
+                )
+        if self.image_size is None:
+            object.__setattr__(self, "image_size", data.size_of_folder())
+
+    @property
+    def plain_methods(self) -> list[str]:
+        """The methods that train on batches of single images rather than on episodes."""
+        return [m for m in ("pretrained", "nearest_neighbour") if m in self.methods]
+
+    @property
+    def episode_sizes(self) -> tuple[Any, Any, Any]:
+        """N, K and Q of training."""
+        return self.num_ways, self.num_shots, self.train_queries
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return data.KINDS[self.image_kind][0]
+
+    @property
+    def batching(self) -> str | int:
+        """How the core batches tasks on a device."""
+        if self.task_batching != "auto":
+            return parse_batching(self.task_batching)
+        return preferred("batching")
+
+    @property
+    def shared(self) -> Config:
+        """The key of data and programs that members share."""
+        return without_swept(self)
+
+    @property
+    def mode(self) -> str:
+        """How the core differentiates the inner loop."""
+        if self.meta_gradient != "auto":
+            return self.meta_gradient
+        return "reverse" if self.inner_steps == 1 else "mixed"
+
+    @property
+    def setting(self) -> str:
+        """As results name it; other data than the paper's is named, and its numbers kept away."""
+        return f"{self.num_ways}-way {self.num_shots}-shot{OTHER_DATA.get(self.dataset, '')}"
+
+    @property
+    def maml_name(self) -> str:
+        """Name of the meta-learned method in stages and results."""
+        name = "first_order" if self.mode == "first_order" else "maml"
+        return name if self.network == "conv" else f"{name}, not convolutional"

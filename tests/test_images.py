@@ -1,0 +1,512 @@
+"""The experiments on images, end to end on small synthetic glyphs, and what users get wrong."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import images, mini_imagenet, omniglot, report
+from experiments.core import logbook, places, process, runner, tables
+from experiments.core.config import ConfigError, public_fields
+from experiments.images import __main__ as command
+from experiments.images import accuracy, adapt, data, stages
+from experiments.images.config import METHODS
+from experiments.images.evaluation import setting_of
+from experiments.images.figure import contact_sheet
+from experiments.images.network import make_network
+from maml_jax import member_mesh
+from maml_jax.classification import CLASS_SPECS, PROTOCOLS
+from maml_jax.memory import Advice
+
+SMALL = {
+    "dataset": "synthetic",
+    "num_ways": 3,
+    "meta_steps": 8,
+    "num_tasks": 4,
+    "network": "mlp",  # which compiles faster
+    "hidden_sizes": (8,),
+    "image_size": 8,
+    "validate_every": 4,
+    "validation_tasks": 8,
+    "report_steps": 1,
+    "eval_steps": 2,
+    "eval_tasks": 8,
+    "eval_queries": (2,),
+    "protocols": ("transductive",),
+    "pretrain_steps": 4,
+    "pretrain_images": 8,
+    "steps_per_call": 4,
+}
+EVERYTHING = {**SMALL, "methods": METHODS, "protocols": PROTOCOLS}
+MAML = "maml, not convolutional"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_glyphs():
+    """Fewer classes than the experiments draw: drawing them takes longer than these runs."""
+    before = dict(data.GLYPH_CLASSES)
+    data.GLYPH_CLASSES.update(train=8, val=5, test=5)
+    data._load.cache_clear()
+    yield
+    data.GLYPH_CLASSES.update(before)
+    data._load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    return workdir, runner.run(omniglot.EXPERIMENT, workdir, omniglot.Config(**EVERYTHING))
+
+
+@pytest.fixture(scope="module")
+def loaded(finished):
+    return runner.load(omniglot.EXPERIMENT, finished[0])
+
+
+def test_all_methods_are_tested_in_all_protocols(finished):
+    workdir, results = finished
+    for name in ("config.json", "metrics.jsonl", "results.json", "figure.png", "evaluation.npz"):
+        assert (workdir / name).stat().st_size > 0
+    assert results["experiment"] == "omniglot"
+    assert {row["setting"] for row in results["rows"]} == {
+        f"3-way 1-shot, synthetic glyphs, 2 queries{protocol}"
+        for protocol in ("", ", support statistics", ", one query at a time")
+    }
+    steps = {}
+    for row in results["rows"]:
+        assert row["metric"] == "accuracy"
+        assert 0 <= row["mean"] <= 1
+        assert row["num_tasks"] == 8
+        asked = steps.setdefault(row["method"], set())
+        if row["method"] in (MAML, "matching nets"):
+            assert row["best_step"] in (4, 8)
+            assert 0 <= row["validation_accuracy"] <= 1
+        if "one query" in row["setting"]:
+            assert row["gradient_steps"] in (1, None)  # after the reported step alone
+        asked.add(row["gradient_steps"])
+    assert steps == {
+        MAML: {0, 1, 2},
+        "fine-tuning": {0, 1, 2},
+        "random": {0, 1, 2},
+        "nearest neighbour": {None},
+        "matching nets": {None},
+    }
+
+
+def test_the_model_is_chosen_on_validation_episodes(finished):
+    workdir, _ = finished
+    entries = [e for e in logbook.read_metrics(workdir) if e["stage"] == MAML]
+    validated = [(e["validation/accuracy"], e["step"]) for e in entries]
+    assert [step for _, step in validated] == [4, 8]
+    best = max(accuracy for accuracy, _ in validated)
+    first = next(step for accuracy, step in validated if accuracy == best)
+    with np.load(workdir / "evaluation.npz") as arrays:
+        assert arrays[f"best_step/{MAML}"] == first
+
+
+def test_episodes_hold_images_of_their_own_split_alone():
+    """Looked for pixel by pixel, in each of the four turns."""
+    config = omniglot.Config(**SMALL)
+    sets = data.load(config)
+    drawn = accuracy.validation_episodes(config.shared)
+    pixels = np.concatenate([drawn.support.images, drawn.query.images], axis=1)
+    episodes = np.rint(pixels.reshape(-1, 8, 8) * 255).astype(np.uint8)
+    held = lambda split: {image.tobytes() for image in np.asarray(split.images).reshape(-1, 8, 8)}
+    where = {name: held(getattr(sets, name)) for name in ("train", "validation", "test")}
+    for image in episodes:
+        turned = {np.rot90(image, k).tobytes() for k in range(4)}
+        assert turned & where["validation"]
+        assert not turned & (where["train"] | where["test"])
+
+
+def test_members_are_the_runs_alone(finished, tmp_path):
+    """Two step sizes, trained together; the second is the run that was trained alone."""
+    settings = omniglot.Config(**{**SMALL, "inner_lr": 0.5})
+    summary = runner.run(omniglot.EXPERIMENT, tmp_path, settings, swept={"inner_lr": (0.5, 2.0)})
+    assert list(summary["members"]) == ["seed=0,inner_lr=0.5", "seed=0,inner_lr=2.0"]
+    (member,) = report.find_runs([tmp_path / "seed=0,inner_lr=2.0"])
+    assert member["config"]["inner_lr"] == 2.0
+    alone = {(r["setting"], r["gradient_steps"]): r for r in finished[1]["rows"][:3]}
+    for row in member["rows"]:
+        same = alone[row["setting"], row["gradient_steps"]]
+        np.testing.assert_allclose(row["mean"], same["mean"], atol=1e-6)
+        assert row["best_step"] == same["best_step"]
+        assert row["inner_lr"] == 2.0
+
+
+class TestWhereImagesLie:
+    def placed(self, monkeypatch, available, **changes):
+        """The stage, its data on four of the devices, and whether classes are spread."""
+        monkeypatch.setattr(process, "available_memory", lambda: available)
+        data._load.cache_clear()
+        (stage,) = stages.make_stages(omniglot.Config(**SMALL, **changes))
+        mesh = member_mesh(1, 4, jax.devices()[:4])
+        return stage, stage.data(mesh)[0].images
+
+    def test_whole_where_they_fit(self, monkeypatch, capsys):
+        stage, placed = self.placed(monkeypatch, 1_000_000_000)
+        assert stage.data_specs == jax.sharding.PartitionSpec()
+        assert placed.sharding.is_fully_replicated
+        assert "training images: 0 MB on each of 4 device(s), whole" in capsys.readouterr().out
+
+    def test_spread_where_they_do_not(self, monkeypatch, capsys):
+        stage, placed = self.placed(monkeypatch, 10_000)
+        assert stage.data_specs == (CLASS_SPECS,)
+        assert {shard.data.shape[0] for shard in placed.addressable_shards} == {2}  # of 8 classes
+        assert "4 device(s), classes spread over the devices" in capsys.readouterr().out
+
+    def test_plain_batches_need_them_whole(self, monkeypatch):
+        stage, _ = self.placed(monkeypatch, 10_000, methods=("nearest_neighbour",))
+        assert stage.data_specs == jax.sharding.PartitionSpec()
+        with pytest.raises(ConfigError, match="--methods=pretrained trains on plain batches"):
+            omniglot.Config(**SMALL, data_placement="sharded", methods=("pretrained",))
+
+
+def test_table_puts_methods_without_steps_in_a_column_of_their_own(finished):
+    table = tables.group_table([finished[1]])
+    header = table.splitlines()[0]
+    assert "(none)" in header
+    assert "nearest neighbour" in table
+    assert "random initialisation" in table
+
+
+def write_images(where, names, count=2, kind="png"):
+    for i, name in enumerate(names):
+        (where / name).mkdir(parents=True)
+        for j in range(count):
+            array = np.full((20, 14), 255 - 60 * i - j, np.uint8)
+            Image.fromarray(array).save(where / name / f"{j}.{kind}")
+
+
+@pytest.fixture
+def users_folders(tmp_path):
+    """Three labelled classes, and four images to classify."""
+    write_images(tmp_path / "support", ["alpha", "beta", "gamma"])
+    write_images(tmp_path / "asked", ["."], 4, "bmp")
+    return tmp_path / "support", tmp_path / "asked"
+
+
+def test_adapting_to_a_users_images_writes_answers_and_a_sheet(loaded, users_folders, capsys):
+    workdir = loaded.workdir
+    adapt.adapt_to_images(loaded, *map(str, users_folders), adapt_steps=2)
+    with (workdir / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["0.bmp", "1.bmp", "2.bmp", "3.bmp"]
+    for row in rows:
+        shares = {name: float(row[f"p({name})"]) for name in ("alpha", "beta", "gamma")}
+        assert abs(sum(shares.values()) - 1) < 1e-3
+        assert row["predicted"] == max(shares, key=shares.get)
+    with Image.open(workdir / "predictions.png") as sheet:
+        assert sheet.width > 500
+    assert "classified 4 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, a: shutil.rmtree(s / "gamma"), r"3 classes apart .* has 2 class folders: alpha"),
+        (lambda s, a: shutil.rmtree(a), "asked is not a folder"),
+        (lambda s, a: [p.unlink() for p in a.iterdir()], "asked has no images"),
+        (lambda s, a: (a / "0.bmp").write_bytes(b"BM, but no more"), "asked/0.bmp is a broken"),
+        (lambda s, a: shutil.rmtree(s), "support is not a folder"),
+        (lambda s, a: (s / "alpha" / "more").mkdir(), "support/alpha holds folders: more"),
+        (
+            lambda s, a: (s / "delta").symlink_to("gone"),
+            "support/delta -> gone.*lead nowhere|1 link",
+        ),
+        (lambda s, a: (a / "x.png").symlink_to("gone"), "asked/x.png -> gone"),
+        (lambda s, a: (s / "beta" / "9.png").hardlink_to(s / "alpha" / "0.png"), "are one file"),
+    ],
+)
+def test_what_cannot_be_adapted_to_is_named(loaded, users_folders, change, message):
+    change(*users_folders)
+    with pytest.raises(ConfigError, match=message):
+        adapt.adapt_to_images(loaded, *map(str, users_folders), adapt_steps=2)
+
+
+def test_names_harm_neither_terminal_nor_table_nor_figure(loaded, users_folders, capsys):
+    support, asked = users_folders
+    names = ["$x_{$", "a\x1b[31m,\nred", os.fsdecode(b"\xff.bmp")]
+    (support / "alpha").rename(support / names[0])
+    (support / "beta").rename(support / names[1])
+    (asked / "0.bmp").rename(asked / names[2])
+    (asked / "sub").mkdir()
+    (asked / "1.bmp").rename(asked / "sub" / "$$$.bmp")
+    (asked / "notes\x1b.txt").touch()
+    adapt.adapt_to_images(loaded, str(support), str(asked), adapt_steps=1)
+    with (loaded.workdir / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows[1:]] == ["2.bmp", "3.bmp", r"\udcff.bmp", "sub/$$$.bmp"]
+    assert rows[0][2:] == ["p($x_{$)", r"p(a\x1b[31m,\nred)", "p(gamma)"]
+    printed = capsys.readouterr()
+    assert r"asked (not images): notes\x1b.txt" in printed.err
+    assert "6 images of" in printed.err  # each is of one value
+    assert "asked: 4 images read as 8x8 pixels, grey, inverted" in printed.out
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_adapting_asks_for_both_folders(loaded):
+    with pytest.raises(ConfigError, match="needs --support=FOLDER and --classify=FOLDER"):
+        adapt.adapt_to_images(loaded, "", "", 1)
+
+
+def write_photographs(where, classes, size=(20, 15)):
+    """Four images of each class, in colour."""
+    rng = np.random.default_rng(0)
+    for split, count in classes.items():
+        for c in range(count):
+            (where / split / f"{split}{c}").mkdir(parents=True)
+            for i in range(4):
+                array = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+                Image.fromarray(array).save(where / split / f"{split}{c}" / f"{i}.jpg")
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    write_photographs(tmp_path / "mine", {"train": 4, "val": 3, "test": 3})
+    (tmp_path / "mine" / "notes.txt").touch()
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "mine"))
+    monkeypatch.setenv("MAML_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "mine"
+
+
+FOLDER = {
+    **{name: value for name, value in SMALL.items() if name not in ("image_size", "eval_queries")},
+    "dataset": "folder",
+    "meta_steps": 4,
+    "train_queries": 1,
+    "inner_steps": 1,
+}
+
+
+def test_a_folder_of_photographs_is_trained_on(photographs, tmp_path, capsys):
+    settings = images.Config(**FOLDER)
+    results = runner.run(images.EXPERIMENT, tmp_path / "run", settings)
+    assert results["experiment"] == "images"
+    assert {row["setting"] for row in results["rows"]} == {"3-way 1-shot, own images"}
+    printed = capsys.readouterr()
+    assert "few-shot classification of images" in printed.out
+    assert "characters" not in printed.out
+    block = printed.out.index(
+        f"data: folder from {photographs}, read as 16x16 pixels, colour, not inverted (dark is 0) "
+        "(--image_size=16 --image_kind=colour)"
+    )
+    train = printed.out.index("\n  train: 4 classes of 4 images (files: colour, 15x20 pixels)\n")
+    assert block < train < printed.out.index("step")
+    assert "note: skipped in" in printed.err
+    assert "notes.txt" in printed.err
+    assert "paper" not in tables.group_table([results]).splitlines()[0]
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (stored["image_size"], stored["image_kind"]) == (16, "colour")
+    assert stored["eval_queries"] == [1]  # as in training
+
+
+def test_a_folder_that_is_too_small_names_the_flags(photographs):
+    with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*0 \(4\).*--num_shots"):
+        data.load(images.Config(**{**FOLDER, "num_shots": 4}))
+    with pytest.raises(ConfigError, match="4-way episodes need 4 or more"):
+        data.load(images.Config(**{**FOLDER, "num_ways": 4}))
+
+
+@pytest.mark.parametrize(("side", "expected"), [(12, 16), (50, 50), (300, 84)])
+def test_images_of_a_folder_keep_their_size_within_bounds(tmp_path, monkeypatch, side, expected):
+    write_photographs(tmp_path, {"train": 1, "test": 1}, (side, side + 9))
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
+    config = images.Config(dataset="folder")
+    assert (config.image_size, config.channels) == (expected, 3)
+    make_network(config)  # is deep enough for the smallest
+    asked = images.Config(dataset="folder", image_size=20, image_kind="ink")
+    assert (asked.image_size, asked.channels) == (20, 1)
+    assert str(data.reading(asked)) == "20x20 pixels, grey, inverted (dark is 255)"
+
+
+def test_without_pillow_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"need Pillow: pip install 'maml-jax\[images\]'"):
+        data.load(omniglot.Config(**SMALL))
+
+
+def test_missing_data_is_a_sentence_and_claims_no_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
+    with pytest.raises(ConfigError, match="found no MiniImagenet in"):
+        runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config())
+    with pytest.raises(ConfigError, match="found no MiniImagenet in"):  # not: another config
+        runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(num_shots=5))
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
+        images.Config(dataset="folder")
+
+
+def test_what_needs_validation_classes_is_refused_before_training(monkeypatch):
+    sets = data.load(omniglot.Config(**EVERYTHING))._replace(validation=None)
+    monkeypatch.setattr(data, "load", lambda config: sets)
+    with pytest.raises(ConfigError, match=r"--methods=pretrained,random: .* has none"):
+        stages.make_stages(omniglot.Config(**EVERYTHING))
+    (alone,) = stages.make_stages(omniglot.Config(**SMALL))
+    assert alone.score is None
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (omniglot.Config, (1, 32, 1, 3, 2.0, 0.0)),
+        (lambda: omniglot.Config(num_shots=5), (5, 32, 1, 3, 2.0, 0.0)),
+        (lambda: omniglot.Config(num_ways=20), (1, 16, 5, 5, 2.0, 0.0)),
+        (lambda: omniglot.Config(num_ways=20, inner_steps=0), (1, 16, 0, 5, 2.0, 0.0)),
+        # The original clips at 10 a loss that is 75 (1-shot) or 15 (5-shot) times the mean.
+        (mini_imagenet.Config, (15, 4, 5, 10, 0.05, 10 / 75)),
+        (lambda: mini_imagenet.Config(num_shots=5), (15, 4, 5, 10, 0.05, 10 / 15)),
+        (lambda: mini_imagenet.Config(train_queries=5), (5, 4, 5, 10, 0.05, 10 / 25)),
+        (lambda: mini_imagenet.Config(dataset="synthetic"), (15, 4, 5, 10, 0.05, 10 / 75)),
+        (images.Config, (1, 32, 1, 3, 2.0, 0.0)),
+        (lambda: images.Config(dataset="folder", image_size=20), (15, 4, 5, 10, 0.05, 10 / 75)),
+    ],
+)
+def test_each_cell_has_the_papers_settings(make, expected):
+    config = make()
+    values = (
+        config.train_queries,
+        config.num_tasks,
+        config.inner_steps,
+        config.report_steps,
+        config.inner_lr,
+        config.clip,
+    )
+    assert values == expected
+    assert (config.meta_steps, config.meta_lr) == (60_000, 1e-3)
+
+
+def test_every_dataset_has_one_command():
+    for line, name in (
+        (["--workdir=x", "--dataset=omniglot"], "omniglot"),
+        (["--dataset", "mini_imagenet", "--num_shots=5"], "mini_imagenet"),
+        (["--dataset=folder"], "images"),
+        (["--preset=quick"], "images"),
+    ):
+        assert command.chosen(line).name == name
+    with pytest.raises(ConfigError, match=r"--dataset must be one of omniglot, mini_imagenet, fol"):
+        images.Config(dataset="cifar")
+    with pytest.raises(ConfigError, match=r"one of omniglot, synthetic; received 'folder'"):
+        omniglot.Config(dataset="folder")
+    with pytest.raises(ConfigError, match=r"python -m experiments\.mini_imagenet"):
+        images.Config(dataset="mini_imagenet")
+
+
+def test_settings_with_a_flag_are_few():
+    assert len(public_fields(images.Config)) <= 18
+    assert {f.name for f in public_fields(omniglot.Config)} - {
+        f.name for f in public_fields(images.Config)
+    } == {"splitting"}
+
+
+def test_tasks_may_go_in_chunks():
+    assert omniglot.Config(**SMALL).batching == "scan"  # on a CPU
+    assert omniglot.Config(**SMALL, task_batching="8").batching == 8
+    assert omniglot.Config(**SMALL, task_batching="vmap").batching == "vmap"
+    with pytest.raises(ConfigError, match="scan, vmap or a number of tasks; received 'some'"):
+        omniglot.Config(**SMALL, task_batching="some")
+
+
+def test_the_mode_follows_the_number_of_inner_steps():
+    assert omniglot.Config().mode == "reverse"
+    assert omniglot.Config(num_ways=20).mode == "mixed"
+    assert omniglot.Config(meta_gradient="remat").mode == "remat"
+    first_order = omniglot.Config(meta_gradient="first_order")
+    assert first_order.mode == first_order.maml_name == "first_order"
+    assert dataclasses.replace(first_order, network="mlp").maml_name == (
+        "first_order, not convolutional"
+    )
+
+
+def test_settings_that_differ_from_the_papers_are_named():
+    config = omniglot.Config(num_shots=5)
+    assert setting_of(config, 5, "transductive") == "5-way 5-shot"
+    assert setting_of(config, 15, "transductive") == "5-way 5-shot, 15 queries"
+    assert setting_of(config, 5, "one_query") == "5-way 5-shot, one query at a time"
+
+
+def test_each_element_of_the_meta_gradient_is_bounded():
+    optimizer = stages._optimizer(mini_imagenet.Config())
+    params = {"w": np.zeros(1, np.float32)}
+    # Adam's first moment is a tenth of the first gradient that reaches it.
+    _, state = optimizer.update({"w": np.full(1, 1e3, np.float32)}, optimizer.init(params), params)
+    np.testing.assert_allclose(state[1][0].mu["w"], 0.1 * 10 / 75, rtol=1e-5)
+
+
+def test_too_little_memory_is_answered_with_a_flag(monkeypatch, capsys):
+    """On one device; the CPU's devices share their memory."""
+    config = omniglot.Config(**SMALL, task_batching="vmap", meta_gradient="reverse")
+    (stage,) = stages.make_stages(config)
+    mesh = member_mesh(1, 4, jax.devices()[:1])
+    capsys.readouterr()
+    for available, text in ((None, ""), (10**9, "")):
+        monkeypatch.setattr(process, "available_memory", lambda found=available: found)
+        stage.before_training(mesh)
+        assert capsys.readouterr().err == text
+    monkeypatch.setattr(process, "available_memory", lambda: 0)
+    monkeypatch.setattr(stages, "advise", lambda *args, **named: stages_advice(named))
+    stage.before_training(mesh)
+    assert capsys.readouterr().err == (
+        "warning: the meta-gradient of 4 tasks at once needs 2 MB on each device, and 0 MB are "
+        "left. --meta_gradient=mixed --task_batching=scan fits.\n"
+    )
+
+
+def stages_advice(named):
+    assert named == {"mode": "reverse", "tasks_at_once": 4, "available": 0}
+    return Advice(2_000_000, 0, {"mode": "mixed", "batching": "scan"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_ways": 1}, "--num_ways must be 2 or more"),
+        ({"eval_steps": 2}, "eval_steps must be at least report_steps=3; received 2"),
+        ({"image_kind": "colour"}, "--image_kind is ink with --dataset=omniglot; received colour"),
+        ({"image_kind": "green"}, "--image_kind must be one of colour, grey, ink"),
+        ({"rotations": "flip"}, "--rotations must be one of none, augment, classes"),
+        ({"methods": ("maml", "svm")}, "--methods must be one of"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        omniglot.Config(**fields)
+
+
+def test_a_network_that_does_not_fit_is_a_sentence():
+    with pytest.raises(ConfigError, match="too small for 4 times 2x2"):
+        make_network(omniglot.Config(pooling="max", image_size=12))
+
+
+def test_a_configuration_survives_its_json(finished, loaded):
+    stored = json.loads((finished[0] / "config.json").read_text())["config"]
+    assert stored["inner_steps"] == 1  # worked out, not null
+    assert loaded.settings == omniglot.Config(**EVERYTHING)
+
+
+def test_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
+    assert places.data_dir() == tmp_path
+    monkeypatch.delenv("MAML_JAX_DATA")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "x"))
+    monkeypatch.setattr(places.sys, "platform", "linux")
+    assert places.data_dir() == tmp_path / "x" / "maml_jax"
+    monkeypatch.setenv("MAML_JAX_DATA", "~no_such_user_at_all/data")
+    with pytest.raises(ConfigError, match=r"MAML_JAX_DATA=~no_such.*no home folder is known"):
+        places.data_dir()
+
+
+def test_contact_sheet_of_many_images(tmp_path):
+    pictures = np.zeros((3, 5, 5, 3), np.uint8)
+    path = tmp_path / "sheet.png"
+    names = [f"a class with ${i}$ and quite a long name" for i in range(3)]
+    contact_sheet(path, names, np.arange(3), pictures, ["x.png"] * 3, pictures, np.eye(3))
+    with Image.open(io.BytesIO(path.read_bytes())) as sheet:
+        assert sheet.format == "PNG"
