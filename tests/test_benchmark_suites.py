@@ -98,8 +98,8 @@ def test_the_benchmarks_train_what_the_experiments_train():
             config.num_tasks,
             config.inner_steps,
             config.inner_lr,
-            config.image_shape,
-        ) == (case.queries, case.tasks, case.steps, case.inner_lr, case.image_shape)
+            config.image_size,
+        ) == (case.queries, case.tasks, case.steps, case.inner_lr, case.image_shape[0])
 
 
 @pytest.mark.slow
