@@ -1,7 +1,14 @@
 """Model-agnostic meta-learning: Algorithm 1 of the paper and nothing else.
 
 Finn, Abbeel, Levine 2017, arXiv 1703.03400v3; docs/algorithm.md has its lines beside these. Every
-function is pure. Parameters and batches are pytrees that nothing here looks into.
+function is pure and raises ValueError or TypeError for what does not fit. Shared arguments:
+
+    loss_fn          loss_fn(params, batch) -> (scalar loss, metrics), for one task
+    params           theta, any pytree; floating-point leaves are adapted, others pass through
+    inner_lr         alpha: a number, or a pytree prefix of params (differentiable); for steps that
+                     differ, PerStep(rates) with a leading axis of S
+    num_inner_steps  S, a Python int
+    **inner          mask, mode, inner_optimizer, batch_per_step: see `inner_loop.Inner`
 """
 
 from __future__ import annotations
@@ -28,21 +35,8 @@ def inner_update(
 ) -> tuple[Params, Metrics]:
     """Takes one gradient step on one task: theta' = theta - alpha grad L(theta) (lines 5, 6).
 
-    Args:
-        loss_fn: `loss_fn(params, batch) -> (scalar loss, metrics)` for one task.
-        params: theta, any pytree; floating-point leaves are adapted, others pass through.
-        batch: the task's support batch, any pytree.
-        inner_lr: alpha: a number, or a pytree prefix of `params` whose leaves broadcast against
-            the leaves below them. Differentiable.
-        mask: what is adapted: a pytree prefix of `params` of bools, or a function from `params`
-            to one. The rest stays, and still gets its meta-gradient.
-        mode: how the step is differentiated, one of `meta_gradient.MODES`.
-
     Returns:
         theta' in the form of `params`; and the metrics of `loss_fn` with `"loss"`, at theta.
-
-    Raises:
-        ValueError, TypeError: a loss, rate, mask, mode or batch that is not as described.
     """
     part = inner_loop.partition(params, mask)
     theta, alpha = part.selected, part.rates(inner_lr)
@@ -58,49 +52,34 @@ def adapt(
     inner_lr: InnerRate,
     num_inner_steps: int = 1,
     *,
-    inner_optimizer: optax.GradientTransformation | None = None,
-    mask: Mask = None,
-    mode: str = "reverse",
-    batch_per_step: bool = False,
     monitor: Callable[[Params], PyTree] | None = None,
+    **inner: Unpack[Inner],
 ) -> tuple[Params, Any]:
-    """Adapts to one task: `inner_update`, S times. Arguments not listed are those of it.
-
-    Args:
-        support: the support batch, the same in every step unless `batch_per_step`.
-        inner_lr: alpha, or `PerStep(rates)` with a leading axis of S.
-        num_inner_steps: S, 0 or more. A Python int.
-        inner_optimizer: any optax transformation, started afresh; alpha times what it returns is
-            added, so it has to point downhill, and `optax.adam(0.01)` goes with `inner_lr=1.0`. It
-            receives the loss as `value=` and the gradient as `grad=`. Default: minus the gradient.
-        batch_per_step: whether every leaf of `support` has a leading axis of S, a batch a step.
-        monitor: a function of the parameters, evaluated before the first and after each step.
+    """Adapts to one task: `inner_update`, S times.
 
     Returns:
         The adapted parameters; and the metrics of each step [S], taken before the step. With a
-        `monitor` the second is the pair `(metrics, monitored)`, the latter [S + 1].
-
-    Raises:
-        ValueError, TypeError: as `inner_update`; rates or batches for another number of steps; an
-            optimizer that needs more than it receives.
+        `monitor`, a function of the parameters, the second is the pair `(metrics, monitored)`, the
+        latter before the first and after each step [S + 1].
     """
-    part = inner_loop.partition(params, mask)
+    options = inner_loop.options(**inner)
+    part = inner_loop.partition(params, options.mask)
     per_step, of_step = inner_loop.schedule(
-        part, inner_lr, support, num_inner_steps, batch_per_step
+        part, inner_lr, support, num_inner_steps, options.batch_per_step
     )
-    loss = part.loss(loss_fn)
+    loss, mode, optimizer = part.loss(loss_fn), options.mode, options.inner_optimizer
 
     def step(carry: Any, own: Any) -> Any:
         (theta, state), (alpha, batch) = carry, of_step(own)
-        if inner_optimizer is None:
+        if optimizer is None:
             new, metrics = inner_update(loss, theta, batch, alpha, mode=mode)
         else:
             new, state, metrics = optimizers.inner_update(
-                inner_optimizer, loss, theta, state, batch, alpha, mode
+                optimizer, loss, theta, state, batch, alpha, mode
             )
         return (new, state), (metrics, monitor and monitor(part.combine(theta)))
 
-    start = part.selected, inner_optimizer and inner_optimizer.init(part.selected)
+    start = part.selected, optimizer and optimizer.init(part.selected)
     (theta, _), (metrics, monitored) = inner_loop.repeat(
         step, start, per_step, num_inner_steps, recompute=mode == "remat"
     )
@@ -122,20 +101,12 @@ def meta_loss(
 ) -> tuple[Array, Metrics]:
     """The loss on a task's query batch after adapting on its support batch (section 2.2).
 
-    Its gradient in `params` is the task's term of the meta-gradient (line 8).
-
-    Args:
-        loss_fn: the inner loss; `params`, `inner_lr` and `num_inner_steps` are those of `adapt`.
-        task: support and query batch.
-        outer_loss: the loss on the query batch, in the form of `loss_fn`; default `loss_fn`.
-        **inner: `inner_optimizer`, `mask`, `mode` and `batch_per_step` of `adapt`.
+    Its gradient in `params` is the task's term of the meta-gradient (line 8). `outer_loss` is the
+    loss on the query batch, in the form of `loss_fn`, which is the default.
 
     Returns:
         The query loss, a scalar; and `{"support": ..., "query": ...}`: the metrics of each inner
         step [S] and those on the query batch, both with `"loss"`.
-
-    Raises:
-        ValueError, TypeError: as `adapt`; a task that does not fit the losses.
     """
     outer = checks.checked_outer_loss(loss_fn, outer_loss, task)
     adapted, support = adapt(loss_fn, params, task.support, inner_lr, num_inner_steps, **inner)
@@ -155,16 +126,10 @@ def meta_step(
 ) -> tuple[Params, PyTree, Metrics]:
     """Takes one meta-step: theta <- theta - beta grad sum_i L_i(theta_i') (lines 4 to 8).
 
-    Args:
-        task_loss: `task_loss(params, task) -> (loss, metrics)` for one task: a meta-learner's, or
-            `functools.partial(meta_loss, loss_fn, inner_lr=0.1)`.
-        params: the meta-parameters theta, floating-point leaves only.
-        optimizer_state: `meta_optimizer.init(params)`, or from the step before.
-        tasks: a leading axis of T on every leaf; on a device mesh, this device's tasks.
-        meta_optimizer: any optax transformation, for the mean over tasks. It receives the mean
-            loss as `value=` and the gradient as `grad=`, if it takes them.
-        batching: tasks at once, see `maml_jax.batching`.
-        single_out: see `task_gradients.sum_gradient`.
+    `task_loss(params, task)` is a meta-learner's loss, or `functools.partial(meta_loss, loss_fn,
+    inner_lr=0.1)`; `tasks` has a leading axis of T (on a device mesh, this device's tasks), and
+    `batching` says how many are taken at once (`maml_jax.batching`). The optimizer gets the mean
+    over tasks, with the loss as `value=` and the gradient as `grad=`, if it takes them.
 
     Returns:
         theta, the optimizer's state, and metrics: the means of `task_loss`'s over tasks, `"loss"`,

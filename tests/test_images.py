@@ -344,6 +344,9 @@ def test_missing_data_is_a_sentence_and_claims_no_directory(tmp_path, monkeypatc
         runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config())
     with pytest.raises(ConfigError, match="found no MiniImagenet in"):  # not: another config
         runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(num_shots=5))
+    write_photographs(tmp_path, {"train": 2, "val": 1, "test": 1})
+    with pytest.raises(ConfigError, match=r"64 classes; found 2\. .* with --dataset=folder"):
+        data.load(mini_imagenet.Config())
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
         images.Config(dataset="folder")
