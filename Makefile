@@ -57,7 +57,7 @@ bench-peers: $(PEERS)/.ready ## the same meta-steps in PyTorch libraries, side b
 	@$(PEERS)/bin/python -m benchmarks.run --suite=image_peers
 
 test-peers: $(PEERS)/.ready ## that PyTorch's libraries give our meta-gradients; PEER_TESTS= for all
-	@$(PEERS)/bin/python -m pytest -o addopts=-q -m '$(PEER_TESTS)' -k contenders tests/test_benchmarks.py
+	@$(PEERS)/bin/python -m pytest -o addopts=-q -m '$(PEER_TESTS)' tests/test_benchmark_peers.py
 
 clean: ## remove environments, caches and the demo's run
 	rm -rf $(VENV) $(PEERS) $(RUNS)/demo build dist *.egg-info .pytest_cache .ruff_cache

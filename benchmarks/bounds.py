@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -10,23 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from benchmarks.harness import rotating, sample_times
+from benchmarks.harness import Row, rotating, sample_times
 from maml_jax import task_mesh
-from maml_jax.batching import TASK_AXIS, place
+from maml_jax.mesh import TASK_AXIS, split_tasks
+from maml_jax.training import on_mesh
 
+SPLIT = PartitionSpec(TASK_AXIS)
 NEAR = 0.25  # of a limit, from which on a program is said to be bound by it
-
-
-class Limits(NamedTuple):
-    """What bounds large programs.
-
-    Attributes:
-        gflops: of large float32 matrix products, 1e9 operations a second, all devices together.
-        copy_gb_s: bytes read and written by a large elementwise operation, 1e9 a second, the same.
-    """
-
-    gflops: float
-    copy_gb_s: float
 
 
 class Peaks(NamedTuple):
@@ -75,17 +64,11 @@ def product_peak(side: int = 1024, repeats: int = 10, dtype: Any = jnp.float32) 
     mesh = task_mesh(len(jax.devices()))
 
     def chain(a: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, repeats, lambda _, x: (x @ a[0])[None][0], a[0])[None]
+        return jax.lax.fori_loop(0, repeats, lambda _, x: x @ a[0], a[0])[None]
 
-    spec = PartitionSpec(TASK_AXIS)
-    run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=spec, out_specs=spec))
+    run = jax.jit(on_mesh(chain, mesh, SPLIT, SPLIT))
     a = jnp.broadcast_to(jnp.eye(side, dtype=dtype) * 0.999, (mesh.size, side, side))
-    jax.block_until_ready(run(a))
-    best = np.inf
-    for _ in range(5):
-        begun = time.perf_counter()
-        jax.block_until_ready(run(a))
-        best = min(best, time.perf_counter() - begun)
+    best = min(sample_times(rotating(run, [(a,)]), 0.0))
     return 2.0 * side**3 * repeats * mesh.size / best / 1e9
 
 
@@ -97,36 +80,38 @@ def copy_peak(megabytes: int, seconds: float = 0.5) -> float:
         seconds: about how long to time for.
     """
     mesh = task_mesh(len(jax.devices()))
-    spec = PartitionSpec(TASK_AXIS)
-    move = jax.jit(jax.shard_map(lambda x: x + 1, mesh=mesh, in_specs=spec, out_specs=spec))
+    move = jax.jit(on_mesh(lambda x: x + 1, mesh, SPLIT, SPLIT))
     shape = (mesh.size, megabytes * 10**6 // 4 // mesh.size)
-    inputs = [(place(jnp.full(shape, fill), mesh, spec),) for fill in (0.0, 1.0)]
+    inputs = [(split_tasks(jnp.full(shape, fill), mesh),) for fill in (0.0, 1.0)]
     return 8 * float(np.prod(shape)) / min(sample_times(rotating(move, inputs), seconds)) / 1e9
 
 
 def shares_of(
-    milliseconds: float, operations: float, moved: float, peaks: Limits | Peaks
-) -> dict[str, float]:
-    """What share a program reaches of the limits of arithmetic and of memory; see `nearest`."""
+    milliseconds: float, work: tuple[float, float], gflops: float, copy_gb_s: float
+) -> Row:
+    """The share of its limits that a program reaches, from 0.
+
+    Args:
+        milliseconds: that it takes.
+        work: floating-point operations of its matrix products, and bytes of their operands and
+            results (`programs.sum_products`). Other kernels move more, which is not counted.
+        gflops: of `product_peak`.
+        copy_gb_s: of `copy_peak`.
+    """
+    operations, moved = work
     return {
-        "arithmetic": operations / (peaks.gflops * 1e6 * milliseconds),
-        "memory": moved / (peaks.copy_gb_s * 1e6 * milliseconds),
+        "arithmetic": operations / (gflops * 1e6 * milliseconds),
+        "memory": moved / (copy_gb_s * 1e6 * milliseconds),
     }
 
 
-def nearest(milliseconds: float, operations: float, moved: float, peaks: Peaks) -> dict[str, Any]:
-    """Which limit a program is near, and what share of each it reaches.
-
-    Args:
-        milliseconds: it takes.
-        operations: of its matrix products, floating point.
-        moved: bytes of their operands and results. Other kernels move more, which is not counted.
-        peaks: of the device.
+def nearest(milliseconds: float, work: tuple[float, float], peaks: Peaks) -> Row:
+    """Which limit a program is near, and its `shares_of` each.
 
     Returns:
-        `arithmetic` and `memory`, shares from 0; `bound by`: the larger, or, where neither is
-        `NEAR` its limit, launches: kernels too many or too small for the device.
+        The shares, and `bound by`: the larger, or, where neither is `NEAR` its limit, launches:
+        kernels too many or too small for the device.
     """
-    shares = shares_of(milliseconds, operations, moved, peaks)
+    shares = shares_of(milliseconds, work, peaks.gflops, peaks.copy_gb_s)
     most = max(shares, key=lambda name: shares[name])
     return {"bound by": most if shares[most] >= NEAR else "launches", **shares}

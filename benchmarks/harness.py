@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +16,10 @@ import numpy as np
 
 from experiments.core.process import CompileTimer
 
-
-class Timing(NamedTuple):
-    """One measurement.
-
-    Attributes:
-        name: what was measured.
-        compile_s: seconds to trace, lower and compile; None where that was not looked at.
-        median_ms: milliseconds a call in the steady state.
-        low_ms: tenth percentile of the samples.
-        high_ms: ninetieth percentile.
-        temporary_mb: the compiled program's scratch memory, megabytes.
-        samples: how many samples the median is of.
-    """
-
-    name: str
-    compile_s: float | None
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    temporary_mb: float | None
-    samples: int
+Row = dict[str, Any]  # one measurement, as a file holds it
 
 
-def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0) -> Timing:
+def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0) -> Row:
     """Compiles `fn` for some arguments and times it, on `variants` of them in turn.
 
     Args:
@@ -51,10 +31,8 @@ def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0)
     begun = time.perf_counter()
     compiled = jax.jit(fn).lower(*args).compile()
     compile_s = time.perf_counter() - begun
-    analysis = compiled.memory_analysis()
-    temporary = None if analysis is None else analysis.temp_size_in_bytes / 1e6
     samples = sample_times(rotating(compiled, variants(args)), seconds)
-    return summarize(name, samples, compile_s, temporary)
+    return summarize(name, samples, compile_s, planned_mb(compiled))
 
 
 def variants(args: Any, count: int = 4) -> list[Any]:
@@ -93,13 +71,13 @@ def rotating(fn: Callable[..., Any], inputs: Sequence[Sequence[Any]]) -> Callabl
 
 def measure_loop(
     name: str, step: Callable[[Any], Any], state: Any, calls: int, per_call: int
-) -> Timing:
+) -> Row:
     """Times a function that takes its own output, per inner step.
 
     Args:
         name: of the measurement.
-        step: `state -> (state, metrics)`, donating or not; its first call compiles, and is not
-            timed but for what JAX says that it spent on that.
+        step: `state -> (state, metrics)`, donating or not. The first call compiles and is not
+            timed; `compile_s` is what JAX says that it spent on compiling there.
         state: to begin with.
         calls: timed calls.
         per_call: steps that one call takes.
@@ -113,7 +91,7 @@ def measure_loop(
         begun = time.perf_counter()
         state, _ = jax.block_until_ready(step(state))
         samples.append((time.perf_counter() - begun) / per_call)
-    return summarize(name, samples, compile_s, None)
+    return summarize(name, samples, compile_s)
 
 
 def sample_times(call: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
@@ -140,14 +118,68 @@ def sample_times(call: Callable[[], Any], seconds: float, least: int = 5) -> lis
     return samples
 
 
+def sample_in_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, pause_s: float = 0.5
+) -> dict[str, list[float]]:
+    """Seconds a call of several contenders, one after the other in each round.
+
+    What the machine does meanwhile then meets all of them alike.
+
+    Args:
+        calls: by name what is timed; each blocks on its results.
+        rounds: samples of each.
+        seconds: about how long a sample takes; one call at least.
+        pause_s: before each sample: PyTorch's idle threads spin for a while before they sleep.
+    """
+    for call in calls.values():
+        call()  # compiles what is compiled
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            time.sleep(pause_s)
+            call()
+            begun, count = time.perf_counter(), 0
+            while count == 0 or time.perf_counter() - begun < seconds:
+                call()
+                count += 1
+            samples[name].append((time.perf_counter() - begun) / count)
+    return samples
+
+
 def summarize(
-    name: str, samples: list[float], compile_s: float | None, temporary_mb: float | None
-) -> Timing:
-    """Median and percentiles of samples in seconds."""
-    low, median, high = np.percentile(np.array(samples) * 1e3, [10, 50, 90])
-    return Timing(
-        name, compile_s, float(median), float(low), float(high), temporary_mb, len(samples)
-    )
+    name: str,
+    samples: Sequence[float],
+    compile_s: float | None = None,
+    temporary_mb: float | None = None,
+) -> Row:
+    """The row of a measurement.
+
+    Args:
+        name: what was measured.
+        samples: seconds a call in the steady state.
+        compile_s: seconds to trace, lower and compile; None where that was not looked at.
+        temporary_mb: the compiled program's scratch memory, megabytes.
+
+    Returns:
+        `name`, `compile_s`; `median_ms`, `low_ms` and `high_ms`, the median, 10th and 90th
+        percentile; `temporary_mb`; `samples`, their number.
+    """
+    low, median, high = (float(x) for x in np.percentile(np.array(samples) * 1e3, [10, 50, 90]))
+    return {
+        "name": name,
+        "compile_s": compile_s,
+        "median_ms": median,
+        "low_ms": low,
+        "high_ms": high,
+        "temporary_mb": temporary_mb,
+        "samples": len(samples),
+    }
+
+
+def planned_mb(compiled: Any) -> float | None:
+    """Scratch memory of a compiled program, megabytes; None where its platform does not report."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes / 1e6
 
 
 def in_fresh_process(fn: Callable[..., Any], *args: Any) -> Any:
@@ -183,10 +215,10 @@ def _resident(name: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(name)))
 
 
-def agreement(check: Callable[[], None]) -> str:
+def agreement(check: Callable[..., None], *args: Any) -> str:
     """Whether a check passes: "yes", or "NO" and by how much, as NumPy's AssertionError says."""
     try:
-        check()
+        check(*args)
     except AssertionError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         gist = [line for line in lines if line.startswith("Max ")] or lines or ["no reason given"]

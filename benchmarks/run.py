@@ -3,6 +3,7 @@
 core                 the parts of a meta-step
 sinusoid             the paper's whole meta-training of the sinusoid
 memory               each meta-gradient mode against inner steps and width; a chart
+fits                 whether 100 inner steps fit into 1,000 MB, in mixed and in reverse mode
 peers                other libraries beside ours on the sinusoid; `make bench-peers` installs them
 scaling              simulated devices: what is measured beside what the formulas say
 startup              from the command to the first finished dispatch
@@ -22,7 +23,6 @@ a run of their own. Run on an idle machine: nothing here can tell what else runs
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import os
@@ -33,21 +33,32 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from benchmarks.harness import Row
+from experiments.core import environment as environment_lib
 from experiments.core.process import lay_out_cpu, num_cores
+from experiments.core.results import format_table
+from maml_jax.reinforcement.robots import TASKS as FAMILIES
 
-SUITES = ("core", "sinusoid", "memory", "peers", "scaling", "startup")
-SMALL_KERNELS = ("physics", "locomotion")
-FAMILIES = ("cheetah_direction", "cheetah_velocity", "ant_direction", "ant_velocity")
-CORE_PER_DEVICE = (
-    "classification",
-    "image_memory",
-    "image_peers",
-    "reinforcement",
-    "estimators",
-    "reinforcement_peers",
-    *SMALL_KERNELS,
-    "accelerator",
-)
+SUITES = {
+    "core": "suites.core",
+    "sinusoid": "suites.core",
+    "memory": "suites.memory",
+    "fits": "suites.memory",
+    "peers": "peers.regression",
+    "scaling": "suites.scaling",
+    "startup": "suites.startup",
+}
+SMALL_KERNELS = {"physics": "suites.physics", "locomotion": "suites.locomotion"}
+CORE_PER_DEVICE = {
+    "classification": "suites.classification",
+    "image_memory": "suites.memory",
+    "image_peers": "peers.images",
+    "reinforcement": "suites.reinforcement",
+    "estimators": "suites.estimators",
+    "reinforcement_peers": "peers.reinforcement",
+    **SMALL_KERNELS,
+    "accelerator": "suites.accelerator",
+}
 _SUITE = flags.DEFINE_list(
     "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
 )
@@ -83,143 +94,96 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise app.UsageError(f"--suite must be of {', '.join(known)}; received {unknown[0]!r}.")
-    spread = [name in CORE_PER_DEVICE for name in names]
-    if any(spread) and not all(spread):
-        raise app.UsageError(
-            f"{', '.join(CORE_PER_DEVICE)} lay out the CPU in their own way: run them apart."
-        )
-    small = [name in SMALL_KERNELS for name in names]
-    if any(small) and not all(small):
-        raise app.UsageError(
-            f"{', '.join(SMALL_KERNELS)} have XLA compile sums in their own way: run them apart."
-        )
-    devices = _DEVICES.value or (num_cores() if all(spread) else 1)
-    lay_out_cpu(_THREADS.value, devices, all(small))
+    spread = _all_or_none(names, CORE_PER_DEVICE, "lay out the CPU in their own way")
+    small = _all_or_none(names, SMALL_KERNELS, "have XLA compile sums in their own way")
+    devices = _DEVICES.value or (num_cores() if spread else 1)
+    lay_out_cpu(_THREADS.value, devices, small)
 
     where = environment()
     print("  ".join(f"{key}: {value}" for key, value in where.items()))
-    found = {"environment": where, "suites": {}}
+    report: dict[str, Any] = {"environment": where, "suites": {}}
     for name in names:
         print(f"\n{name}", flush=True)
+        rows = report["suites"][name] = []
+        shown = rows
         if name == "accelerator":
-            from benchmarks.accelerator import summary
-
-            found["suites"][name] = _accelerator(found)
-            shown = summary(found["suites"][name])
+            shown = _accelerator(report, rows)
         else:
-            shown = found["suites"][name] = []
-            collect(run_suite(name), shown, functools.partial(_write, found))
+            collect(run_suite(name), rows, lambda: _write(report))
         print(table(shown), flush=True)
-        _write(found)
+        _write(report)
     if _JSON.value:
         print(f"\nwritten to {_JSON.value}")
-        if "memory" in found["suites"]:
-            write_memory_chart(Path(_JSON.value), found["suites"]["memory"])
+        if "memory" in report["suites"]:
+            from benchmarks.suites.memory_chart import write_memory_chart
+
+            write_memory_chart(Path(_JSON.value), report["suites"]["memory"])
 
 
-def collect(
-    suite: Iterable[dict[str, Any]], rows: list[dict[str, Any]], save: Callable[[], None]
-) -> None:
-    """Appends the rows of a suite; those that are made one by one are named and saved as they come.
+def _all_or_none(names: list[str], group: Iterable[str], reason: str) -> bool:
+    """Whether all suites are of a group; a usage error where only some are."""
+    members = [name in group for name in names]
+    if any(members) and not all(members):
+        raise app.UsageError(f"{', '.join(group)} {reason}: run them apart.")
+    return all(members)
+
+
+def run_suite(name: str) -> Iterable[Row]:
+    """The measurements of one suite, as they are made."""
+    module = importlib.import_module(f"benchmarks.{({**SUITES, **CORE_PER_DEVICE})[name]}")
+    suite = getattr(module, f"{name}_suite")
+    return suite(_FAMILIES.value) if name == "locomotion" else suite()
+
+
+def collect(suite: Iterable[Row], rows: list[Row], save: Callable[[], None]) -> None:
+    """Appends the rows of a suite, names and saves each as it comes.
 
     Args:
-        suite: its rows; a list where all are there.
+        suite: its rows.
         rows: that are appended to.
         save: called after each of them.
     """
     for row in suite:
         rows.append(row)
-        if not isinstance(suite, list):
-            print(f"  {row['name']}", flush=True)
-            save()
+        print(f"  {row.get('name', row.get('case'))}", flush=True)
+        save()
 
 
-def _write(found: dict[str, Any]) -> None:
+def _write(report: dict[str, Any]) -> None:
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+        Path(_JSON.value).write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _accelerator(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The suite, on from where the file leaves off if that is of the same device and commit."""
-    from benchmarks.accelerator import accelerator_suite
+def _accelerator(report: dict[str, Any], rows: list[Row]) -> list[Row]:
+    """The suite, on from where the file leaves off if that is of the same device and commit.
+
+    Returns:
+        Its summary.
+    """
+    from benchmarks.suites.accelerator import accelerator_suite, summary
 
     done = []
     if _JSON.value and Path(_JSON.value).exists():
-        there = json.loads(Path(_JSON.value).read_text())
-        if there.get("environment") == found["environment"]:
-            done = there["suites"].get("accelerator", [])
+        before = json.loads(Path(_JSON.value).read_text())
+        if before.get("environment") == report["environment"]:
+            done = before["suites"].get("accelerator", [])
 
-    def save(rows: list[dict[str, Any]]) -> None:
-        found["suites"]["accelerator"] = rows
-        _write(found)
+    def save(made: list[Row]) -> None:
+        rows[:] = made
+        _write(report)
 
-    return accelerator_suite(_BUDGET.value, _QUICK.value, done, save)
-
-
-def write_memory_chart(beside: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows of suite `memory` as FILE.png and FILE.txt beside FILE.json."""
-    from benchmarks import memory
-
-    memory.memory_chart(beside.with_suffix(".png"), rows)
-    beside.with_suffix(".txt").write_text(memory.memory_table(rows) + "\n")
-    print(f"chart and table: {beside.with_suffix('.png')}, {beside.with_suffix('.txt')}")
-
-
-def run_suite(name: str) -> Iterable[dict[str, Any]]:
-    """The measurements of one suite, as dictionaries; of a long one, as they are made."""
-    from benchmarks import classification, core
-
-    if name == "classification":
-        return classification.classification_suite()
-    if name == "image_memory":
-        return classification.memory_rows()
-    if name in ("reinforcement", "estimators"):
-        from benchmarks import reinforcement
-
-        return getattr(reinforcement, f"{name}_suite")()
-    if name in ("physics", "locomotion"):
-        from benchmarks import locomotion
-
-        if name == "physics":
-            return locomotion.physics_suite()
-        return locomotion.locomotion_suite(_FAMILIES.value)
-    if name == "reinforcement_peers":
-        from benchmarks import reinforcement_peers
-
-        return reinforcement_peers.reinforcement_peers_suite()
-    if name in ("scaling", "startup"):
-        module = importlib.import_module(f"benchmarks.{name}")
-        return getattr(module, f"{name}_suite")()
-    if name == "image_peers":
-        from benchmarks import image_peers
-
-        return image_peers.image_peers_suite()
-    if name == "core":
-        return [timing._asdict() for timing in core.core_suite()]
-    if name == "sinusoid":
-        return [timing._asdict() for timing in core.sinusoid_suite()]
-    if name == "memory":
-        from benchmarks import memory
-
-        return memory.memory_rows()
-    from benchmarks import peers
-
-    return peers.peers_suite()
+    return summary(accelerator_suite(_BUDGET.value, _QUICK.value, done, save))
 
 
 def environment() -> dict[str, Any]:
     """Device, versions, commit, threads, and flags of XLA where there are any."""
-    from experiments.core.environment import environment
-
-    found = {**environment(), "cpu_threads": int(os.environ["PJRT_NPROC"])}
-    told = os.environ.get("XLA_FLAGS")
-    return {**found, "xla_flags": told} if told else found
+    where = {**environment_lib.environment(), "cpu_threads": int(os.environ["PJRT_NPROC"])}
+    xla_flags = os.environ.get("XLA_FLAGS")
+    return {**where, "xla_flags": xla_flags} if xla_flags else where
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """A text table of whatever keys the rows have; numbers with four digits."""
-    from experiments.core.results import format_table
-
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return format_table(keys, [[_cell(row.get(key)) for key in keys] for row in rows])
 

@@ -1,6 +1,6 @@
 """Runs under the Python of pytorch-maml-rl, in its checkout: seconds of its meta-iterations.
 
-Started by `benchmarks.reinforcement_peers`; imports nothing of ours. PyTorch has removed the least
+Started by `benchmarks.peers.reinforcement`; imports nothing of ours. PyTorch has removed the least
 squares that the baseline calls; it is put back here, so that the checkout can stay as it is.
 """
 

@@ -16,16 +16,15 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
-from benchmarks.harness import summarize
-from benchmarks.reinforcement import PYTORCH_MAML_RL, SUBSAMPLE, make_case, time_iteration
+from benchmarks.harness import Row, summarize
+from benchmarks.suites.reinforcement import SUBSAMPLE, pytorch_maml_rl_case, time_iteration
 from experiments.core.process import num_cores
 
 ITERATIONS, WARM_UP = 8, 2
 
 
-def reinforcement_peers_suite() -> list[dict[str, Any]]:
+def reinforcement_peers_suite() -> list[Row]:
     """Seconds of a meta-iteration, theirs with one and with several threads in each process."""
     checkout = os.environ.get("PYTORCH_MAML_RL", "")
     python = os.environ.get("PYTORCH_MAML_RL_PYTHON", "")
@@ -35,7 +34,7 @@ def reinforcement_peers_suite() -> list[dict[str, Any]]:
             "and PYTORCH_MAML_RL_PYTHON, an interpreter that has its requirements; received "
             f"{checkout!r} and {python!r}. See benchmarks/README.md."
         )
-    case = make_case(PYTORCH_MAML_RL)
+    case = pytorch_maml_rl_case()
     ours = [
         time_iteration("maml_jax, curvature from all episodes", case, None),
         time_iteration(f"maml_jax, curvature from {SUBSAMPLE} of 20 episodes", case, SUBSAMPLE),
@@ -49,7 +48,7 @@ def reinforcement_peers_suite() -> list[dict[str, Any]]:
     return [{**row, "times_the_fastest_peer": best / row["median_ms"]} for row in rows]
 
 
-def _peer(checkout: str, python: str, name: str, threads: str | None) -> dict[str, Any]:
+def _peer(checkout: str, python: str, name: str, threads: str | None) -> Row:
     script = Path(__file__).parent / "pytorch_maml_rl.py"
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if threads:
@@ -65,4 +64,4 @@ def _peer(checkout: str, python: str, name: str, threads: str | None) -> dict[st
     if done.returncode:
         raise SystemExit(f"pytorch-maml-rl stopped:\n{done.stderr[-2000:]}")
     seconds = json.loads(done.stdout.strip().splitlines()[-1])[WARM_UP:]
-    return summarize(name, seconds, None, None)._asdict()
+    return summarize(name, seconds)

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.harness import Row
+
+ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.005
 CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "true"}
 RUNS: dict[str, list[str]] = {
@@ -29,24 +31,22 @@ RUNS: dict[str, list[str]] = {
 }
 
 
-def startup_suite(repeats: int = 3, limit_s: float = 300.0) -> list[dict[str, Any]]:
+def startup_suite(repeats: int = 3, limit_s: float = 300.0) -> Iterator[Row]:
     """Seconds until the imports are done and until the first line, for each experiment.
 
     Args:
         repeats: fresh processes of each kind, of which the median is reported.
         limit_s: after which a run that has no line is given up.
     """
-    rows = []
     for name, command in RUNS.items():
         if name == "Omniglot" and not _has_omniglot():
-            rows.append({"name": name, "cache": "not run: MAML_JAX_DATA has no Omniglot"})
+            yield {"name": name, "cache": "not run: MAML_JAX_DATA has no Omniglot"}
             continue
         with tempfile.TemporaryDirectory() as folder:
             warm = {**CACHE, "JAX_COMPILATION_CACHE_DIR": folder}
-            rows.append(_row(name, "none", command, {}, repeats, limit_s))
+            yield _row(name, "none", command, {}, repeats, limit_s)
             first_line(command, warm, limit_s)  # fills the cache
-            rows.append(_row(name, "warm", command, warm, repeats, limit_s))
-    return rows
+            yield _row(name, "warm", command, warm, repeats, limit_s)
 
 
 def _has_omniglot() -> bool:
@@ -63,7 +63,7 @@ def _row(
     variables: Mapping[str, str],
     repeats: int,
     limit_s: float,
-) -> dict[str, Any]:
+) -> Row:
     imports = [_imports(command[0], variables) for _ in range(repeats)]
     runs = [first_line(command, variables, limit_s) for _ in range(repeats)]
     middle = lambda values: float(np.median(values))
@@ -80,8 +80,8 @@ def _row(
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's, without what it was told about caches and the CPU's layout."""
-    ours = (
+    """This process's, without its settings of caches and of the CPU's layout."""
+    dropped = (
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
@@ -89,7 +89,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
         "XLA_FLAGS",
         *CACHE,
     )
-    return {k: v for k, v in os.environ.items() if k not in ours} | dict(variables)
+    return {k: v for k, v in os.environ.items() if k not in dropped} | dict(variables)
 
 
 def _imports(module: str, variables: Mapping[str, str]) -> float:
@@ -136,10 +136,8 @@ def first_line(
         return {"first_line_s": took, "compile_s": compiling, "meta_steps": entry["step"]}
 
 
-def _wait(
-    child: subprocess.Popen[Any], found: Callable[[], Any], until: float, output: Path
-) -> Any:
-    while (value := found()) is None:
+def _wait(child: subprocess.Popen[Any], read: Callable[[], Any], until: float, output: Path) -> Any:
+    while (value := read()) is None:
         if child.poll() is not None or time.monotonic() > until:
             what = "took too long" if child.poll() is None else f"stopped with {child.returncode}"
             raise RuntimeError(f"{child.args} {what}:\n{output.read_text()[-2000:]}")
@@ -159,11 +157,11 @@ def _compile_seconds(workdir: Path) -> float | None:
     """From the information beside the first checkpoint, whose directories have the step's name."""
     for path in workdir.glob("checkpoints/*/[0-9]*/info/*"):
         try:
-            found = json.loads(path.read_text())
+            info = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if isinstance(found, dict) and "compile_s" in found:
-            return float(found["compile_s"])
+        if isinstance(info, dict) and "compile_s" in info:
+            return float(info["compile_s"])
     return None
 
 

@@ -1,12 +1,11 @@
-"""Locomotion: what the physics costs, how exact it is, and where a meta-iteration's time goes.
+"""What the robots' physics costs, and how far it is from MuJoCo's own engine.
 
 On a CPU each core is one JAX device with one thread, as the experiments run.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,25 +14,23 @@ import mujoco
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from benchmarks.harness import rotating, sample_times, variants
-from benchmarks.reinforcement import INNER_LR, SUBSAMPLE, Case, phases, time_iteration
+from benchmarks.harness import Row, rotating, sample_times, variants
 from maml_jax import task_mesh
-from maml_jax.batching import TASK_AXIS
-from maml_jax.networks import gaussian_policy
+from maml_jax.mesh import TASK_AXIS
 from maml_jax.reinforcement import locomotion as lib
-from maml_jax.reinforcement import reinforcement_problem
 from maml_jax.reinforcement.locomotion import mujoco_physics
+from maml_jax.training import on_mesh
 from maml_jax.types import Array
 
-TASKS, EPISODES, HORIZON = 40, 20, 200
-ENVIRONMENTS = TASKS * EPISODES
+ENVIRONMENTS = 800  # of a meta-batch: 40 tasks of 20 episodes
 LEAST = 2  # samples of what takes seconds
 SOLVERS = (lib.Solver(1, 4), lib.Solver(2, 4), lib.Solver(4, 8), lib.Solver(4, 8, "feet"))
 STEPS, STARTS = 100, 20  # of the comparison with MuJoCo's own engine
 FEW = 4  # starts, of a solver that takes minutes on a CPU and is not timed
+SPLIT = PartitionSpec(TASK_AXIS)
 
 
-def physics_suite() -> Iterator[dict[str, Any]]:
+def physics_suite() -> Iterator[Row]:
     """Steps a second and deviation from MuJoCo's engine, for each robot and solver."""
     for robot in ("half_cheetah", "ant"):
         for solver in SOLVERS:
@@ -41,7 +38,7 @@ def physics_suite() -> Iterator[dict[str, Any]]:
         yield _physics_row(robot, lib.ACCURATE, FEW)
 
 
-def _physics_row(robot: str, solver: lib.Solver, starts: int = STARTS) -> dict[str, Any]:
+def _physics_row(robot: str, solver: lib.Solver, starts: int = STARTS) -> Row:
     physics = lib.make_physics(robot, solver=solver)
     one_step, apart, further = _deviation(robot, physics, starts)
     return {
@@ -58,7 +55,6 @@ def _physics_row(robot: str, solver: lib.Solver, starts: int = STARTS) -> dict[s
 def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
     """Control steps a second of the physics alone: random actions, nothing recorded."""
     mesh = task_mesh(ENVIRONMENTS)
-    split = PartitionSpec(TASK_AXIS)
 
     def play(keys: Array) -> Any:
         inner, _ = jax.vmap(physics.reset)(keys)
@@ -70,7 +66,7 @@ def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
 
         return jax.lax.scan(body, inner, jax.random.split(keys[0], num_steps))[1][None]
 
-    run = jax.jit(jax.shard_map(play, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
+    run = jax.jit(on_mesh(play, mesh, SPLIT, SPLIT))
     keys = variants((jax.random.split(jax.random.key(0), ENVIRONMENTS),))
     times = sample_times(rotating(run, keys), 4.0, LEAST)
     return ENVIRONMENTS * num_steps / float(np.median(times))
@@ -89,17 +85,17 @@ def _deviation(
     starts, _ = jax.jit(jax.vmap(physics.reset))(jax.random.split(jax.random.key(1), count))
     shape = (count, STEPS, physics.num_actions)
     actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    told = []
+    played = []
     for i in range(count):
         data = mujoco.MjData(model)
         data.qpos[:], data.qvel[:] = starts.qpos[i], starts.qvel[i]
-        seen = [(data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy())]
+        states = [(data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy())]
         for action in actions[i]:
             data.ctrl[:] = action
             mujoco.mj_step(model, data)
-            seen.append((data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy()))
-        told.append([np.stack(x) for x in zip(*seen, strict=True)])
-    qpos, qvel, warm = (np.stack(x) for x in zip(*told, strict=True))
+            states.append((data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy()))
+        played.append([np.stack(x) for x in zip(*states, strict=True)])
+    qpos, qvel, warm = (np.stack(x) for x in zip(*played, strict=True))
     step = jax.jit(jax.vmap(physics.step))
     flat = [
         jnp.asarray(x[:, :-1].reshape(-1, x.shape[-1]), jnp.float32) for x in (qpos, qvel, warm)
@@ -111,31 +107,3 @@ def _deviation(
         inner, _ = step(inner, actions[:, at])
     apart = np.abs(np.asarray(inner.qpos) - qpos[:, -1])
     return one_step, apart.max(1), np.asarray(inner.qpos)[:, 0] - qpos[:, -1, 0]
-
-
-def make_case(task: str, physics: str) -> Case:
-    """A family of tasks as it is meta-trained."""
-    env = lib.locomotion(task, physics, horizon=HORIZON)
-    policy = gaussian_policy(env.num_observations, env.num_actions)
-    problem = reinforcement_problem(env, policy, num_episodes=EPISODES, inner_lr=INNER_LR)
-    return Case(f"{task}, {physics}", env, problem, TASKS, EPISODES)
-
-
-def locomotion_suite(families: Sequence[str] = lib.TASKS) -> Iterator[dict[str, Any]]:
-    """The whole rollout against the raw physics, then each meta-iteration's phases.
-
-    Args:
-        families: of tasks, each in both physics.
-    """
-    for task, physics in itertools.product(families, ("paper", "brax")):
-        case = make_case(task, physics)
-        raw = raw_speed(lib.make_physics(lib.FAMILIES[task].robot, physics), HORIZON)
-        for row in phases(case, LEAST):
-            if row["name"].endswith(": rollout"):
-                speed = ENVIRONMENTS * HORIZON / row["median_ms"] * 1e3
-                row.update(steps_per_s=speed, raw_steps_per_s=raw, share_of_raw=speed / raw)
-            yield row
-        yield time_iteration(f"{case.name}: meta-iteration", case, SUBSAMPLE, LEAST)
-
-
-__all__ = ["locomotion_suite", "make_case", "physics_suite"]

@@ -1,0 +1,1 @@
+"""Other libraries beside ours: the same work, checked to be the same before it is timed."""

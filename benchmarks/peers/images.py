@@ -1,0 +1,107 @@
+"""Omniglot's and MiniImagenet's meta-steps in PyTorch libraries, beside ours, in one run.
+
+The same network, second-order meta-gradient and Adam step. Ours draws its episodes inside the step;
+the others are handed theirs.
+"""
+
+# pyright: basic, reportMissingImports=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks import problems
+from benchmarks.harness import Row
+from benchmarks.peers.comparison import Reference, check_torch, compare
+from benchmarks.peers.comparison import reference as reference_of
+from benchmarks.peers.torch_contenders import TorchProblem, torch_contenders
+from benchmarks.problems import MINI, OMNIGLOT_5, OMNIGLOT_15, OMNIGLOT_20, ImageCase
+from maml_jax.networks.normalization import EPSILON
+
+CASES = (OMNIGLOT_5, OMNIGLOT_20, OMNIGLOT_15, MINI)
+LAYERS = 4
+
+
+def image_peers_suite(rounds: int = 5) -> Iterator[Row]:
+    """Times every contender that is installed on each case, in turns, and gives the ratios.
+
+    A row says whether the contender's meta-gradient in float64 is ours.
+
+    Raises:
+        SystemExit: PyTorch is not installed.
+    """
+    check_torch("image_peers")
+    for case in CASES:
+        makers = {
+            name: lambda given, make=make, case=case: make(torch_problem(case, given))
+            for name, make in torch_contenders()
+        }
+        program = problems.images(case).program(max(1, 20 // (case.steps * case.queries)))
+        references = {dtype: reference(case, dtype) for dtype in ("float64", "float32")}
+        # The name of a row in committed results.
+        title = lambda name, case=case: f"{case.name}: {name.replace(', loop', ', a loop')}"
+        yield from compare(title, program, makers, references, rounds, 0.0)
+
+
+def reference(case: ImageCase, dtype: str) -> Reference:
+    """What the contenders are handed, and our meta-gradient, in PyTorch's layout."""
+    return reference_of(problems.images(case, "mixed"), layout, dtype)
+
+
+def layout(params: Any) -> list[np.ndarray]:
+    """Our parameters as PyTorch has them: kernels, biases, head; then the four offsets."""
+    flat = []
+    for i in range(LAYERS):
+        conv = params[f"Conv_{i}"]
+        flat += [np.asarray(conv["kernel"]).transpose(3, 2, 0, 1), np.asarray(conv["bias"])]
+    flat += [np.asarray(params["Head"]["kernel"]).T, np.asarray(params["Head"]["bias"])]
+    flat += [np.asarray(params[f"Norm_{i}"]["offset"]) for i in range(LAYERS)]
+    return [np.ascontiguousarray(leaf) for leaf in flat]
+
+
+def torch_problem(case: ImageCase, given: Reference) -> TorchProblem:
+    """A case in PyTorch: kernels, biases and head are adapted, offsets are not."""
+    import torch
+    from torch.nn import functional
+
+    leaves = [torch.tensor(p, requires_grad=True) for p in given.params]
+    tasks = []
+    for batch in given.tasks:
+        pixels = np.ascontiguousarray(batch.images.transpose(0, 1, 4, 2, 3))
+        tasks += [torch.tensor(pixels), torch.tensor(batch.labels, dtype=torch.long)]
+    return TorchProblem(
+        leaves[:-LAYERS],
+        leaves[-LAYERS:],
+        _apply,
+        functional.cross_entropy,
+        tuple(tasks),
+        lambda: tuple(tasks),
+        case.inner_lr,
+        case.steps,
+    )
+
+
+def _apply(weights: Any, offsets: Any, x: Any) -> Any:
+    """Logits; `weights` are kernels and biases, the head's last.
+
+    Colour images are MiniImagenet's, whose layers have max-pooling in place of strides.
+    """
+    import torch
+    from torch.nn import functional
+
+    stride = 2 if x.shape[1] == 1 else 1
+    for i in range(LAYERS):
+        total = (-(-x.shape[-1] // stride) - 1) * stride + 3 - x.shape[-1]  # as XLA pads for SAME
+        x = functional.pad(x, (total // 2, total - total // 2) * 2)
+        x = functional.conv2d(x, weights[2 * i], weights[2 * i + 1], stride=stride)
+        mean = x.mean((0, 2, 3), keepdim=True)
+        variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
+        x = (x - mean) * torch.rsqrt(variance + EPSILON) + offsets[i][None, :, None, None]
+        x = torch.relu(x)
+        if stride == 1:
+            x = functional.max_pool2d(x, 2)
+    x = x.mean((2, 3)) if stride == 2 else x.permute(0, 2, 3, 1).flatten(1)
+    return x @ weights[-2].T + weights[-1]

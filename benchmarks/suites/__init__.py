@@ -1,0 +1,1 @@
+"""What is timed: one module for each suite, or for those that share most."""
