@@ -110,7 +110,10 @@ def _check(config: Any, splits: dict[str, Any]) -> None:
             {name: count for name, count in needed.items() if name in splits},
         )
     except datasets.DataError as error:
-        raise ConfigError(f"{error} See --num_ways, --num_shots and --train_queries.") from None
+        raise ConfigError(
+            f"{error} See --num_ways, --num_shots, --train_queries, and in the test "
+            "--set=eval_queries=N; of classes that are split at random, --set=split_fractions=A,B,C."
+        ) from None
 
 
 def _describe(config: Any, splits: dict[str, Any]) -> None:
