@@ -112,7 +112,7 @@ def _check(config: Any, splits: dict[str, Any]) -> None:
     except datasets.DataError as error:
         raise ConfigError(
             f"{error} See --num_ways, --num_shots, --train_queries, and in the test "
-            "--set=eval_queries=N; for classes split at random --set=split_fractions=A,B,C."
+            "--set=eval_queries=N; for classes split at random, --set=split_fractions=A,B,C."
         ) from None
 
 
