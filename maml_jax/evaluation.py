@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from maml_jax import checks, maml, types
@@ -16,7 +17,7 @@ from maml_jax.batching import Batching, axis_size, map_tasks, resolve_batching
 from maml_jax.inner_loop import Inner, InnerRate
 from maml_jax.kernels.dispatch import settle
 from maml_jax.training import on_mesh
-from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree, Task
+from maml_jax.types import Batch, LossFn, Metrics, Params, PyTree, Task
 
 
 class Evaluation(NamedTuple):
@@ -146,14 +147,16 @@ def summarize(per_task: Metrics) -> Evaluation:
     )
 
 
-def confidence_interval(values: Array, axis: int = 0) -> Array:
+def confidence_interval(values: Any, axis: int = 0) -> Any:
     """Half-width of the 95 % interval of a mean, `1.96 std / sqrt(T)`, as the paper reports it.
 
     The standard deviation is the population's (divided by T), as in the original code.
 
     Args:
-        values: one value a task along `axis`.
+        values: one value a task along `axis`; NumPy arrays stay on the host.
         axis: the axis of tasks.
     """
+    if isinstance(values, np.ndarray):  # in its own precision: float64 stays
+        return 1.96 * np.std(values, axis=axis) / np.sqrt(values.shape[axis])
     values = types.widen(values)
     return 1.96 * jnp.std(values, axis=axis) / jnp.sqrt(jnp.shape(values)[axis])

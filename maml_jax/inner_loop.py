@@ -6,7 +6,7 @@ Errors of masks and learning rates are raised here, where their shapes meet thos
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,47 @@ Mask = PyTree | Callable[[Params], PyTree] | None
 
 
 class Inner(TypedDict, total=False):
-    """Keyword arguments of `maml.adapt` that the functions around it pass on."""
+    """Keyword arguments of `maml.adapt`, which the functions around it pass on.
 
-    inner_optimizer: optax.GradientTransformation | None
+    Attributes:
+        mask: what is adapted: a pytree prefix of the parameters of Python bools, or a function from
+            the parameters to one. The rest stays, and still gets its meta-gradient.
+        mode: how the steps are differentiated, one of `meta_gradient.MODES`.
+        inner_optimizer: any optax transformation, started afresh for each task; alpha times what it
+            returns is added, so it has to point downhill: `optax.clip_by_global_norm(1.0)` alone
+            ascends, `optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))` descends. One
+            with a rate, `optax.adam(0.01)`, goes with `inner_lr=1.0`. It receives the support loss
+            as `value=` and the gradient as `grad=`. Default: minus the gradient.
+        batch_per_step: whether every leaf of the support has a leading axis of S, a batch a step.
+    """
+
     mask: Mask
     mode: str
+    inner_optimizer: optax.GradientTransformation | None
     batch_per_step: bool
+
+
+class Options(NamedTuple):
+    """`Inner` with its defaults."""
+
+    mask: Mask = None
+    mode: str = "reverse"
+    inner_optimizer: optax.GradientTransformation | None = None
+    batch_per_step: bool = False
+
+
+def options(**inner: Unpack[Inner]) -> Options:
+    """The options of an inner loop.
+
+    Raises:
+        TypeError: an unknown one.
+    """
+    unknown = sorted(set(inner) - set(Options._fields))
+    if unknown:
+        raise TypeError(
+            f"the inner loop takes {', '.join(Options._fields)}; received {', '.join(unknown)}."
+        )
+    return Options(**inner)
 
 
 class Partition(NamedTuple):

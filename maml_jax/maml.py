@@ -1,7 +1,14 @@
 """Model-agnostic meta-learning: Algorithm 1 of the paper and nothing else.
 
 Finn, Abbeel, Levine 2017, arXiv 1703.03400v3; docs/algorithm.md has its lines beside these. Every
-function is pure. Parameters and batches are pytrees that nothing here looks into.
+function is pure and raises ValueError or TypeError for what does not fit. Shared arguments:
+
+    loss_fn          loss_fn(params, batch) -> (scalar loss, metrics), for one task
+    params           theta, any pytree; floating-point leaves are adapted, others pass through
+    inner_lr         alpha: a number, or a pytree prefix of params (differentiable); for steps that
+                     differ, PerStep(rates) with a leading axis of S
+    num_inner_steps  S, a Python int
+    **inner          mask, mode, inner_optimizer, batch_per_step: see `inner_loop.Inner`
 """
 
 from __future__ import annotations
@@ -26,25 +33,10 @@ def inner_update(
     mask: Mask = None,
     mode: str = "reverse",
 ) -> tuple[Params, Metrics]:
-    """Takes one gradient step on one task: theta' = theta - alpha grad L(theta) (lines 5 and 6).
-
-    Args:
-        loss_fn: `loss_fn(params, batch) -> (scalar loss, metrics)` for one task.
-        params: theta, any pytree; floating-point leaves are adapted, others pass through.
-        batch: the task's support batch, any pytree.
-        inner_lr: alpha: a number, or a pytree prefix of `params` whose leaves broadcast against
-            the leaves below them (Meta-SGD). Differentiable.
-        mask: a pytree prefix of `params` of bools, or a function from `params` to one: what is
-            adapted. The rest stays, and still gets its meta-gradient.
-        mode: how the step is differentiated, one of `meta_gradient.MODES`.
+    """Takes one gradient step on one task: theta' = theta - alpha grad L(theta) (lines 5, 6).
 
     Returns:
         theta' in the form of `params`; and the metrics of `loss_fn` with `"loss"`, at theta.
-
-    Raises:
-        ValueError: no float leaf, a loss that is not a scalar, an `inner_lr` or `mask` that does
-            not fit `params`, an unknown mode, an array without elements in `batch`.
-        TypeError: `loss_fn` does not return a loss and a dict; a complex parameter is adapted.
     """
     part = inner_loop.partition(params, mask)
     theta, alpha = part.selected, part.rates(inner_lr)
@@ -60,54 +52,34 @@ def adapt(
     inner_lr: InnerRate,
     num_inner_steps: int = 1,
     *,
-    inner_optimizer: optax.GradientTransformation | None = None,
-    mask: Mask = None,
-    mode: str = "reverse",
-    batch_per_step: bool = False,
     monitor: Callable[[Params], PyTree] | None = None,
+    **inner: Unpack[Inner],
 ) -> tuple[Params, Any]:
     """Adapts to one task: `inner_update`, S times.
 
-    Args:
-        loss_fn: as in `inner_update`, as are `params`, `mask` and `mode`.
-        params: theta.
-        support: the task's support batch, the same in every step unless `batch_per_step`.
-        inner_lr: as in `inner_update`, or `PerStep(rates)`, rates with a leading axis of S.
-        num_inner_steps: S, 0 or more. A Python int.
-        inner_optimizer: any optax transformation, started afresh; alpha times its update is
-            added. It has to point downhill, as optax's optimizers do, and receives the support
-            loss as `value=` and the gradient as `grad=`. With a learning rate of its own,
-            `optax.adam(0.01)` say, it goes with `inner_lr=1.0`. Default: the plain gradient step.
-        mask: what is adapted.
-        mode: how the steps are differentiated.
-        batch_per_step: whether every leaf of `support` has a leading axis of S, a batch a step.
-        monitor: a function of the parameters, evaluated before the first and after each step.
-
     Returns:
         The adapted parameters; and the metrics of each step [S], taken before the step. With a
-        `monitor` the second is the pair `(metrics, monitored)`, the latter [S + 1].
-
-    Raises:
-        ValueError: as `inner_update`; S below 0; rates or batches for another number of steps.
-        TypeError: as `inner_update`; S is no int; the optimizer needs more than it receives.
+        `monitor`, a function of the parameters, the second is the pair `(metrics, monitored)`, the
+        latter before the first and after each step [S + 1].
     """
-    part = inner_loop.partition(params, mask)
+    options = inner_loop.options(**inner)
+    part = inner_loop.partition(params, options.mask)
     per_step, of_step = inner_loop.schedule(
-        part, inner_lr, support, num_inner_steps, batch_per_step
+        part, inner_lr, support, num_inner_steps, options.batch_per_step
     )
-    loss = part.loss(loss_fn)
+    loss, mode, optimizer = part.loss(loss_fn), options.mode, options.inner_optimizer
 
     def step(carry: Any, own: Any) -> Any:
         (theta, state), (alpha, batch) = carry, of_step(own)
-        if inner_optimizer is None:
+        if optimizer is None:
             new, metrics = inner_update(loss, theta, batch, alpha, mode=mode)
         else:
             new, state, metrics = optimizers.inner_update(
-                inner_optimizer, loss, theta, state, batch, alpha, mode
+                optimizer, loss, theta, state, batch, alpha, mode
             )
         return (new, state), (metrics, monitor and monitor(part.combine(theta)))
 
-    start = part.selected, inner_optimizer and inner_optimizer.init(part.selected)
+    start = part.selected, optimizer and optimizer.init(part.selected)
     (theta, _), (metrics, monitored) = inner_loop.repeat(
         step, start, per_step, num_inner_steps, recompute=mode == "remat"
     )
@@ -129,24 +101,12 @@ def meta_loss(
 ) -> tuple[Array, Metrics]:
     """The loss on a task's query batch after adapting on its support batch (section 2.2).
 
-    Its gradient in `params` is the task's term of the meta-gradient (line 8).
-
-    Args:
-        loss_fn: the inner loss, as in `inner_update`.
-        params: the meta-parameters theta.
-        task: support and query batch.
-        inner_lr: alpha, as in `adapt`.
-        num_inner_steps: S. With 0 this is plain multi-task learning on the query batch.
-        outer_loss: the loss on the query batch, in the form of `loss_fn`; default `loss_fn`.
-        **inner: `inner_optimizer`, `mask`, `mode` and `batch_per_step` of `adapt`.
+    Its gradient in `params` is the task's term of the meta-gradient (line 8). `outer_loss` is the
+    loss on the query batch, in the form of `loss_fn`, which is the default.
 
     Returns:
         The query loss, a scalar; and `{"support": ..., "query": ...}`: the metrics of each inner
         step [S] and those on the query batch, both with `"loss"`.
-
-    Raises:
-        ValueError: as `adapt`; support and query of different structure when one loss serves both.
-        TypeError: as `adapt`; a task without support and query.
     """
     outer = checks.checked_outer_loss(loss_fn, outer_loss, task)
     adapted, support = adapt(loss_fn, params, task.support, inner_lr, num_inner_steps, **inner)
@@ -164,26 +124,16 @@ def meta_step(
     batching: str | int | None = None,
     single_out: bool = True,
 ) -> tuple[Params, PyTree, Metrics]:
-    """One meta-step: theta <- theta - beta grad sum_i L_i(theta_i') (lines 4 to 8).
+    """Takes one meta-step: theta <- theta - beta grad sum_i L_i(theta_i') (lines 4 to 8).
 
-    Args:
-        task_loss: `task_loss(params, task) -> (loss, metrics)` for one task: `meta_loss`, by
-            `functools.partial(meta_loss, loss_fn, inner_lr=0.1)`, or a meta-learner's loss.
-        params: the meta-parameters theta, floating-point leaves only.
-        optimizer_state: `meta_optimizer.init(params)`, or from the step before.
-        tasks: a batch of tasks, a leading axis of T on every leaf. On a device mesh, this device's.
-        meta_optimizer: any optax transformation, for the mean over tasks. It receives the mean
-            loss as `value=` and the gradient as `grad=`, if it takes them.
-        batching: how many tasks at once, see `maml_jax.batching`.
-        single_out: see `task_gradients.sum_gradient`.
+    `task_loss(params, task)` is a meta-learner's loss, or `functools.partial(meta_loss, loss_fn,
+    inner_lr=0.1)`; `tasks` has a leading axis of T (on a device mesh, this device's tasks), and
+    `batching` says how many are taken at once (`maml_jax.batching`). The optimizer gets the mean
+    over tasks, with the loss as `value=` and the gradient as `grad=`, if it takes them.
 
     Returns:
-        theta, the optimizer's state, and metrics: those of `task_loss` averaged over tasks,
-        `"loss"`, and what `check_finite` reads, see `pooling.report`.
-
-    Raises:
-        ValueError: `tasks` is no batch of tasks.
-        TypeError: the optimizer needs more than it receives.
+        theta, the optimizer's state, and metrics: the means of `task_loss`'s over tasks, `"loss"`,
+        and those of `pooling.report`, for `check_finite`.
     """
     terms = task_gradients.sum_gradient(task_loss, params, tasks, batching, single_out)
     pooled = pooling.pool(terms.losses, terms.nonfinite, terms.metrics, terms.gradient)

@@ -41,25 +41,9 @@ class Check(NamedTuple):
     found: str
 
 
-class Command(NamedTuple):
-    """How both runs are started.
-
-    Attributes:
-        settings: of the experiment, internal ones included.
-        flags: further flags of the command.
-    """
-
-    settings: dict[str, Any]
-    flags: tuple[str, ...] = ()
-
-    def with_steps(self, steps: int) -> Command:
-        """The command of a run of so many meta-steps."""
-        return self._replace(settings={**self.settings, "meta_steps": steps})
-
-
 def soak(
     workdir: Path,
-    command: Command,
+    line: list[str],
     *,
     num_disturbances: int,
     steps: int | None = None,
@@ -70,30 +54,30 @@ def soak(
 
     Args:
         workdir: directory for both runs; made here.
-        command: of both runs.
+        line: flags of `experiments.omniglot`, for both runs.
         num_disturbances: how many, of each kind at least one.
         steps: meta-steps of a run; None for as many as fill the minutes.
         minutes: about how long a run alone takes.
         seed: of the schedule; the runs have seed 0.
     """
     workdir.mkdir(parents=True)
-    steps = steps or steps_for(60 * minutes, workdir / "speed", command)
-    command = command.with_steps(steps)
+    steps = steps or steps_for(60 * minutes, workdir / "speed", line)
+    line = [*line, f"--meta_steps={steps}"]
     plan = disturbances.schedule(seed, num_disturbances, steps)
     print(f"{steps:,} meta-steps, twice", flush=True)
     alone, disturbed = workdir / "alone", workdir / "disturbed"
-    checks = [*run_alone(alone, command, steps), *run_disturbed(disturbed, command, plan)]
+    checks = [*run_alone(alone, line, steps), *run_disturbed(disturbed, line, plan)]
     checks += [*compare(alone, disturbed), left_behind(alone, 0)]
     return [*checks, left_behind(disturbed, sum(d.kind == "truncated" for d in plan))]
 
 
-def steps_for(seconds: float, workdir: Path, command: Command) -> int:
+def steps_for(seconds: float, workdir: Path, line: list[str]) -> int:
     """Meta-steps that take so long, a whole number of dispatches, from a run that is then killed.
 
     The first two dispatches compile. It runs for a tenth of the time, or until it has dispatched
     as often as that takes.
     """
-    child = Child(workdir, command.with_steps(100_000_000))
+    child = Child(workdir, [*line, "--meta_steps=100000000"])
     first = child.wait_for_entries(3)
     child.wait(seconds / 10)
     entries = child.entries()
@@ -106,9 +90,9 @@ def steps_for(seconds: float, workdir: Path, command: Command) -> int:
     return dispatch * max(10, math.ceil(speed * seconds / dispatch))
 
 
-def run_alone(workdir: Path, command: Command, steps: int) -> list[Check]:
+def run_alone(workdir: Path, line: list[str], steps: int) -> list[Check]:
     """The run that is left alone, and how its process grew."""
-    child = Child(workdir, command)
+    child = Child(workdir, line)
     code = child.wait()
     if code != 0:
         raise SystemExit(f"the run that was left alone ended with {code}:\n{child.err}")
@@ -140,18 +124,18 @@ def _median(values: list[Any]) -> Any:
     return sorted(values)[len(values) // 2]
 
 
-def run_disturbed(workdir: Path, command: Command, plan: list[Disturbance]) -> list[Check]:
+def run_disturbed(workdir: Path, line: list[str], plan: list[Disturbance]) -> list[Check]:
     """The run that is disturbed and started again, and whether each process ended as it should."""
     checks, expected = [], ""  # what the next start has to say
     for number, disturbance in enumerate(plan, 1):
-        ended, child = disturbances.disturb(workdir, command, disturbance)
+        ended, child = disturbances.disturb(workdir, line, disturbance)
         passed = ended.passed and expected in child.err
         found = ended.found if expected in child.err else f"{ended.found}; did not say {expected!r}"
         where = f"{number}. {disturbance.kind} at step {disturbance.step:,}"
         print(f"  {where}: {found}", flush=True)
         checks.append(Check(where, passed, found))
         expected = "is damaged and is passed over" if disturbance.kind == "truncated" else ""
-    child = Child(workdir, command)
+    child = Child(workdir, line)
     code = child.wait()
     passed = code == 0 and expected in child.err
     return [*checks, Check("the last start finishes", passed, f"exit code {code}")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import resource
@@ -89,9 +88,8 @@ def schedule(seed: int, count: int, steps: int) -> list[Disturbance]:
 class Child:
     """A process of `experiments.omniglot` that is watched while it runs."""
 
-    def __init__(self, workdir: Path, command: Any):
-        line = [sys.executable, str(ROOT / "tests" / "tiny_run.py"), "omniglot"]
-        line += [json.dumps(command.settings), f"--workdir={workdir}", *command.flags]
+    def __init__(self, workdir: Path, line: list[str]):
+        command = [sys.executable, "-m", "experiments.omniglot", f"--workdir={workdir}", *line]
         environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
         self.workdir, self.samples = workdir, []
         starts = len(list(workdir.parent.glob(f"{workdir.name}.*.stderr")))
@@ -100,7 +98,7 @@ class Child:
         self._seen: tuple[Any, list[dict[str, Any]]] = (None, [])
         with self._log.open("w") as err:
             self.process = subprocess.Popen(
-                line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=err, text=True
+                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=err, text=True
             )
 
     @property
@@ -189,12 +187,12 @@ class Child:
         return self.signal(signal.SIGKILL)
 
 
-def disturb(workdir: Path, command: Any, disturbance: Disturbance) -> tuple[Ended, Child]:
+def disturb(workdir: Path, line: list[str], disturbance: Disturbance) -> tuple[Ended, Child]:
     """Starts or resumes the run, disturbs it once, and waits for its end."""
     kind, step, delay = disturbance
     with contextlib.ExitStack() as stack:
         disk = stack.enter_context(small_disk(workdir)) if kind == "full disk" else None
-        child = Child(workdir, command)
+        child = Child(workdir, line)
         if not child.wait_for_step(step):
             code = child.kill()
             return Ended(False, f"ended before step {step:,}: {code}; {child.err[-300:]}"), child

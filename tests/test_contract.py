@@ -1,6 +1,6 @@
-"""What every problem must be: pure single-task functions that the core can batch and differentiate.
+"""What every problem and every meta-learner must be: pure functions for one task.
 
-A new problem package adds its problems to `PROBLEMS`, and passes.
+A new problem adds itself to `PROBLEMS`, a new meta-learner to `LEARNERS`, and passes.
 """
 
 import functools
@@ -11,8 +11,19 @@ import numpy as np
 import optax
 import pytest
 from conftest import assert_trees_close
+from jax.test_util import check_grads
 
-from maml_jax import Task, gradient_update, init, make_train_fn, meta_loss, task_mesh
+from maml_jax import (
+    MetaLearner,
+    Task,
+    algorithms,
+    gradient_update,
+    init,
+    make_evaluate_fn,
+    make_train_fn,
+    meta_loss,
+    task_mesh,
+)
 from maml_jax.classification import ImageSet, classification_problem
 from maml_jax.networks import convolutional, gaussian_policy, mlp
 from maml_jax.regression import sinusoid_problem
@@ -104,17 +115,52 @@ def test_exact_modes_agree(problem, params):
 
 
 def test_trains(problem, params):
-    task_loss = functools.partial(
-        meta_loss, problem.inner_loss, inner_lr=0.01, outer_loss=problem.outer_loss
-    )
-    optimizer = optax.adam(1e-3)
-    train = make_train_fn(
-        problem.sample,
-        gradient_update(task_loss, optimizer),
-        num_tasks=4,
-        num_meta_steps=3,
-        mesh=task_mesh(4),
-    )
-    state, metrics = train(init(params, optimizer, 0))
+    learner = algorithms.maml(problem, inner_lr=0.01)
+    update = gradient_update(learner.loss, optax.adam(1e-3))
+    train = make_train_fn(problem.sample, update, num_tasks=4, num_meta_steps=3, mesh=task_mesh(4))
+    state, metrics = train(init(params, update, 0))
     assert jnp.all(jnp.isfinite(metrics["loss"]))
     assert state.step == 3
+
+
+LEARNERS = {
+    "maml": lambda problem: algorithms.maml(problem, inner_lr=0.05, num_inner_steps=2),
+    "maml, mixed": lambda problem: algorithms.maml(problem, 0.05, 2, mode="mixed"),
+}
+
+
+@pytest.fixture(params=LEARNERS, scope="module")
+def learner(request):
+    return LEARNERS[request.param](PROBLEMS["sinusoid"]())
+
+
+def tasks(count):
+    problem = PROBLEMS["sinusoid"]()
+    return jax.vmap(problem.sample, (None, 0))(None, jax.random.split(jax.random.key(2), count))
+
+
+def test_a_learner_adapts_and_has_a_loss_with_metrics_of_the_query(learner):
+    assert isinstance(learner, MetaLearner)
+    meta = learner.init(jax.random.key(0))
+    task = jax.tree.map(lambda x: x[0], tasks(1))
+    loss, metrics = learner.loss(meta, task)
+    assert loss.shape == ()
+    assert metrics["query"]["loss"] == loss
+    adapted = learner.adapt(meta, task.support)
+    problem = PROBLEMS["sinusoid"]()
+    np.testing.assert_allclose(problem.outer_loss(adapted, task.query)[0], loss, rtol=1e-5)
+
+
+def test_a_learners_gradient_is_that_of_finite_differences(learner, x64):
+    widen = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)
+    meta = widen(learner.init(jax.random.key(0)))
+    task = jax.tree.map(lambda x: x[0], widen(tasks(1)))
+    loss = jax.jit(lambda m: learner.loss(m, task)[0])
+    check_grads(loss, (meta,), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-7)
+
+
+def test_a_learner_does_not_depend_on_batches_or_devices(learner):
+    meta = learner.init(jax.random.key(0))
+    many = make_evaluate_fn(learner.evaluate)(meta, tasks(8))
+    one = learner.evaluate(meta, jax.tree.map(lambda x: x[5], tasks(8)))
+    np.testing.assert_allclose(many.per_task["loss"][5], one["loss"], rtol=1e-4)

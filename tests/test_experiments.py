@@ -319,15 +319,15 @@ class TestConfig:
         values = flags.FlagValues()
         with pytest.MonkeyPatch.context() as patch:
             define = lambda kind: lambda *args, **kw: kind(*args, flag_values=values)
-            for name in ("boolean", "integer", "float", "list", "string"):
+            for name in ("boolean", "integer", "float", "list", "string", "multi_string"):
                 kind = getattr(flags, f"DEFINE_{name}")
                 patch.setattr(settings_flags.flags, f"DEFINE_{name}", define(kind))
             settings_flags.define_flags(sinusoid.Config, sinusoid.PRESETS, "")
         assert "eval_points" not in values
         assert len(list(config.public_fields(sinusoid.Config))) <= 16
-        values(["command", "--inner_lr=0.001,0.01", "--num_shots=5", "--meta_lr=0.1"])
+        values(["command", "--inner_lr=0.001,0.01", "--num_shots=5", "--set=eval_points=7"])
         given, swept = settings_flags.overrides_from_flags(sinusoid.Config, values)
-        assert given == {"inner_lr": 0.001, "num_shots": (5,), "meta_lr": 0.1}
+        assert given == {"inner_lr": 0.001, "num_shots": (5,), "eval_points": 7}
         assert swept == {"inner_lr": (0.001, 0.01)}
 
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
@@ -378,7 +378,8 @@ class TestCommandLine:
             (["--workdir=x", "--preset=fast"], "--preset must be one of paper, paper_text, quick"),
             (["--workdir=x", "--mode=fly"], "--mode must be one of train, adapt"),
             (["--workdir=x", "--num_shots=5,a"], "--num_shots must be a list of int"),
-            (["--workdir=x", "--eval_points=3"], "Unknown command line flag 'eval_points'"),
+            (["--workdir=x", "--set=eval_points=x"], "--set=eval_points must be of type int"),
+            (["--workdir=x", "--set=inner_lr=1"], "received 'inner_lr=1'. It has a flag of its"),
             (["--workdir=x", "--inner_lr=0.1,b"], "--inner_lr must be a list of float"),
             (["--workdir=x", "--inner_lr=0.1,-1"], "--inner_lr must be above 0; received -1.0"),
             (["--workdir=x", "--inner_lr=0.1,0.1"], "--inner_lr must name each value once"),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import images, mini_imagenet, omniglot, report
-from experiments.core import logbook, places, process, runner, tables
+from experiments import images, mini_imagenet, omniglot
+from experiments.core import logbook, places, process, results, runner, tables
 from experiments.core.config import ConfigError, public_fields
 from experiments.images import __main__ as command
 from experiments.images import accuracy, adapt, data, stages
@@ -22,7 +22,7 @@ from experiments.images.evaluation import setting_of
 from experiments.images.figure import contact_sheet
 from experiments.images.network import make_network
 from maml_jax import member_mesh
-from maml_jax.classification import CLASS_SPECS, PROTOCOLS
+from maml_jax.classification import CLASS_SPECS, with_support_images
 from maml_jax.memory import Advice
 
 SMALL = {
@@ -44,7 +44,7 @@ SMALL = {
     "pretrain_images": 8,
     "steps_per_call": 4,
 }
-EVERYTHING = {**SMALL, "methods": METHODS, "protocols": PROTOCOLS}
+EVERYTHING = {**SMALL, "methods": METHODS, "protocols": ("transductive", "one_query")}
 MAML = "maml, not convolutional"
 
 
@@ -60,9 +60,19 @@ def few_glyphs():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "small"
-    return workdir, runner.run(omniglot.EXPERIMENT, workdir, omniglot.Config(**EVERYTHING))
+def members(tmp_path_factory):
+    """A run of all methods with two inner step sizes."""
+    workdir = tmp_path_factory.mktemp("runs") / "members"
+    settings = omniglot.Config(**EVERYTHING, inner_lr=0.5)
+    summary = runner.run(omniglot.EXPERIMENT, workdir, settings, swept={"inner_lr": (0.5, 2.0)})
+    return workdir, summary
+
+
+@pytest.fixture(scope="module")
+def finished(members):
+    """The member of the default step size: its directory and results."""
+    workdir = members[0] / "seed=0,inner_lr=2.0"
+    return workdir, results.read_results(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +81,16 @@ def loaded(finished):
 
 
 def test_all_methods_are_tested_in_all_protocols(finished):
-    workdir, results = finished
+    workdir, run = finished
     for name in ("config.json", "metrics.jsonl", "results.json", "figure.png", "evaluation.npz"):
         assert (workdir / name).stat().st_size > 0
-    assert results["experiment"] == "omniglot"
-    assert {row["setting"] for row in results["rows"]} == {
+    assert run["experiment"] == "omniglot"
+    assert {row["setting"] for row in run["rows"]} == {
         f"3-way 1-shot, synthetic glyphs, 2 queries{protocol}"
-        for protocol in ("", ", support statistics", ", one query at a time")
+        for protocol in ("", ", one query at a time")
     }
     steps = {}
-    for row in results["rows"]:
+    for row in run["rows"]:
         assert row["metric"] == "accuracy"
         assert 0 <= row["mean"] <= 1
         assert row["num_tasks"] == 8
@@ -126,26 +136,32 @@ def test_episodes_hold_images_of_their_own_split_alone():
         assert not turned & (where["train"] | where["test"])
 
 
-def test_members_are_the_runs_alone(finished, tmp_path):
-    """Two step sizes, trained together; the second is the run that was trained alone."""
-    settings = omniglot.Config(**{**SMALL, "inner_lr": 0.5})
-    summary = runner.run(omniglot.EXPERIMENT, tmp_path, settings, swept={"inner_lr": (0.5, 2.0)})
+def test_each_member_is_scored_and_tested_with_its_step_size(members, finished):
+    workdir, summary = members
     assert list(summary["members"]) == ["seed=0,inner_lr=0.5", "seed=0,inner_lr=2.0"]
-    (member,) = report.find_runs([tmp_path / "seed=0,inner_lr=2.0"])
-    assert member["config"]["inner_lr"] == 2.0
-    alone = {(r["setting"], r["gradient_steps"]): r for r in finished[1]["rows"][:3]}
-    for row in member["rows"]:
-        same = alone[row["setting"], row["gradient_steps"]]
-        np.testing.assert_allclose(row["mean"], same["mean"], atol=1e-6)
-        assert row["best_step"] == same["best_step"]
-        assert row["inner_lr"] == 2.0
+    assert {row["setting"].split(": ")[0] for row in summary["rows"]} == {
+        "inner_lr=0.5", "inner_lr=2.0",
+    }  # fmt: skip
+    tasks = with_support_images(accuracy.validation_episodes(omniglot.Config(**EVERYTHING).shared))
+    for rate in (0.5, 2.0):
+        run = runner.load(omniglot.EXPERIMENT, workdir / f"seed=0,inner_lr={rate}")
+        evaluate = accuracy.adapting(run.settings.shared, 1)
+        curve = evaluate(run.states[MAML].best_params, tasks, rate).mean["accuracy"]
+        np.testing.assert_allclose(run.states[MAML].best_score, curve[-1], rtol=1e-6)
+        rows = results.read_results(workdir / f"seed=0,inner_lr={rate}")["rows"]
+        assert {row["inner_lr"] for row in rows if row["method"] == MAML} == {rate}
 
 
 class TestWhereImagesLie:
+    @pytest.fixture(autouse=True)
+    def read_anew(self):
+        data._load.cache_clear()
+        yield
+        data._load.cache_clear()
+
     def placed(self, monkeypatch, available, **changes):
         """The stage, its data on four of the devices, and whether classes are spread."""
         monkeypatch.setattr(process, "available_memory", lambda: available)
-        data._load.cache_clear()
         (stage,) = stages.make_stages(omniglot.Config(**SMALL, **changes))
         mesh = member_mesh(1, 4, jax.devices()[:4])
         return stage, stage.data(mesh)[0].images
@@ -281,16 +297,18 @@ FOLDER = {
     **{name: value for name, value in SMALL.items() if name not in ("image_size", "eval_queries")},
     "dataset": "folder",
     "meta_steps": 4,
+    "num_tasks": 1,
     "train_queries": 1,
     "inner_steps": 1,
+    "eval_steps": 1,
 }
 
 
 def test_a_folder_of_photographs_is_trained_on(photographs, tmp_path, capsys):
     settings = images.Config(**FOLDER)
-    results = runner.run(images.EXPERIMENT, tmp_path / "run", settings)
-    assert results["experiment"] == "images"
-    assert {row["setting"] for row in results["rows"]} == {"3-way 1-shot, own images"}
+    run = runner.run(images.EXPERIMENT, tmp_path / "run", settings)
+    assert run["experiment"] == "images"
+    assert {row["setting"] for row in run["rows"]} == {"3-way 1-shot, own images"}
     printed = capsys.readouterr()
     assert "few-shot classification of images" in printed.out
     assert "characters" not in printed.out
@@ -302,7 +320,7 @@ def test_a_folder_of_photographs_is_trained_on(photographs, tmp_path, capsys):
     assert block < train < printed.out.index("step")
     assert "note: skipped in" in printed.err
     assert "notes.txt" in printed.err
-    assert "paper" not in tables.group_table([results]).splitlines()[0]
+    assert "paper" not in tables.group_table([run]).splitlines()[0]
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert (stored["image_size"], stored["image_kind"]) == (16, "colour")
     assert stored["eval_queries"] == [1]  # as in training
@@ -339,6 +357,9 @@ def test_missing_data_is_a_sentence_and_claims_no_directory(tmp_path, monkeypatc
         runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config())
     with pytest.raises(ConfigError, match="found no MiniImagenet in"):  # not: another config
         runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(num_shots=5))
+    write_photographs(tmp_path, {"train": 2, "val": 1, "test": 1})
+    with pytest.raises(ConfigError, match=r"64 classes; found 2\. .* with --dataset=folder"):
+        data.load(mini_imagenet.Config())
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
         images.Config(dataset="folder")
@@ -400,7 +421,7 @@ def test_every_dataset_has_one_command():
 
 
 def test_settings_with_a_flag_are_few():
-    assert len(public_fields(images.Config)) <= 18
+    assert len(public_fields(images.Config)) <= 19
     assert {f.name for f in public_fields(omniglot.Config)} - {
         f.name for f in public_fields(images.Config)
     } == {"splitting"}
@@ -447,7 +468,7 @@ def test_too_little_memory_is_answered_with_a_flag(monkeypatch, capsys):
     mesh = member_mesh(1, 4, jax.devices()[:1])
     capsys.readouterr()
     for available, text in ((None, ""), (10**9, "")):
-        monkeypatch.setattr(process, "available_memory", lambda found=available: found)
+        monkeypatch.setattr(process, "available_memory", lambda room=available: room)
         stage.before_training(mesh)
         assert capsys.readouterr().err == text
     monkeypatch.setattr(process, "available_memory", lambda: 0)

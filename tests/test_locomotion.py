@@ -156,6 +156,7 @@ def test_models_have_the_original_time_steps_and_noise(robots):
         assert physics.timestep == physics.model.opt.timestep == timestep
         assert physics.model.opt.integrator == getattr(mujoco.mjtIntegrator, integrator)
         assert (physics.num_observations, physics.num_actions) == (observations, actions)
+        assert physics.pose(starts) is starts.qpos
         np.testing.assert_allclose(np.std(starts.qvel), 0.1, rtol=0.05)
         joints = starts.qpos[:, -physics.num_actions :]
         np.testing.assert_allclose(np.std(joints, axis=0).mean(), 0.01, rtol=0.1)

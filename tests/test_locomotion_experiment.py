@@ -16,8 +16,8 @@ pytest.importorskip("brax", reason="locomotion needs the rl extra")
 from experiments import locomotion as experiment
 from experiments.core import runner
 from experiments.core.config import ConfigError, public_fields
+from experiments.locomotion import config as config_lib
 from experiments.locomotion import render
-from experiments.locomotion.config import make_physics
 from experiments.meta_rl.config import make_problem
 from maml_jax.networks import gaussian_policy
 from maml_jax.reinforcement import Environment, State
@@ -41,7 +41,33 @@ SMALL = {
 }
 
 
-def test_a_run_from_end_to_end(tmp_path):
+def light_robot(*names, **options):
+    """A robot whose coordinates are its time, for runs that compile in little of it."""
+
+    def look(time, cost):
+        return time, lib.Motion(jnp.full(17, 0.1) * time, time, cost, time < 0, time < 100)
+
+    def step(time, action):
+        return look(time + 1.0, 0.05 * jnp.sum(action**2))
+
+    pose = lambda time: jnp.full(9, time)
+    return lib.Physics(lambda key: look(jnp.zeros(()), 0.0), step, 17, 6, 0.05, pose, None)
+
+
+@pytest.fixture
+def robot(request, monkeypatch):
+    """The real one, or a light one in its place."""
+    if request.param == "light":
+        monkeypatch.setattr(lib, "make_physics", light_robot)
+    config_lib._environment.cache_clear()
+    yield
+    config_lib._environment.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "robot", ["light", pytest.param("real", marks=pytest.mark.slow)], indirect=True
+)
+def test_a_run_from_end_to_end(tmp_path, robot):
     workdir = tmp_path / "small"
     found = runner.run(experiment.EXPERIMENT, workdir, experiment.Config(**SMALL))
     for name in ("results.json", "figure.png", "evaluation.npz"):
@@ -113,11 +139,10 @@ def test_films_that_cannot_be(run):
         render.render(run, "", "0")
 
 
-@pytest.mark.parametrize("physics", ["paper", "brax_spring"])
-def test_robots_have_the_poses_that_films_show(physics):
+def test_robots_have_the_poses_that_films_show():
     """Traced, not compiled."""
-    config = experiment.Config(**{**SMALL, "physics": physics, "feedback": True})
-    robot = make_physics(config)
+    config = experiment.Config(**{**SMALL, "feedback": True})
+    robot = config_lib.make_physics(config)
     problem = make_problem(config, experiment.make_environment(config), "maml")
     play = render.make_player(problem.env, problem.policy, 1.0, robot.pose)
     poses, _ = jax.eval_shape(play, jax.eval_shape(problem.init, KEY))

@@ -28,7 +28,7 @@ def go(workdir, experiment=toy.EXPERIMENT, settings=None, **options):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of four members, its results, what it printed, and the programs that it compiled."""
+    """A run of four members: its results, output, compiled programs and calls of the stages."""
     workdir, printed, compiled = tmp_path_factory.mktemp("members") / "run", io.StringIO(), []
     watch = logging.Handler()
     watch.emit = lambda record: compiled.append(record.getMessage())
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
         found = go(workdir, **GRID)
     logging.getLogger("jax").removeHandler(watch)
     programs = [m for m in compiled if "Finished XLA compilation" in m and "train_members" in m]
-    return workdir, found, printed.getvalue(), programs
+    return workdir, found, printed.getvalue(), programs, [*toy.EVENTS]
 
 
 def outcome(workdir, experiment=toy.EXPERIMENT):
@@ -63,7 +63,7 @@ def assert_same_outcome(ours, theirs, rtol):
 
 @pytest.mark.parametrize("label", ["seed=1,inner_lr=0.1", "seed=0,inner_lr=0.3"])
 def test_a_member_is_the_run_alone(finished, tmp_path, label):
-    workdir, _, _, _ = finished
+    workdir, *_ = finished
     seed, rate = (float(part.partition("=")[2]) for part in label.split(","))
     found = go(tmp_path / "alone", settings=toy.Config(inner_lr=rate), seed=int(seed))
     ours = workdir / label
@@ -95,7 +95,7 @@ def test_seeds_of_the_sinusoid_are_the_seeds_alone(tmp_path):
 
 
 def test_the_summary_pools_seeds_and_keeps_values_apart(finished):
-    workdir, found, _, _ = finished
+    workdir, found, *_ = finished
     assert found == json.loads((workdir / "results.json").read_text())
     assert found["config"]["inner_lr"] == [0.1, 0.3]
     assert found["config"]["num_seeds"] == 2
@@ -119,7 +119,7 @@ def test_the_summary_pools_seeds_and_keeps_values_apart(finished):
 
 
 def test_report_takes_the_members_or_else_the_summary(finished):
-    workdir, found, _, _ = finished
+    workdir, found, *_ = finished
     runs = report.find_runs([workdir])
     assert len(runs) == 4
     assert sorted(len(group) for group in report.group_runs(runs)) == [2, 2]
@@ -132,7 +132,7 @@ def test_report_takes_the_members_or_else_the_summary(finished):
 
 
 def test_the_best_is_marked_by_validation(finished):
-    _, found, printed, _ = finished
+    _, found, printed, *_ = finished
     scores = {label: member["validation"] for label, member in found["members"].items()}
     assert len(set(scores.values())) == 4
     marked = [line for line in printed.splitlines() if "best by validation" in line]
@@ -141,13 +141,13 @@ def test_the_best_is_marked_by_validation(finished):
 
 
 def test_one_program_trains_all_members_on_data_that_is_placed_once(finished):
-    assert len(finished[3]) == 2, finished[3]  # one a stage
-    assert toy.EVENTS[:3] == ["before training", "data on {'members': 4, 'tasks': 2}", "prepare"]
-    assert toy.EVENTS.count("prepare") == 1
+    *_, programs, events = finished
+    assert len(programs) == 2, programs  # one a stage
+    assert events == ["before training", "data on {'members': 4, 'tasks': 2}", "prepare"]
 
 
 def test_the_commands_say_that_it_is_done(finished, capsys):
-    workdir, found, _, _ = finished
+    workdir, found, *_ = finished
     go(workdir / "seed=1,inner_lr=0.3", settings=toy.Config(inner_lr=0.3), seed=1)
     assert "seed=1,inner_lr=0.3 is done; its results" in capsys.readouterr().out
     assert go(workdir, **GRID) == found
@@ -157,7 +157,7 @@ def test_the_commands_say_that_it_is_done(finished, capsys):
 
 
 def test_other_members_are_another_run_and_modes_need_one(finished):
-    workdir, _, _, _ = finished
+    workdir, *_ = finished
     with pytest.raises(runner.RunError, match=r"inner_lr: there \[0\.1, 0\.3\], asked for 0\.1"):
         go(workdir, num_seeds=2)
     with pytest.raises(runner.RunError, match=r"several members; name one.*seed=0,inner_lr=0\.1"):

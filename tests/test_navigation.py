@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import navigation, report
-from experiments.core import logbook, members, runner
+from experiments import navigation
+from experiments.core import logbook, members, runner, tables
 from experiments.core.config import ConfigError, public_fields
 from experiments.meta_rl import config as config_lib
 from experiments.meta_rl import evaluation
@@ -55,7 +55,7 @@ def test_all_methods_are_evaluated_after_each_update(finished):
     assert rates["maml"] == 0.1
     assert rates["oracle"] is None
     assert rates["pretrained"] in (0.1, 0.5)
-    assert "random initialisation" in report.group_table([found])
+    assert "random initialisation" in tables.group_table([found])
 
 
 def test_diagnostics_are_logged(finished):
@@ -89,7 +89,7 @@ def test_members_may_differ_in_step_sizes():
     mesh = members.mesh_of(stage, len(everyone))
     program = members.make_program(navigation.EXPERIMENT, everyone, stage, 1, mesh)
     state = members.begin(stage, everyone).state
-    assert program.lower(state, members.swept_values(everyone), (), ())
+    assert program.lower(state, values=members.swept_values(everyone))
 
 
 def test_first_order_is_named_apart():

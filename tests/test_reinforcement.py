@@ -66,10 +66,10 @@ def random_tables(key, n, num_actions):
     )
 
 
-def play(env, task, episodes=4, key=KEY, policy=None, horizon=None):
+def play(env, task, episodes=4, key=KEY, policy=None):
     policy = policy or gaussian_policy(env.num_observations, env.num_actions, (8,))
     params = policy.init(jax.random.key(1))
-    return jax.jit(lambda k: rollout(env, policy, params, task, k, episodes, horizon))(key)
+    return jax.jit(lambda k: rollout(env, policy, params, task, k, episodes))(key)
 
 
 # Distributions

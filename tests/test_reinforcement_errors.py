@@ -56,7 +56,7 @@ def refused(call, message, error=ValueError):
 def play(**options):
     given = {"policy": POLICY, "task": jnp.ones(2), "num_episodes": 2, **options}
     return rollout(ENV, given["policy"], given["policy"].init(KEY), given["task"], KEY,
-                   given["num_episodes"], given.get("horizon"))  # fmt: skip
+                   given["num_episodes"])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,6 @@ def test_states_of_another_kind():
 
 def test_rollouts():
     refused(lambda: play(num_episodes=0), "num_episodes must be 1 or more")
-    refused(lambda: play(horizon=0), "horizon must be 1 or more; received 0")
     refused(lambda: play(task=jnp.ones(3)), r"task must have shape \(2,\); received \(3,\)")
     refused(lambda: play(task={"goal": jnp.ones(2)}), "task must have the structure")
     refused(lambda: play(policy=gaussian_policy(2, 3, (4,))), r"shape \(2,\).*received \(3,\)")

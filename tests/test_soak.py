@@ -12,7 +12,10 @@ import soak
 from soak_disturbances import KINDS, Sample, schedule, truncate
 
 MINUTES = os.environ.get("MAML_JAX_SOAK_MINUTES")
-QUICK = {"report_steps": 1, "eval_steps": 1, "eval_queries": [0], "protocols": ["transductive"]}
+QUICK = [
+    *("--set=report_steps=1", "--set=eval_steps=1", "--set=eval_queries=0"),
+    "--protocols=transductive",
+]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -88,22 +91,14 @@ def assert_passed(checks):
 def test_a_short_soak(tmp_path):
     """Each disturbance once, on a small network; its checkpoints are larger than its logs."""
     pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
-    settings = {
-        **QUICK,
-        "dataset": "synthetic",
-        "num_filters": 64,
-        "num_layers": 2,
-        "image_size": 14,
-        "num_ways": 3,
-        "num_tasks": 4,
-        "steps_per_call": 10,
-        "eval_tasks": 8,
-        "validation_tasks": 8,
-        "validate_every": 100,
-    }
-    programs = f"--compilation_cache={tmp_path / 'programs'}"  # six starts of seven compile nothing
-    command = soak.Command(settings, ("--checkpoint_every_s=0.5", "--cpu_devices=1", programs))
-    assert_passed(soak.soak(tmp_path / "soak", command, num_disturbances=5, steps=2000))
+    line = [
+        *(*QUICK, "--dataset=synthetic", "--num_filters=64", "--set=num_layers=2"),
+        *("--image_size=14", "--num_ways=3", "--num_tasks=4", "--set=steps_per_call=10"),
+        *("--eval_tasks=8", "--set=validation_tasks=8", "--set=validate_every=100"),
+        *("--checkpoint_every_s=0.5", "--cpu_devices=1"),
+        f"--compilation_cache={tmp_path / 'programs'}",  # six starts of seven compile nothing
+    ]
+    assert_passed(soak.soak(tmp_path / "soak", line, num_disturbances=5, steps=2000))
 
 
 @pytest.mark.slow
@@ -111,6 +106,6 @@ def test_a_short_soak(tmp_path):
 @pytest.mark.timeout(24 * 3600)
 def test_a_long_soak(tmp_path):
     """Omniglot, with checkpoints every minute."""
-    command = soak.Command(QUICK, ("--checkpoint_every_s=60",))
-    checks = soak.soak(tmp_path / "soak", command, num_disturbances=10, minutes=float(MINUTES))
+    line = [*QUICK, "--checkpoint_every_s=60"]
+    checks = soak.soak(tmp_path / "soak", line, num_disturbances=10, minutes=float(MINUTES))
     assert_passed(checks)

@@ -271,6 +271,23 @@ def test_seeds_train_under_vmap(full_precision):
     assert metrics["loss"].shape == (2, 3)
 
 
+def test_an_outer_mask_keeps_parameters_bit_for_bit():
+    """What the mask leaves out stays, integers too; the rest moves as if it were alone."""
+    body, head = start().params
+    params = {"body": body, "head": head, "count": jnp.array(7)}
+    loss = lambda p, task: LOSS([p["body"], p["head"]], task)
+    update = gradient_update(
+        loss, OPTIMIZER, mask={"body": {"w": False, "b": True}, "head": True, "count": False}
+    )
+    one = task_mesh(4, jax.devices()[:1])
+    train = make_train_fn(sample, update, num_tasks=4, num_meta_steps=2, mesh=one)
+    state, _ = train(init(params, update, 0))
+    np.testing.assert_array_equal(state.params["body"]["w"], body["w"])
+    assert state.params["count"] == 7
+    assert np.all(state.params["head"]["w"] != head["w"])
+    assert len(jax.tree.leaves(state.update_state)) == 1 + 2 * 3  # Adam's count and moments
+
+
 def test_learned_inner_rate_trains():
     """Meta-parameters are any pytree: here the network and its inner rate together."""
 

@@ -6,9 +6,7 @@ that directory, evaluates and writes the rest, so that one place says how a run 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,10 +70,8 @@ def hand_out(trained: Trained, run: Callable[..., dict[str, Any]]) -> dict[str, 
         if diverged is not None:
             lines[member.label] = {"validation": None, "diverged_after": diverged}
             continue
-        with contextlib.redirect_stdout(io.StringIO()):
-            record = run(
-                trained.experiment, directory, settings, preset=trained.preset, seed=member.seed
-            )
+        options = {"preset": trained.preset, "seed": member.seed, "tell": lambda text: None}
+        record = run(trained.experiment, directory, settings, **options)
         if "together" not in record:
             record = {**record, "together": clock}
             if distributed.is_first():

@@ -206,6 +206,7 @@ class _Advance:
         program = self.programs[count]
         state, metrics, kept = program(selection.state, *self._data, **self._of_members)
         metrics, kept = jax.device_get((metrics, kept))
+        kept = kept & live  # one that diverged earlier may get through a shorter dispatch
         self._report_diverged(metrics, step, live, kept)
         self._warn(metrics, kept)
         summary = summarize_members([m.label for m in self._members], metrics, kept)

@@ -28,9 +28,9 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def device_per_core(settings: Any, runs: int, cores: int) -> int:
+def device_per_core(settings: Any, num_members: int, cores: int) -> int:
     """`Experiment.cpu_devices` of those whose training and evaluation both take whole cores."""
-    del settings, runs
+    del settings, num_members
     return cores
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.core.files import NUMBER, FileError, check_object, is_of, read_json, write_json
+from maml_jax import confidence_interval
 
 METHOD_TITLES = {
     "maml": "MAML",
@@ -80,7 +81,7 @@ def make_row(
         "gradient_steps": gradient_steps,
         "metric": metric,
         "mean": None if diverged else float(values.mean()),
-        "ci95": None if diverged else float(1.96 * values.std() / np.sqrt(values.size)),
+        "ci95": None if diverged else float(confidence_interval(values)),
         "num_tasks": int(values.size),
     }
     if diverged:  # JSON has no NaN, and a mean over the other tasks would flatter

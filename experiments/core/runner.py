@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from experiments.core.identity import (
     claim,
     identity_of,
 )
-from experiments.core.logbook import Logbook, read_metrics
+from experiments.core.logbook import Logbook, read_metrics, say
 from experiments.core.loop import Loop, StageState, open_stage
-from experiments.core.members import Member, make_members
+from experiments.core.members import make_members
 from experiments.core.process import CompileTimer, StopRequest
 from experiments.core.profiling import Profile
 from experiments.core.stages import Experiment, Stage
@@ -45,6 +45,7 @@ def run(
     swept: members.Swept | None = None,
     checkpoint_every_s: float = 30.0,
     profile: Path | None = None,
+    tell: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Begins, resumes or only reports a run, and returns its results.
 
@@ -58,6 +59,7 @@ def run(
         swept: for settings with `sweep=True`, several values, each of which makes members.
         checkpoint_every_s: seconds between checkpoints. Does not change results.
         profile: a directory for traces.
+        tell: prints what is about to happen, and the results.
 
     Raises:
         ConfigError: the settings of a member are not allowed.
@@ -75,10 +77,17 @@ def run(
         done = distributed.first_decides(lambda: _begin(held, workdir, identity))
         if done:
             record = results.read_results(workdir)
-            print(f"{workdir} is done; its results:\n\n{_tables(record)}")
+            tell(f"{workdir} is done; its results:\n\n{_tables(record)}")
             return record
-        traces = Profile(profile if distributed.is_first() else None)
-        return _run(experiment, workdir, everyone, identity, checkpoint_every_s, traces)
+        loop = Loop(
+            experiment=experiment,
+            members=everyone,
+            identity=identity,
+            compiles=CompileTimer.instance(),
+            checkpoint_every_s=checkpoint_every_s,
+            profile=Profile(profile if distributed.is_first() else None),
+        )
+        return _run(workdir, loop, tell)
 
 
 def _begin(held: contextlib.ExitStack, workdir: Path, identity: dict[str, Any]) -> bool:
@@ -105,26 +114,13 @@ def _begin(held: contextlib.ExitStack, workdir: Path, identity: dict[str, Any]) 
     return done
 
 
-def _run(
-    experiment: Experiment,
-    workdir: Path,
-    everyone: Sequence[Member],
-    identity: dict[str, Any],
-    checkpoint_every_s: float,
-    profile: Profile,
-) -> dict[str, Any]:
+def _run(workdir: Path, loop: Loop, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Trains, evaluates and writes a run that is not done."""
+    experiment, everyone, compiles = loop.experiment, loop.members, loop.compiles
     stages = experiment.stages(everyone[0].settings)
-    where, compiles = environment(), CompileTimer.instance()
-    _introduce(experiment, workdir, everyone, identity, stages, where)
-    loop = Loop(
-        experiment=experiment,
-        members=everyone,
-        identity=identity,
-        compiles=compiles,
-        checkpoint_every_s=checkpoint_every_s,
-        profile=profile,
-    )
-    states = _train(workdir, loop, stages)
+    where = environment()
+    _introduce(workdir, loop, stages, where, tell)
+    states = _train(workdir, loop, stages, tell)
     training = sum(state.train_s for state in states.values())
     meta_steps = len(everyone) * sum(stage.num_steps for stage in stages)
     clock = {
@@ -133,29 +129,33 @@ def _run(
         "evaluate": 0.0,
     }
     record = {
-        **identity,
+        **loop.identity,
         "environment": where,
         "wall_clock_s": clock,
         "meta_steps": meta_steps,
         "meta_steps_per_s": round(meta_steps / max(training, 1e-9), 2),
     }
     if len(everyone) > 1:
-        print("evaluating each member ...", flush=True)
-        trained = Trained(experiment, workdir, identity["preset"], everyone, stages, states)
+        tell("evaluating each member ...")
+        preset = loop.identity["preset"]
+        trained = Trained(experiment, workdir, preset, everyone, stages, states)
         handed = hand_out(trained, run)
         clock["evaluate"] = handed.pop("evaluate_s")
-        return _write(workdir, {**record, **handed}, plotting.members_sheet, {})
-    print("evaluating ...", flush=True)
+        return _write(workdir, {**record, **handed}, plotting.members_sheet, {}, tell)
+    tell("evaluating ...")
     begun, compiled = time.monotonic(), compiles.seconds
     selections = {s.name: alone(s, states[s.name].selection) for s in stages}
     outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
     compiling = compiles.seconds - compiled
     clock["compile"] += compiling
     clock["evaluate"] = time.monotonic() - begun - compiling
-    return _write(workdir, {**record, "rows": outcome.rows}, experiment.figure, outcome.arrays)
+    record["rows"] = outcome.rows
+    return _write(workdir, record, experiment.figure, outcome.arrays, tell)
 
 
-def _train(workdir: Path, loop: Loop, stages: Sequence[Stage]) -> dict[str, StageState]:
+def _train(
+    workdir: Path, loop: Loop, stages: Sequence[Stage], tell: Callable[[str], None]
+) -> dict[str, StageState]:
     """Trains every stage, from its newest checkpoint."""
     states: dict[str, StageState] = {}
     try:
@@ -164,7 +164,7 @@ def _train(workdir: Path, loop: Loop, stages: Sequence[Stage]) -> dict[str, Stag
             states[stage.name] = open_stage(workdir / "checkpoints", stage, loop.members, fits)
         at = {name: state.step for name, state in states.items()}
         if any(at.values()):
-            print("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
+            tell("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
         logbook: Any = Logbook(workdir, at) if distributed.is_first() else distributed.Nowhere()
         with contextlib.closing(logbook), StopRequest() as stop:
             for stage in stages:
@@ -179,28 +179,30 @@ def _train(workdir: Path, loop: Loop, stages: Sequence[Stage]) -> dict[str, Stag
 
 
 def _introduce(
-    experiment: Experiment,
     workdir: Path,
-    everyone: Sequence[Member],
-    identity: Mapping[str, Any],
+    loop: Loop,
     stages: Sequence[Stage],
     where: Mapping[str, str],
+    tell: Callable[[str], None],
 ) -> None:
-    """Says what is about to be trained, and where."""
-    count = f", {len(everyone)} members" if len(everyone) > 1 else ""
-    print(
-        f"{experiment.name} ({identity['preset']}, seed {identity['seed']}{count}): "
-        f"{experiment.summary}"
-    )
-    print(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
+    """Tells what is about to be trained, and where."""
+    experiment, count = loop.experiment, len(loop.members)
+    preset, seed = loop.identity["preset"], loop.identity["seed"]
+    several = f", {count} members" if count > 1 else ""
+    tell(f"{experiment.name} ({preset}, seed {seed}{several}): {experiment.summary}")
+    tell(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
     for stage in stages:
-        print(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
+        tell(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
     most = max((stage.num_tasks for stage in stages), default=1)
-    distributed.warn_if_not_split(most, len(everyone))
+    distributed.warn_if_not_split(most, count)
 
 
 def _write(
-    workdir: Path, record: dict[str, Any], figure: Any, arrays: Mapping[str, np.ndarray]
+    workdir: Path,
+    record: dict[str, Any],
+    figure: Any,
+    arrays: Mapping[str, np.ndarray],
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes figure and results, by the first process; `results.json` comes last."""
     clock = record["wall_clock_s"]
@@ -211,7 +213,7 @@ def _write(
         figure(workdir / "figure.png", record, arrays, read_metrics(workdir))
         results.write_results(workdir / "results.json", record)
     distributed.wait_for_all("results")
-    print(f"\n{_tables(record)}\n\nfigure: {workdir / 'figure.png'}")
+    tell(f"\n{_tables(record)}\n\nfigure: {workdir / 'figure.png'}")
     return record
 
 

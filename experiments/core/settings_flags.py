@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import typing
 from collections.abc import Mapping
@@ -43,6 +44,15 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
         else:
             flags.DEFINE_string(field.name, default, text, module_name=module)
 
+    rest = [f.name for f in dataclasses.fields(config_class) if f.metadata.get("internal")]
+    flags.DEFINE_multi_string(
+        "set",
+        [],
+        "NAME=VALUE of a setting that has one good value and no flag; may be given several times. "
+        f"Names: {', '.join(rest)}.",
+        module_name=module,
+    )
+
 
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -78,7 +88,36 @@ def overrides_from_flags(
         elif kind is tuple:
             value = _parse_list(name, value, typing.get_args(hints[name])[0])
         given[name] = value
+    for text in values["set"].value:
+        name, value = _parse_setting(config_class, hints, text)
+        if name in given:
+            raise ConfigError(f"--set={text}: {name} is given twice.")
+        given[name] = value
     return given, swept
+
+
+def _parse_setting(config_class: type, hints: Mapping[str, Any], text: str) -> tuple[str, Any]:
+    """Name and value of `--set=NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    rest = [f.name for f in dataclasses.fields(config_class) if f.metadata.get("internal")]
+    if not equals or name not in rest:
+        flag = " It has a flag of its own." if name in hints and name not in rest else ""
+        raise ConfigError(
+            f"--set must be NAME=VALUE, NAME one of {', '.join(rest)}; received {text!r}.{flag}"
+        )
+    kind = field_kind(hints[name])
+    if kind is tuple:
+        return name, _parse_list(name, value.split(","), typing.get_args(hints[name])[0])
+    if kind is bool:
+        if value not in ("true", "false"):
+            raise ConfigError(f"--set={name} must be true or false; received {value!r}.")
+        return name, value == "true"
+    try:
+        return name, kind(value)
+    except ValueError:
+        raise ConfigError(
+            f"--set={name} must be of type {kind.__name__}; received {value!r}."
+        ) from None
 
 
 def _parse_list(name: str, parts: list[str], item: Any) -> tuple[Any, ...]:

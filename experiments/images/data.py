@@ -48,8 +48,7 @@ def load(config: Any) -> Images:
     Raises:
         ConfigError: the data is missing or is not what it should be.
     """
-    with explained():
-        return _load(config.shared)
+    return _load(config.shared)
 
 
 @contextlib.contextmanager
@@ -65,7 +64,8 @@ def explained() -> Iterator[None]:
             warnings.simplefilter("always", DataWarning)
             yield
     except (DataError, ImportError, MemoryError) as error:
-        raise ConfigError(str(error) or "the images do not fit into memory.") from None
+        text = str(error) or "the images do not fit into memory."
+        raise ConfigError(text.replace("by load_folder", "with --dataset=folder")) from None
     finally:
         for warning in caught:
             if issubclass(warning.category, DataWarning):
@@ -78,12 +78,22 @@ def explained() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _load(config: Any) -> Images:
+    with explained():
+        places.cache_dir().mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(places.cache_dir() / ".lock"):  # one process prepares, others wait
+            splits = _read(config)
+        _describe(config, splits)
+        _check(config, splits)
+    sets = {name: classes.image_set for name, classes in splits.items()}
+    spread = _is_spread(config, sets["train"])
+    on_device = {n: jax.tree.map(jnp.asarray, s) for n, s in sets.items() if n != "train"}
+    return Images(sets["train"], on_device.get("val"), on_device["test"], spread)
+
+
+def _check(config: Any, splits: dict[str, Any]) -> None:
+    """Raises unless episodes can be drawn from the splits."""
     from maml_jax.classification import datasets
 
-    places.cache_dir().mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(places.cache_dir() / ".lock"):  # one process prepares, the others wait
-        splits = _read(config)
-    _describe(config, splits)
     for name in ("train", "test"):
         if name not in splits:
             raise datasets.DataError(f"the data has no split {name!r}; it has {', '.join(splits)}.")
@@ -100,11 +110,10 @@ def _load(config: Any) -> Images:
             {name: count for name, count in needed.items() if name in splits},
         )
     except datasets.DataError as error:
-        raise ConfigError(f"{error} See --num_ways, --num_shots and --train_queries.") from None
-    sets = {name: classes.image_set for name, classes in splits.items()}
-    spread = _is_spread(config, sets["train"])
-    on_device = {n: jax.tree.map(jnp.asarray, s) for n, s in sets.items() if n != "train"}
-    return Images(sets["train"], on_device.get("val"), on_device["test"], spread)
+        raise ConfigError(
+            f"{error} See --num_ways, --num_shots, --train_queries, and in the test "
+            "--set=eval_queries=N; for classes split at random, --set=split_fractions=A,B,C."
+        ) from None
 
 
 def _describe(config: Any, splits: dict[str, Any]) -> None:

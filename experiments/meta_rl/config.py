@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import optax
 
 from experiments.core.config import (
@@ -14,6 +13,7 @@ from experiments.core.config import (
     option,
     parse_batching,
 )
+from maml_jax.kernels.preferences import preferred
 from maml_jax.networks import Policy, gaussian_policy, recurrent_policy
 from maml_jax.reinforcement import (
     Environment,
@@ -136,7 +136,7 @@ class Config:
         """How the core batches tasks on a device."""
         if self.task_batching != "auto":
             return parse_batching(self.task_batching)
-        return "scan" if jax.default_backend() == "cpu" else "vmap"
+        return preferred("batching")
 
     @property
     def estimation(self) -> Estimation:

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.core.stages import Stage
 from experiments.meta_rl.config import ADAPTED, Config, make_meta_update, make_problem
 from experiments.meta_rl.returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
+from maml_jax.kernels.preferences import preferred
 from maml_jax.reinforcement import Environment, check_episodes
 from maml_jax.types import Params
 
@@ -36,7 +37,7 @@ def _stage(config: Config, env: Environment, watch: Watch, name: str) -> Stage:
         score=_score(config, env, watch, name),
         score_name="return",
         validate_every=config.validate_every,
-        one_by_one=jax.default_backend() == "cpu",  # there batched weights are slower than a loop
+        one_by_one=preferred("members") == "scan",
         shown=("before/return", "after/return"),
         check=check_episodes,
     )

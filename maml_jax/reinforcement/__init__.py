@@ -13,7 +13,8 @@ from maml_jax.reinforcement.navigation import navigation
 from maml_jax.reinforcement.objectives import Samples, inner_objective, surrogate
 from maml_jax.reinforcement.problem import ReinforcementProblem, reinforcement_problem
 from maml_jax.reinforcement.rollout import Trajectories, rollout
-from maml_jax.reinforcement.updates import surrogate_update, trpo
+from maml_jax.reinforcement.trpo import trpo
+from maml_jax.reinforcement.updates import surrogate_update
 
 __all__ = [
     "Environment",

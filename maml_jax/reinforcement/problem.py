@@ -86,7 +86,7 @@ class ReinforcementProblem(NamedTuple):
         return self.policy.init(key)
 
     def sample(self, params: Params, key: Array) -> Task:
-        """Episodes of one new task, before and after each inner step (lines 4 to 8).
+        """Episodes of one new task, before and after each inner step (lines 5 to 8).
 
         Returns:
             A task whose support is samples with a leading axis of S, one set for each inner step,

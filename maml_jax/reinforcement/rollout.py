@@ -57,7 +57,6 @@ def rollout(
     task: PyTree,
     key: Array,
     num_episodes: int,
-    horizon: int | None = None,
 ) -> Trajectories:
     """Plays E episodes of one task; nothing in the result can be differentiated.
 
@@ -71,14 +70,12 @@ def rollout(
         task: of the environment.
         key: PRNG key of these episodes.
         num_episodes: E.
-        horizon: H; default the environment's.
 
     Raises:
         ValueError: a count below 1, a task that is not like those of the environment, or an action
             or a state that is not, as `check_environment`.
     """
-    horizon = env.horizon if horizon is None else horizon
-    checks.check_counts(num_episodes=num_episodes, horizon=horizon)
+    checks.check_counts(num_episodes=num_episodes)
     env = checked(env)
     expected = jax.eval_shape(env.sample_task, jax.random.key(0))
     checks.check_fits(
@@ -108,7 +105,7 @@ def rollout(
     sound = _finite(states)
     states = states._replace(observation=jnp.where(sound[:, None], states.observation, 0.0))
     carry = (states, memory, sound & ~states.done, ~sound)
-    steps = jax.random.split(action_key, horizon)
+    steps = jax.random.split(action_key, env.horizon)
     (_, _, _, nonfinite), recorded = jax.lax.scan(body, carry, steps)
     return jax.lax.stop_gradient(Trajectories(*recorded, nonfinite=nonfinite))
 

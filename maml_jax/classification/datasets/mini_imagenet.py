@@ -171,7 +171,7 @@ def check_counts(where: Path, split: str, counts: Counter[str]) -> None:
     if len(counts) != CLASSES[split]:
         raise DataError(
             f"split {split!r} of {where} must have {CLASSES[split]} classes; found {len(counts)}. "
-            "For other images use --dataset=folder."
+            "Other images are read by load_folder."
         )
     for name, count in counts.items():
         if count != IMAGES:
