@@ -1,6 +1,7 @@
 """Members of a run, seeds and swept values: each is the run alone, in every file it leaves."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -209,6 +210,19 @@ def test_a_member_that_diverges_leaves_the_others_alone(finished, tmp_path, caps
 def test_where_all_diverge_the_run_stops(tmp_path):
     with pytest.raises(NonFiniteError, match=r"no member of the run is left.*meta-step 0"):
         go(tmp_path, swept={"inner_lr": (1e30, 1e31)})
+
+
+def test_where_all_diverge_in_different_stages_there_are_no_results(tmp_path):
+    def stages(config):
+        other = dataclasses.replace(config, inner_lr=1e29 / config.inner_lr)
+        return [toy.make_stages(config)[0], toy.make_stages(other)[1]]
+
+    experiment = dataclasses.replace(toy.EXPERIMENT, stages=stages)
+    message = r"no member of the run is left; they diverged: seed=0,inner_lr=0.1 after meta-step 0,"
+    for _ in range(2):  # trained, and again from its checkpoints
+        with pytest.raises(NonFiniteError, match=message):
+            go(tmp_path, experiment, swept={"inner_lr": (0.1, 1e30)})
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_one_by_one_or_as_a_batch(finished, tmp_path, monkeypatch):
