@@ -242,6 +242,21 @@ def test_a_warning_names_its_member(tmp_path, capsys):
     assert "meta_lr=0.1): far out" not in said
 
 
+def test_without_a_validation_score_the_last_parameters_are_taken(tmp_path, capsys):
+    def stages(config):
+        first, second = toy.make_stages(config)
+        return [dataclasses.replace(first, score=lambda params: np.nan), second]
+
+    experiment = dataclasses.replace(toy.EXPERIMENT, stages=stages)
+    go(tmp_path, experiment)
+    said = capsys.readouterr().out
+    assert said.count("MAML: the return in validation is NaN after meta-step") == 2
+    assert said.count("MAML: no validation gave a return; the parameters of the last") == 1
+    chosen = runner.load(experiment, tmp_path).states["maml"]
+    assert chosen.best_step == 20
+    np.testing.assert_array_equal(chosen.best_params["w"], chosen.state.params["w"])
+
+
 def test_metrics_of_a_member_are_told_apart():
     entries = [
         {"stage": "maml", "step": 5, "meta_steps_per_s": 1.0, "loss": 2.0, "a,b=1/loss": 3.0}
