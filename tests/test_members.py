@@ -207,6 +207,13 @@ def test_a_member_that_diverges_leaves_the_others_alone(finished, tmp_path, caps
         go(bad, settings=toy.Config(inner_lr=1e30))
 
 
+def test_a_members_directory_of_another_run_is_refused_before_training(tmp_path):
+    go(tmp_path / "seed=1", settings=toy.Config(meta_steps=5), seed=1)
+    with pytest.raises(runner.RunError, match=r"seed=1 holds a run with another configuration"):
+        go(tmp_path, num_seeds=2)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["seed=1"]
+
+
 def test_where_all_diverge_the_run_stops(tmp_path):
     with pytest.raises(NonFiniteError, match=r"no member of the run is left.*meta-step 0"):
         go(tmp_path, swept={"inner_lr": (1e30, 1e31)})

@@ -23,7 +23,9 @@ from experiments.core.handout import Trained, hand_out
 from experiments.core.identity import (
     RunError,
     check_info,
+    check_same,
     claim,
+    has_begun,
     identity_of,
 )
 from experiments.core.logbook import Logbook, read_metrics, say
@@ -72,9 +74,14 @@ def run(
     """
     everyone = make_members(settings, seed, num_seeds, swept)
     identity = identity_of(experiment.name, preset, seed, everyone[0].settings, num_seeds, swept)
+    parts = {}
+    if len(everyone) > 1:
+        parts = {
+            m.label: identity_of(experiment.name, preset, m.seed, m.settings) for m in everyone
+        }
     with contextlib.ExitStack() as held:
         distributed.check_same_settings(identity)
-        done = distributed.first_decides(lambda: _begin(held, workdir, identity))
+        done = distributed.first_decides(lambda: _begin(held, workdir, identity, parts))
         if done:
             record = results.read_results(workdir)
             tell(f"{workdir} is done; its results:\n\n{_tables(record)}")
@@ -90,10 +97,16 @@ def run(
         return _run(workdir, loop, tell)
 
 
-def _begin(held: contextlib.ExitStack, workdir: Path, identity: dict[str, Any]) -> bool:
+def _begin(
+    held: contextlib.ExitStack,
+    workdir: Path,
+    identity: dict[str, Any],
+    parts: Mapping[str, dict[str, Any]],
+) -> bool:
     """Takes the directory for this run until `held` is closed; whether the run is done already.
 
-    One that is done needs nothing written, and may lie where nothing can be.
+    One that is done needs nothing written, and may lie where nothing can be. Members' directories,
+    whose identities are `parts`, are written after training, but looked at here.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -110,6 +123,10 @@ def _begin(held: contextlib.ExitStack, workdir: Path, identity: dict[str, Any]) 
                 f"{workdir} cannot be written: {error}. Use another --workdir."
             ) from None
         writable = False
+    places = {} if done else {workdir: identity, **{workdir / k: v for k, v in parts.items()}}
+    for directory, asked in places.items():
+        if has_begun(directory):
+            check_same(directory, asked)
     claim(workdir, identity, writable)
     return done
 
