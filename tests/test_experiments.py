@@ -378,6 +378,8 @@ class TestCommandLine:
             (["--workdir=x", "--preset=fast"], "--preset must be one of paper, paper_text, quick"),
             (["--workdir=x", "--mode=fly"], "--mode must be one of train, adapt"),
             (["--workdir=x", "--num_shots=5,a"], "--num_shots must be a list of int"),
+            (["--workdir=x", "--eval_points=7"], "is no flag: --set=eval_points=VALUE"),
+            (["--workdir=x", "--set=eval_points=1"], "--set=eval_points must be 2 or more"),
             (["--workdir=x", "--set=eval_points=x"], "--set=eval_points must be of type int"),
             (["--workdir=x", "--set=inner_lr=1"], "received 'inner_lr=1'. It has a flag of its"),
             (["--workdir=x", "--inner_lr=0.1,b"], "--inner_lr must be a list of float"),

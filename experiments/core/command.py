@@ -40,6 +40,11 @@ def main(experiment: Experiment) -> None:
     """The command line of an experiment."""
     streams.protect("the run goes on, and its directory has all results.")
     _define_flags(experiment)
+    try:
+        settings_flags.check_names(experiment.config, sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     app.run(lambda argv: sys.exit(_command(experiment, argv)))
 
 

@@ -73,7 +73,7 @@ BATCHING_HELP = (
 )
 
 
-def parse_batching(value: str) -> str | int:
+def parse_batching(value: str, flag: str = "--task_batching") -> str | int:
     """How the core batches tasks, from a flag that is one of auto, scan, vmap or a number.
 
     Raises:
@@ -83,9 +83,7 @@ def parse_batching(value: str) -> str | int:
         return value
     if value.isdecimal() and int(value) > 0:
         return int(value)
-    raise ConfigError(
-        f"--task_batching must be auto, scan, vmap or a number of tasks; received {value!r}."
-    )
+    raise ConfigError(f"{flag} must be auto, scan, vmap or a number of tasks; received {value!r}.")
 
 
 def check_fields(config: Any) -> None:
@@ -96,17 +94,24 @@ def check_fields(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        flag = flag_of(config, field.name)
         for part in value if isinstance(value, tuple) else (value,):
             expected = _violated(part, field.metadata)
             if expected:
-                raise ConfigError(f"--{field.name} must be {expected}; received {part!r}.")
+                raise ConfigError(f"{flag} must be {expected}; received {part!r}.")
         if not isinstance(value, tuple):
             continue
         if not value:
-            raise ConfigError(f"--{field.name} must name at least one value; received none.")
+            raise ConfigError(f"{flag} must name at least one value; received none.")
         if not field.metadata.get("repeats") and len({*map(_as_used, value)}) < len(value):
             shown = ",".join(map(str, value))
-            raise ConfigError(f"--{field.name} must name each value once; received {shown}.")
+            raise ConfigError(f"{flag} must name each value once; received {shown}.")
+
+
+def flag_of(config: Any, name: str) -> str:
+    """How a setting is given on the command line: `--NAME`, or `--set=NAME`."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    return f"--set={name}" if fields[name].metadata.get("internal") else f"--{name}"
 
 
 def _violated(value: Any, limits: Mapping[str, Any]) -> str | None:

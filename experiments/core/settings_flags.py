@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -54,6 +54,19 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
     )
 
 
+def check_names(config_class: type, arguments: Sequence[str]) -> None:
+    """Checks that no setting without a flag is given as one.
+
+    Raises:
+        ConfigError: says how to give it.
+    """
+    rest = {f.name for f in dataclasses.fields(config_class) if f.metadata.get("internal")}
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name in rest:
+            raise ConfigError(f"--{name} is no flag: --set={name}=VALUE.")
+
+
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -79,14 +92,14 @@ def overrides_from_flags(
         value = values[name].value
         kind = field_kind(hints[name])
         if field.metadata.get("sweep"):
-            numbers = _parse_list(name, value, float)
+            numbers = _parse_list(f"--{name}", value, float)
             if not numbers:
                 raise ConfigError(f"--{name} must be a number, or several; received none.")
             value = numbers[0]
             if len(numbers) > 1:
                 swept[name] = numbers
         elif kind is tuple:
-            value = _parse_list(name, value, typing.get_args(hints[name])[0])
+            value = _parse_list(f"--{name}", value, typing.get_args(hints[name])[0])
         given[name] = value
     for text in values["set"].value:
         name, value = _parse_setting(config_class, hints, text)
@@ -107,7 +120,7 @@ def _parse_setting(config_class: type, hints: Mapping[str, Any], text: str) -> t
         )
     kind = field_kind(hints[name])
     if kind is tuple:
-        return name, _parse_list(name, value.split(","), typing.get_args(hints[name])[0])
+        return name, _parse_list(f"--set={name}", value.split(","), typing.get_args(hints[name])[0])
     if kind is bool:
         if value not in ("true", "false"):
             raise ConfigError(f"--set={name} must be true or false; received {value!r}.")
@@ -120,12 +133,12 @@ def _parse_setting(config_class: type, hints: Mapping[str, Any], text: str) -> t
         ) from None
 
 
-def _parse_list(name: str, parts: list[str], item: Any) -> tuple[Any, ...]:
+def _parse_list(flag: str, parts: list[str], item: Any) -> tuple[Any, ...]:
     try:
         return tuple(item(part) for part in parts)
     except ValueError:
         raise ConfigError(
-            f"--{name} must be a list of {item.__name__} separated by commas; "
+            f"{flag} must be a list of {item.__name__} separated by commas; "
             f"received {','.join(parts)!r}."
         ) from None
 

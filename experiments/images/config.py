@@ -9,6 +9,7 @@ from experiments.core.config import (
     BATCHING_HELP,
     ConfigError,
     check_fields,
+    flag_of,
     option,
     parse_batching,
     without_swept,
@@ -226,19 +227,19 @@ class Config:
             )
         if self.eval_steps < self.report_steps:
             raise ConfigError(
-                f"eval_steps must be at least report_steps={self.report_steps}; "
+                f"--set=eval_steps must be at least report_steps={self.report_steps}; "
                 f"received {self.eval_steps}."
             )
         if self.data_placement == "sharded" and self.plain_methods:
             raise ConfigError(
-                "data_placement='sharded' is for episodes; "
+                "--set=data_placement=sharded is for episodes; "
                 f"--methods={','.join(self.plain_methods)} trains on plain batches, with all "
                 "images on every device."
             )
         for name, value in FIXED.get(self.dataset, {}).items():
             if getattr(self, name) != value:
                 raise ConfigError(
-                    f"--{name} is {value} with --dataset={self.dataset}; "
+                    f"{flag_of(self, name)} is {value} with --dataset={self.dataset}; "
                     f"received {getattr(self, name)}."
                 )
         if self.image_size is None:
