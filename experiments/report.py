@@ -36,7 +36,8 @@ def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def find_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The results of all runs at or below some directories.
 
-    A run of several members is left out where the members' results are below it.
+    A run of several members is left out where the members' results are below it. Members that
+    diverged in training are named on standard error: they have no results.
 
     Raises:
         FileNotFoundError: there is none at or below one of them.
@@ -48,11 +49,20 @@ def find_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise FileNotFoundError(f"no results.json at or below {path}; is the run done?")
         for file in files:
             run = results.read_results(file)
+            _note_diverged(file.parent, run)
             if not any(
                 (file.parent / label) / "results.json" in files for label in run.get("members", ())
             ):
                 runs.append(run)
     return runs
+
+
+def _note_diverged(workdir: Path, run: dict[str, Any]) -> None:
+    for label, member in run.get("members", {}).items():
+        step = member.get("diverged_after") if isinstance(member, dict) else None
+        if step is not None:
+            text = f"note: {workdir / label}: diverged after meta-step {step}; it has no results."
+            print(text, file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -203,6 +203,8 @@ def test_a_member_that_diverges_leaves_the_others_alone(finished, tmp_path, caps
     assert_same_outcome(outcome(good), outcome(finished[0] / good.name), rtol=1e-5)
     assert {row["setting"] for row in found["rows"]} == {"inner_lr=0.1: line"}
     assert not (bad / "results.json").exists()
+    assert len(report.find_runs([tmp_path])) == 1
+    assert f"note: {bad}: diverged after meta-step 0;" in capsys.readouterr().err
     with pytest.raises(NonFiniteError, match="not finite at meta-step 0"):
         go(bad, settings=toy.Config(inner_lr=1e30))
 

@@ -115,10 +115,10 @@ def check_same_settings(identity: Any) -> None:
         )
 
 
-def warn_if_not_split(num_tasks: int, num_seeds: int = 1) -> None:
-    """Warns if neither tasks nor seeds can be split over the processes."""
+def warn_if_not_split(num_tasks: int, num_members: int = 1) -> None:
+    """Warns if neither tasks nor members can be split over the processes."""
     count = jax.process_count()
-    if count > 1 and is_first() and not member_mesh(num_seeds, num_tasks).is_multi_process:
+    if count > 1 and is_first() and not member_mesh(num_members, num_tasks).is_multi_process:
         print(
             f"warning: {num_tasks} tasks cannot be split evenly over {count} processes, so that "
             "each does all of them; choose --num_tasks or the processes so that they divide.",
