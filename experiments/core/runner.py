@@ -180,6 +180,10 @@ def _train(
             fits = check_info(loop.identity, stage.name)
             states[stage.name] = open_stage(workdir / "checkpoints", stage, loop.members, fits)
         at = {name: state.step for name, state in states.items()}
+        left = [stage for stage in stages if at[stage.name] < stage.num_steps]
+        if left:
+            most = max(stage.num_tasks for stage in left)
+            distributed.warn_if_not_split(most, len(loop.members))
         if any(at.values()):
             tell("  resumes at " + ", ".join(f"{k} step {v:,}" for k, v in at.items()))
         logbook: Any = Logbook(workdir, at) if distributed.is_first() else distributed.Nowhere()
@@ -210,8 +214,6 @@ def _introduce(
     tell(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
     for stage in stages:
         tell(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
-    most = max((stage.num_tasks for stage in stages), default=1)
-    distributed.warn_if_not_split(most, count)
 
 
 def _write(
