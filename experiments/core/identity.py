@@ -34,7 +34,7 @@ OPTIONAL = {"numbers": dict, "format": int}
 FORMAT = 2  # of checkpoints and settings; runs of version 1 do not name theirs
 OLDER = (
     "a run of an earlier version of maml_jax, which this one cannot take up. Nothing was changed. "
-    "Use that version (results.json names its commit), or another --workdir. "
+    "Use that version (0.1.0; results.json, once there, names its commit), or another --workdir. "
     "`python -m experiments.report` still shows its results."
 )
 MAX_SEED = 999_999  # larger ones are those of tests and validation
