@@ -66,7 +66,10 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
         raise RunError(f"no run at {workdir}; train one first: --workdir={workdir} --mode=train.")
     identity = read_config(workdir)
     if identity["experiment"] != experiment.name:
-        raise RunError(f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}.")
+        raise RunError(
+            f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}: use "
+            f"python -m experiments.{identity['experiment']}."
+        )
     if identity.get("format") != FORMAT:
         raise RunError(f"{workdir} holds {OLDER}")
     settings = _read_settings(experiment, workdir, identity)

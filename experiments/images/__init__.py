@@ -19,6 +19,7 @@ from experiments.images.stages import make_stages
 
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},
+    "paper": {},  # as the other experiments call it
     "quick": {"meta_steps": 1_000, "validate_every": 250, "validation_tasks": 100},
 }
 
