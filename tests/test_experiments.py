@@ -367,6 +367,7 @@ class TestCommandLine:
     def test_help_reads_well(self):
         done = command("--help")
         assert "--workdir" in done.stdout
+        assert "python -m experiments.sinusoid --workdir=DIR --preset=quick" in done.stdout
         assert "Inner step size alpha. Allowed: above 0" in " ".join(done.stdout.split())
 
     @pytest.mark.parametrize(

@@ -1,4 +1,13 @@
-"""`python -m experiments.navigation`."""
+"""2D navigation: the paper's section 5.3 and its Figure 4.
+
+    python -m experiments.navigation --workdir=DIR                       the paper's settings
+    python -m experiments.navigation --workdir=DIR --num_seeds=5
+    python -m experiments.navigation --workdir=DIR --preset=quick        minutes on a laptop
+    python -m experiments.navigation --workdir=DIR --reward=squared_distance
+    python -m experiments.navigation --workdir=DIR --policy=recurrent --feedback
+
+A point on the plane is to go to a goal that its policy does not see; adaptation finds out.
+"""
 
 from experiments.core.command import main
 from experiments.navigation import EXPERIMENT
