@@ -92,6 +92,14 @@ def test_members_may_differ_in_step_sizes():
     assert program.lower(state, values=members.swept_values(everyone))
 
 
+@pytest.mark.parametrize(("update", "name"), [("trpo", "meta_lr"), ("ppo", "max_kl")])
+def test_values_that_the_outer_step_does_not_use_make_no_members(update, name):
+    settings = navigation.Config(**{**SMALL, "meta_update": update})
+    message = f"--{name} takes one value with --meta_update={update}, .*received 0.1,0.2"
+    with pytest.raises(ConfigError, match=message):
+        members.make_members(settings, 0, swept={name: (0.1, 0.2)})
+
+
 def test_first_order_is_named_apart():
     config = navigation.Config(**{**SMALL, "meta_gradient": "first_order"})
     assert config.trained == ("first_order", "pretrained", "random", "oracle")

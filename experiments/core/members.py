@@ -61,7 +61,8 @@ def make_members(
         swept: for settings that differ between members, their values.
 
     Raises:
-        ConfigError: a seed or a value is not allowed, or stands twice.
+        ConfigError: a seed or a value is not allowed, or stands twice, or another setting makes
+            the values mean nothing (`unused` of the settings: by name, the flag that does).
     """
     if num_seeds < 1:
         raise ConfigError(f"--num_seeds must be 1 or more; received {num_seeds}.")
@@ -69,7 +70,13 @@ def make_members(
     if last > MAX_SEED:
         raise ConfigError(f"seeds must be from 0 to {MAX_SEED}; the last would be {last}.")
     swept = swept or {}
+    unused = getattr(settings, "unused", {})
     for name, values in swept.items():
+        if name in unused:
+            raise ConfigError(
+                f"--{name} takes one value with {unused[name]}, which does not use it; received "
+                f"{','.join(map(str, values))}."
+            )
         if len({np.float32(v) for v in values}) < len(values):
             shown = ",".join(map(str, values))
             raise ConfigError(f"--{name} must name each value once; received {shown}.")

@@ -129,6 +129,12 @@ class Config:
         return tuple(dict.fromkeys(renamed))
 
     @property
+    def unused(self) -> dict[str, str]:
+        """The step sizes that the outer step does not have, with the flag that says so."""
+        name = "meta_lr" if self.meta_update == "trpo" else "max_kl"
+        return {name: f"--meta_update={self.meta_update}"}
+
+    @property
     def batching(self) -> str | int:
         """How the core batches tasks on a device."""
         if self.task_batching != "auto":
