@@ -118,16 +118,22 @@ def members_sheet(
     arrays: Mapping[str, np.ndarray],
     metrics: list[dict[str, Any]],
 ) -> None:
-    """The meta-loss of each member against meta-steps, a panel for each stage."""
-    del arrays  # the metrics have it all
+    """Members' meta-losses, a panel for each stage; below, the methods' curves after training.
+
+    Those are means over seeds, a panel for each combination of other settings.
+    """
+    del arrays  # the metrics and the rows have it all
+    pooled = pool([run])
+    curves = list(dict.fromkeys((key[1], key[3]) for key in pooled))
     stages = list(dict.fromkeys(entry["stage"] for entry in metrics))
     labels = list(run["members"])
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(labels)))
     with plt.rc_context(STYLE):
-        size = (4 * len(stages) + 3, 4)
-        figure, axes = plt.subplots(
-            1, len(stages), figsize=size, squeeze=False, layout="constrained"
-        )
+        columns = max(len(stages), min(len(curves), 4))
+        depth = -(-len(curves) // columns)
+        figure = plt.figure(figsize=(4 * columns + 3, 4 + 3.6 * depth), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[4, 3.6 * depth])
+        axes = top.subplots(1, len(stages), squeeze=False)
         for ax, stage in zip(axes[0], stages, strict=True):
             lowest = np.inf
             for label, shade in zip(labels, shades, strict=True):
@@ -142,5 +148,12 @@ def members_sheet(
             ax.set_title(literal(METHOD_TITLES.get(stage, stage)))
             ax.set_xlabel("meta-steps")
         axes[0][0].set_ylabel("meta-loss")
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+        top.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+        panels = bottom.subplots(depth, columns, squeeze=False).ravel()
+        for ax, (setting, metric) in zip(panels, curves, strict=False):
+            draw_curves(ax, pooled, setting, metric)
+            ax.set_ylabel(literal(metric))
+        for ax in panels[len(curves) :]:
+            ax.set_visible(False)
+        bottom.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
         save(figure, path)
