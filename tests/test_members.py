@@ -213,7 +213,7 @@ def test_a_members_directory_of_another_run_is_refused_before_training(tmp_path)
     go(tmp_path / "seed=1", settings=toy.Config(meta_steps=5), seed=1)
     with pytest.raises(runner.RunError, match=r"seed=1 holds a run with another configuration"):
         go(tmp_path, num_seeds=2)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["seed=1"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["seed=1"]
 
 
 def test_where_all_diverge_the_run_stops(tmp_path):
