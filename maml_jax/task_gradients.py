@@ -51,7 +51,7 @@ def sum_gradient(
         task_loss: `task_loss(params, task) -> (scalar, metrics)` for one task.
         params: what to differentiate in.
         tasks: a task pytree with a leading axis of T on every leaf.
-        batching: see the module's docstring.
+        batching: see `maml_jax.batching`.
         single_out: whether to tell which task of a chunk has a gradient that is not finite; else
             all tasks of that chunk are named. For losses that talk to other devices, which must
             not run again on one of them alone.

@@ -12,7 +12,7 @@ from conftest import assert_trees_close, classification_task, cross_entropy, mlp
 
 from maml_jax import PerStep, Task, meta_loss
 from maml_jax.memory import MemoryUse, fitting_modes, format_memory_report, memory_report
-from maml_jax.meta_gradient import EXACT_MODES, MODES, gradient
+from maml_jax.meta_gradient import MODES, gradient
 
 PREFIX = [0.3, {"w": 0.2, "b": 0.5}, 0.1]
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0, eps_root=1e-6))
@@ -212,7 +212,3 @@ def test_advice_is_of_the_modes_that_were_asked_for():
 def test_memory_report_refuses_an_unknown_mode():
     with pytest.raises(ValueError, match="mode must be one of"):
         memory_report(lambda mode: lambda p: p, 1.0, modes=("fast",))
-
-
-def test_exact_modes_are_modes():
-    assert set(EXACT_MODES) < set(MODES)
