@@ -20,7 +20,7 @@ ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0, eps_root=1e-6
 SETTINGS = {
     "number": (lambda steps: 0.5, {}),
     "prefix": (lambda steps: PREFIX, {}),
-    "per_step": (lambda steps: jnp.linspace(0.1, 0.5, steps), {}),
+    "per_step": (lambda steps: PerStep(jnp.linspace(0.1, 0.5, steps)), {}),
     "per_layer_per_step": (
         lambda s: PerStep([jnp.full(s, 0.2), jnp.full(s, 0.4), jnp.zeros(s)]),
         {},
