@@ -186,11 +186,11 @@ REPORT = {
 @pytest.mark.parametrize(
     ("available", "fitting", "advice"),
     [
-        (100, ("reverse", "mixed", "remat", "first_order"), "mode='reverse' fits into 100.00 MB"),
-        (99, ("mixed", "remat", "first_order"), "mode='mixed' fits into 99.00 MB."),
-        (39, ("mixed", "first_order"), "mode='mixed' fits into 39.00 MB."),
-        (29, ("first_order",), "No exact mode fits.*batching=.*'first_order' fits, but is another"),
-        (9, (), "No mode fits into 9.00 MB: take a smaller chunk of tasks.*fewer tasks a device"),
+        (100, ("reverse", "mixed", "remat", "first_order"), "mode='reverse' fits."),
+        (99, ("mixed", "remat", "first_order"), "mode='mixed' fits."),
+        (39, ("mixed", "first_order"), "mode='mixed' fits."),
+        (29, ("first_order",), "Only mode='first_order' fits, which is another"),
+        (9, (), "No mode fits: take fewer tasks at once"),
     ],
 )
 def test_the_report_names_the_mode_that_fits(available, fitting, advice):
