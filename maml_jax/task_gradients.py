@@ -98,8 +98,8 @@ def _gradients(
 ) -> tuple[TaskGradients, Array]:
     """One pass over the tasks, and whether the gradient of each chunk is not finite.
 
-    In pass 0 a chunk has its tasks, and is not judged; in pass i its i-th task in the place of all.
-    Without a number of the pass it has its tasks and is judged.
+    Pass 0 takes the tasks of a chunk and checks nothing; pass i takes its i-th task in the place of
+    all. Without a number of the pass it takes the tasks and checks their gradient.
     """
     num_tasks = axis_size(tasks)
 
