@@ -181,7 +181,7 @@ def test_a_wrong_meta_gradient_is_found(monkeypatch):
     choices = ({}, {"mode": "mixed", "batching": "scan"})
     monkeypatch.setattr(equivalence, "CHOICES", choices)
     monkeypatch.setattr(equivalence, "TOLERANCE", {"highest": 1e-3})
-    case, real = equivalence.CASE._replace(ways=2, tasks=3), equivalence._gradient
+    case, real = equivalence.CASE._replace(ways=2, tasks=3, steps=1), equivalence._gradient
 
     def planted(case, options):
         wrong = 1.01 if options["batching"] == "scan" else 1.0

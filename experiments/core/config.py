@@ -84,7 +84,7 @@ def parse_batching(value: str) -> str | int:
     if value.isdecimal() and int(value) > 0:
         return int(value)
     raise ConfigError(
-        f"--task_batching must be auto, scan, vmap or a number of tasks; received {value!r}."
+        f"--set=task_batching must be auto, scan, vmap or a number of tasks; received {value!r}."
     )
 
 
