@@ -311,9 +311,9 @@ class TestConfig:
         with pytest.raises(config.ConfigError, match="--rates must"):
             config.check_fields(Config(rates))
 
-    def test_first_order_twice(self):
-        with pytest.raises(config.ConfigError, match="maml,first_order are one with"):
-            sinusoid.Config(meta_gradient="first_order")
+    def test_first_order_twice_is_first_order_once(self):
+        trained = sinusoid.Config(meta_gradient="first_order").trained
+        assert trained == tuple(name for name in sinusoid.METHODS if name != "maml")
 
     def test_internal_settings_have_no_flag(self):
         values = flags.FlagValues()

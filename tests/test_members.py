@@ -1,6 +1,7 @@
 """Members of a run, seeds and swept values: each is the run alone, in every file it leaves."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -211,6 +212,19 @@ def test_where_all_diverge_the_run_stops(tmp_path):
         go(tmp_path, swept={"inner_lr": (1e30, 1e31)})
 
 
+def test_where_all_diverge_in_different_stages_there_are_no_results(tmp_path):
+    def stages(config):
+        other = dataclasses.replace(config, inner_lr=1e29 / config.inner_lr)
+        return [toy.make_stages(config)[0], toy.make_stages(other)[1]]
+
+    experiment = dataclasses.replace(toy.EXPERIMENT, stages=stages)
+    message = r"no member of the run is left; they diverged: seed=0,inner_lr=0.1 after meta-step 0,"
+    for _ in range(2):  # trained, and again from its checkpoints
+        with pytest.raises(NonFiniteError, match=message):
+            go(tmp_path, experiment, swept={"inner_lr": (0.1, 1e30)})
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_one_by_one_or_as_a_batch(finished, tmp_path, monkeypatch):
     """Two members a device, in sequence."""
     devices = jax.devices()[:2]
@@ -226,6 +240,21 @@ def test_a_warning_names_its_member(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "MAML (seed=0,meta_lr=50.0): far out" in said
     assert "meta_lr=0.1): far out" not in said
+
+
+def test_without_a_validation_score_the_last_parameters_are_taken(tmp_path, capsys):
+    def stages(config):
+        first, second = toy.make_stages(config)
+        return [dataclasses.replace(first, score=lambda params: np.nan), second]
+
+    experiment = dataclasses.replace(toy.EXPERIMENT, stages=stages)
+    go(tmp_path, experiment)
+    said = capsys.readouterr().out
+    assert said.count("MAML: the return in validation is NaN after meta-step") == 2
+    assert said.count("MAML: no validation gave a return; the parameters of the last") == 1
+    chosen = runner.load(experiment, tmp_path).states["maml"]
+    assert chosen.best_step == 20
+    np.testing.assert_array_equal(chosen.best_params["w"], chosen.state.params["w"])
 
 
 def test_metrics_of_a_member_are_told_apart():

@@ -99,8 +99,8 @@ def test_first_order_is_named_apart():
     assert stage.name == "first_order"
     problem = config_lib.make_problem(config, navigation.make_environment(config), "first_order")
     assert problem.mode == "first_order"
-    with pytest.raises(ConfigError, match="are one with --meta_gradient=first_order"):
-        navigation.Config(meta_gradient="first_order")
+    twice = navigation.Config(meta_gradient="first_order")
+    assert twice.trained == ("first_order", "pretrained", "random", "oracle")
 
 
 def test_the_presets_are_the_papers():

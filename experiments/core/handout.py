@@ -20,6 +20,7 @@ from experiments.core.logbook import Logbook, of_member, read_metrics
 from experiments.core.loop import StageState
 from experiments.core.members import Member, take, to_this_process
 from experiments.core.stages import Experiment, Stage
+from maml_jax import NonFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,9 @@ def hand_out(trained: Trained, run: Callable[..., dict[str, Any]]) -> dict[str, 
 
     Returns:
         The rows and the members of the run's `results.json`, and the seconds of evaluation.
+
+    Raises:
+        NonFiniteError: every member diverged, in one stage or another.
     """
     states, members = trained.states.values(), trained.members
     homes = {name: to_this_process(state.selection) for name, state in trained.states.items()}
@@ -80,6 +84,9 @@ def hand_out(trained: Trained, run: Callable[..., dict[str, Any]]) -> dict[str, 
         seconds += record["wall_clock_s"]["evaluate"]
         score = _validation_score(trained.stages, parts)
         lines[member.label] = {**_main_row(settings, record["rows"]), "validation": score}
+    if not finished:
+        after = ", ".join(f"{k} after meta-step {v['diverged_after']:,}" for k, v in lines.items())
+        raise NonFiniteError(f"no member of the run is left; they diverged: {after}.")
     rows = []
     for group in dict.fromkeys(member.group for member in members):
         labels = [m.label for m in members if m.group == group and m.label in finished]

@@ -216,8 +216,35 @@ class _Advance:
         if self._stage.score is None or not due:
             return selection, summary
         scores = self._score(state.params, kept)
-        selection = choose(selection, scores)
+        selection = self._choose(selection, scores, kept, at)
         return selection, {**summary, **self._validation(scores, selection, kept)}
+
+    def _choose(
+        self, selection: Selection, scores: np.ndarray, kept: np.ndarray, at: int
+    ) -> Selection:
+        """The best parameters so far; the last ones of a member that never had a score."""
+        title = METHOD_TITLES.get(self._stage.name, self._stage.name)
+        for i in np.flatnonzero(kept & np.isnan(scores)):
+            say(
+                f"  {title}{self._which(i)}: the {self._stage.score_name} in validation is NaN "
+                f"after meta-step {at:,}; these parameters are not chosen"
+            )
+        selection = choose(selection, scores)
+        never = kept & np.isneginf(np.asarray(selection.best_score))
+        if at < self._stage.num_steps or not never.any():
+            return selection
+        for i in np.flatnonzero(never):
+            say(
+                f"  {title}{self._which(i)}: no validation gave a {self._stage.score_name}; the "
+                "parameters of the last meta-step are evaluated"
+            )
+        lowest = np.finfo(np.float32).min
+        chosen = choose(selection, np.where(never, lowest, -np.inf))
+        return chosen._replace(best_score=selection.best_score)
+
+    def _which(self, i: Any) -> str:
+        """Of which member a message is, where there are several."""
+        return f" ({self._members[i].label})" if len(self._members) > 1 else ""
 
     def _score(self, params: Any, kept: np.ndarray) -> np.ndarray:
         """One for each member [M]; the lowest of all for one that is not trained any more."""
@@ -260,8 +287,7 @@ class _Advance:
         for i in np.flatnonzero(kept):
             warning = self._stage.check(jax.tree.map(lambda x, i=i: x[i], metrics))
             if warning:
-                which = f" ({self._members[i].label})" if len(self._members) > 1 else ""
-                say(f"  {title}{which}: {warning}")
+                say(f"  {title}{self._which(i)}: {warning}")
 
 
 def open_stage(

@@ -119,17 +119,14 @@ class Config:
     def __post_init__(self):
         check_fields(self)
         parse_batching(self.task_batching)
-        if self.meta_gradient == "first_order" and set(ADAPTED) <= set(self.methods):
-            raise ConfigError(
-                "--methods=maml,first_order are one with --meta_gradient=first_order; name one."
-            )
 
     @property
     def trained(self) -> tuple[str, ...]:
         """The methods of the run, as results name them."""
         if self.meta_gradient != "first_order":
             return self.methods
-        return tuple("first_order" if name == "maml" else name for name in self.methods)
+        renamed = ("first_order" if name == "maml" else name for name in self.methods)
+        return tuple(dict.fromkeys(renamed))
 
     @property
     def batching(self) -> str | int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments.core.config import META_GRADIENTS, ConfigError, check_fields, option
+from experiments.core.config import META_GRADIENTS, check_fields, option
 from maml_jax.networks import Network, mlp
 from maml_jax.networks.mlp import INITIALIZERS
 
@@ -78,10 +78,6 @@ class Config:
 
     def __post_init__(self):
         check_fields(self)
-        if self.meta_gradient == "first_order" and set(ADAPTED) <= set(self.methods):
-            raise ConfigError(
-                "--methods=maml,first_order are one with --meta_gradient=first_order; name one."
-            )
 
     @property
     def trained(self) -> tuple[str, ...]:
