@@ -2,8 +2,8 @@
 
 Problems and losses are written for one task. `"vmap"` runs all tasks as one batched program,
 `"scan"` one task after the other, and a whole number runs chunks of that many vmapped tasks one
-after the other. The result is the same; time and memory are not (docs/meta_gradient_modes.md has
-the measurements). `kernels.preferences` says what networks with convolutions prefer.
+after the other. The result is the same; time and memory are not (measured:
+benchmarks/README.md). `kernels.preferences` says what networks with convolutions prefer.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def check_not_empty(batch: Batch, what: str) -> None:
         raise ValueError(f"{what} must have examples; received arrays of shapes {shapes}.")
 
 
-def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead: int = 0) -> None:
+def check_fits(what: str, expected: PyTree, received: PyTree, advice: str) -> None:
     """Raises a ValueError that names the first leaf whose structure or shape is not as expected.
 
     Args:
@@ -103,7 +103,6 @@ def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead:
         expected: a pytree of arrays or `jax.ShapeDtypeStruct`s.
         received: what should be like it.
         advice: what to do, the end of the sentence.
-        lead: leading axes of every received leaf that the expected ones have not.
     """
     structures = jax.tree.structure(expected), jax.tree.structure(received)
     if structures[0] != structures[1]:
@@ -112,11 +111,10 @@ def check_fits(what: str, expected: PyTree, received: PyTree, advice: str, lead:
         )
     wanted = jax.tree_util.tree_leaves_with_path(expected)
     for (path, leaf), other in zip(wanted, jax.tree.leaves(received), strict=True):
-        if jnp.shape(leaf) != jnp.shape(other)[lead:]:
+        if jnp.shape(leaf) != jnp.shape(other):
             raise ValueError(
-                f"{what}{jax.tree_util.keystr(path)} must have shape {jnp.shape(leaf)}"
-                + (" after the axis of tasks" if lead else "")
-                + f"; received {jnp.shape(other)}. {advice}"
+                f"{what}{jax.tree_util.keystr(path)} must have shape {jnp.shape(leaf)}; received "
+                f"{jnp.shape(other)}. {advice}"
             )
 
 

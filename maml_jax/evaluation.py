@@ -16,7 +16,6 @@ from maml_jax import mesh as mesh_lib
 from maml_jax.batching import Batching, axis_size, map_tasks, resolve_batching
 from maml_jax.inner_loop import Inner, InnerRate
 from maml_jax.kernels.dispatch import settle
-from maml_jax.training import on_mesh
 from maml_jax.types import Batch, LossFn, Metrics, Params, PyTree, Task
 
 
@@ -122,7 +121,9 @@ def make_evaluate_fn(
             )
 
         whole, split = PartitionSpec(), PartitionSpec(mesh_lib.TASK_AXIS)
-        per_task = on_mesh(of_tasks, used, (whole, split, whole), split)(params, tasks, arguments)
+        per_task = mesh_lib.on_mesh(of_tasks, used, (whole, split, whole), split)(
+            params, tasks, arguments
+        )
         return summarize(mesh_lib.gather(per_task, used))
 
     def evaluate(params: Params, tasks: PyTree, *arguments: Any) -> Evaluation:

@@ -12,7 +12,7 @@ import numpy as np
 from maml_jax import checks
 from maml_jax.mesh import bring_home
 from maml_jax.training import MetaState, TrainFn, check_finite
-from maml_jax.types import Array, Params
+from maml_jax.types import Array, NonFiniteError, Params
 
 
 class Selection(NamedTuple):
@@ -21,8 +21,8 @@ class Selection(NamedTuple):
     Attributes:
         state: of training, with any leading axes of members.
         best_params: copies of the chosen parameters.
-        best_score: their score, higher is better; minus infinity before the first validation. One
-            for each member.
+        best_score: their score, higher is better; minus infinity before the first validation, NaN
+            without a score. One for each member.
         best_step: the meta-step that they were reached at.
     """
 
@@ -100,7 +100,7 @@ def fit(
 
     Raises:
         ValueError: counts that do not fit, or patience without a score.
-        NonFiniteError: a loss, gradient or parameter is not finite; says where.
+        NonFiniteError: a loss, gradient or parameter is not finite, or a score is NaN; says where.
     """
     checks.check_counts(num_meta_steps=num_meta_steps)
     if num_meta_steps % train.num_meta_steps:
@@ -120,11 +120,16 @@ def fit(
         at, since = at + train.num_meta_steps, since + 1
         selection = selection._replace(state=state)
         means = jax.tree.map(lambda x: x.mean(axis=0), metrics)
-        reached = None if score is None else float(score(bring_home(state.params)))
+        reached = None if score is None else np.float32(score(bring_home(state.params)))
+        if reached is not None and np.isnan(reached):
+            raise NonFiniteError(
+                f"the score of the parameters at meta-step {at} is NaN; score= must return a "
+                "number, higher is better."
+            )
         if reached is None or reached > float(selection.best_score):
             selection, since = choose(selection, reached), 0
         if callback is not None:
-            callback(at, means if reached is None else {**means, "score": reached})
+            callback(at, means if reached is None else {**means, "score": float(reached)})
         if patience is not None and since >= patience:
             break
     return selection

@@ -147,11 +147,11 @@ def schedule(
         _check_leading_axis(support, num_inner_steps, "the support, with batch_per_step,")
         per_step["batch"] = support
 
-    def of_step(own: dict[str, Any]) -> tuple[PyTree, Batch]:
-        batch = own.get("batch", support)
+    def of_step(this_step: dict[str, Any]) -> tuple[PyTree, Batch]:
+        batch = this_step.get("batch", support)
         if num_inner_steps == 0:  # the step is traced but never taken: no examples are needed
             batch = jax.tree.map(_with_elements, batch)
-        return part.rates(own.get("rate", inner_lr)), batch
+        return part.rates(this_step.get("rate", inner_lr)), batch
 
     return per_step, of_step
 

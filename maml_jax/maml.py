@@ -69,12 +69,12 @@ def adapt(
     )
     loss, mode, optimizer = part.loss(loss_fn), options.mode, options.inner_optimizer
 
-    def step(carry: Any, own: Any) -> Any:
-        (theta, state), (alpha, batch) = carry, of_step(own)
+    def step(carry: Any, this_step: Any) -> Any:
+        (theta, state), (alpha, batch) = carry, of_step(this_step)
         if optimizer is None:
             new, metrics = inner_update(loss, theta, batch, alpha, mode=mode)
         else:
-            new, state, metrics = optimizers.inner_update(
+            new, state, metrics = optimizers.optimizer_step(
                 optimizer, loss, theta, state, batch, alpha, mode
             )
         return (new, state), (metrics, monitor and monitor(part.combine(theta)))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from maml_jax import mesh as mesh_lib
 from maml_jax.batching import axis_size
 from maml_jax.kernels.dispatch import settle
-from maml_jax.training import WHOLE, MetaState, Sampler, TrainFn, check_data, on_mesh
+from maml_jax.training import WHOLE, MetaState, Sampler, TrainFn, check_data
 from maml_jax.types import Array, Metrics, Params
 
 Values = Mapping[str, Array]
@@ -118,7 +118,7 @@ def over_members(
         return jax.lax.map(one, members) if one_by_one else jax.vmap(one)(members)
 
     specs = (member_specs, member_specs, data_specs)
-    sharded = on_mesh(on_device, mesh, specs, member_specs)
+    sharded = mesh_lib.on_mesh(on_device, mesh, specs, member_specs)
 
     def train_members(
         before: MetaState, theirs: Any, data: tuple[Any, ...]

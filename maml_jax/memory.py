@@ -119,22 +119,9 @@ def format_memory_report(report: Mapping[str, MemoryUse], available: int | None 
         line = f"{mode:<12} {temporary:>13,.2f} {arguments:>13,.2f} {outputs:>11,.2f}"
         lines.append(line if mode in fitting else f"{line}  does not fit")
     if available is not None:
-        lines.append(_which_fits(fitting, available))
+        changes = {"mode": fitting[0]} if fitting else None
+        lines.append(Advice(0, available, changes).sentence())
     return "\n".join(lines)
-
-
-def _which_fits(fitting: Sequence[str], available: int) -> str:
-    """Which of the modes that fit to take, as a sentence."""
-    memory = f"{available / 1e6:,.2f} MB"
-    fewer = "a smaller chunk of tasks at once (batching=) or fewer tasks a device"
-    if not fitting:
-        return f"No mode fits into {memory}: take {fewer}."
-    if fitting[0] == "first_order":
-        return (
-            f"No exact mode fits into {memory}: take {fewer}; "
-            "mode='first_order' fits, but is another gradient."
-        )
-    return f"mode={fitting[0]!r} fits into {memory}."
 
 
 class Advice(NamedTuple):
@@ -160,7 +147,8 @@ class Advice(NamedTuple):
         """The advice as a sentence; `write(argument, value)` names a change, as code by default."""
         if self.changes is None:
             return (
-                "No mode fits: take a smaller network, fewer or smaller examples, or more devices."
+                "No mode fits: take fewer tasks at once, a smaller network, fewer or smaller "
+                "examples, or more devices."
             )
         if self.fits:
             return "It fits."

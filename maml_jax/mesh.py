@@ -6,7 +6,7 @@ all-reduce; members do not communicate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maml_jax import checks, types
+from maml_jax import checks
 from maml_jax.types import Array, PyTree
 
 TASK_AXIS = "tasks"
@@ -190,6 +190,13 @@ def bring_home(tree: PyTree) -> PyTree:
     return jax.tree.map(local, tree)
 
 
+def on_mesh(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+    """`fn` on every device of a mesh, which reduces over devices itself."""
+    # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
+    # between devices.
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
 def num_devices() -> int:
     """The number of devices that share the tasks; 1 outside of a program over a mesh."""
     try:
@@ -217,13 +224,3 @@ def mean_over_devices(values: PyTree) -> PyTree:
         return values
     flat, unravel = ravel_pytree(values)
     return unravel(jax.lax.pmean(flat, TASK_AXIS))
-
-
-def mean_over_tasks(values: PyTree) -> PyTree:
-    """The mean over the leading axis of T, and over the devices of a task mesh.
-
-    Args:
-        values: floating-point arrays with a leading axis of a device's tasks; on a mesh every
-            device has the same number of tasks, and one all-reduce carries all values.
-    """
-    return mean_over_devices(jax.tree.map(lambda x: jnp.mean(types.widen(x), axis=0), values))

@@ -42,7 +42,6 @@ from maml_jax import checks, derivative_rules, types
 from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree
 
 MODES = ("reverse", "remat", "mixed", "first_order")
-EXACT_MODES = ("reverse", "remat", "mixed")
 
 LossAndGradientFn = Callable[[Params, Batch], tuple[Params, tuple[Array, Metrics]]]
 

@@ -51,7 +51,7 @@ def update(
         ) from error
 
 
-def inner_update(
+def optimizer_step(
     optimizer: optax.GradientTransformation,
     loss_fn: LossFn,
     params: Params,
@@ -60,7 +60,7 @@ def inner_update(
     inner_lr: PyTree,
     mode: str,
 ) -> tuple[Params, PyTree, Metrics]:
-    """`maml.inner_update` with an optimizer's step in the place of minus the gradient.
+    """One inner step of an optimizer, in the place of `maml.inner_update`.
 
     Args:
         optimizer: any optax transformation.

@@ -1,4 +1,4 @@
-"""From the tasks of all devices to one report: the only place that forms means and counts.
+"""From the tasks of all devices to one report: the place that forms means and counts.
 
 Every meta-update ends here: `pool` adds up over tasks and devices with one all-reduce, `report`
 makes the metrics that `training.check_finite` reads.
@@ -87,6 +87,16 @@ def report(pooled: Pooled, gradient: PyTree, params: Params) -> Metrics:
         "first_nonfinite_task": jnp.where(jnp.any(bad), jnp.argmax(bad), -1),
         "nonfinite_update": 1 - types.all_finite((gradient, params)).astype(jnp.int32),
     }
+
+
+def mean_over_tasks(values: PyTree) -> PyTree:
+    """The mean over the leading axis of T, and over the devices of a task mesh.
+
+    Args:
+        values: floating-point arrays with a leading axis of a device's tasks; on a mesh every
+            device has the same number of tasks, and one all-reduce carries all values.
+    """
+    return mesh.mean_over_devices(jax.tree.map(lambda x: jnp.mean(types.widen(x), axis=0), values))
 
 
 def _as_float(x: Any) -> Array:

@@ -51,7 +51,7 @@ def sum_gradient(
         task_loss: `task_loss(params, task) -> (scalar, metrics)` for one task.
         params: what to differentiate in.
         tasks: a task pytree with a leading axis of T on every leaf.
-        batching: see the module's docstring.
+        batching: see `maml_jax.batching`.
         single_out: whether to tell which task of a chunk has a gradient that is not finite; else
             all tasks of that chunk are named. For losses that talk to other devices, which must
             not run again on one of them alone.
@@ -98,8 +98,8 @@ def _gradients(
 ) -> tuple[TaskGradients, Array]:
     """One pass over the tasks, and whether the gradient of each chunk is not finite.
 
-    In pass 0 a chunk has its tasks, and is not judged; in pass i its i-th task in the place of all.
-    Without a number of the pass it has its tasks and is judged.
+    Pass 0 takes the tasks of a chunk and checks nothing; pass i takes its i-th task in the place of
+    all. Without a number of the pass it takes the tasks and checks their gradient.
     """
     num_tasks = axis_size(tasks)
 

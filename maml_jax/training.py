@@ -234,16 +234,9 @@ def make_train_fn(
             metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, tail)
         return state, metrics
 
-    sharded = on_mesh(train, mesh, (WHOLE, data_specs), WHOLE)
+    sharded = mesh_lib.on_mesh(train, mesh, (WHOLE, data_specs), WHOLE)
     compiled = jax.jit(sharded, donate_argnums=0)
     return TrainFn(compiled, mesh, num_meta_steps, data_specs, train, sample)
-
-
-def on_mesh(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
-    """`fn` on every device of a mesh, which reduces over devices itself."""
-    # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
-    # between devices.
-    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _size_mb(tree: Any) -> float:

@@ -92,8 +92,8 @@ class MetaUpdate(NamedTuple):
         init: `init(params) -> state`.
         update: `update(params, state, tasks) -> (params, state, metrics)` for the tasks of one
             meta-step, leading axis T. On a mesh each device calls it with its share of the tasks
-            and has to return the same result: reduce with `updates.pool`. Metrics hold `"loss"`;
-            `updates.report` adds what `check_finite` reads.
+            and has to return the same result: reduce with `pooling.pool`. Metrics hold `"loss"`;
+            `pooling.report` adds what `check_finite` reads.
         update_by_keys: for updates that visit their tasks chunk by chunk:
             `update_by_keys(draw, single_out)` is `update` of PRNG keys in the place of tasks, where
             `draw(key)` draws one task. Large meta-batches then never exist as a whole.

@@ -1,6 +1,7 @@
-"""What every problem and every meta-learner must be: pure functions for one task.
+"""What every problem, meta-learner and update must be: pure functions.
 
-A new problem adds itself to `PROBLEMS`, a new meta-learner to `LEARNERS`, and passes.
+A new problem adds itself to `PROBLEMS`, a meta-learner to `LEARNERS`, an update to `UPDATES`, and
+passes.
 """
 
 import functools
@@ -164,3 +165,38 @@ def test_a_learner_does_not_depend_on_batches_or_devices(learner):
     many = make_evaluate_fn(learner.evaluate)(meta, tasks(8))
     one = learner.evaluate(meta, jax.tree.map(lambda x: x[5], tasks(8)))
     np.testing.assert_allclose(many.per_task["loss"][5], one["loss"], rtol=1e-4)
+
+
+FREE = {"Dense_0": False, "Dense_1": True}  # of the sinusoid's network of one hidden layer
+UPDATES = {
+    "gradient": lambda problem: gradient_update(
+        algorithms.maml(problem, inner_lr=0.01).loss, optax.adam(1e-3)
+    ),
+    "gradient, masked": lambda problem: gradient_update(
+        algorithms.maml(problem, inner_lr=0.01).loss, optax.adam(1e-3), mask=FREE
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_is_the_same_on_any_number_of_devices(name):
+    problem = PROBLEMS["sinusoid"]()
+    update, start = UPDATES[name](problem), problem.init(jax.random.key(0))
+    runs = []
+    for count in (1, 8):
+        train = make_train_fn(
+            problem.sample,
+            update,
+            num_tasks=8,
+            num_meta_steps=2,
+            mesh=task_mesh(8, jax.devices()[:count]),
+        )
+        runs.append(jax.device_get(train(init(start, update, 0))))
+    (one, metrics), (many, of_many) = runs
+    assert_trees_close(many.params, one.params, 1e-5)
+    np.testing.assert_allclose(of_many["loss"], metrics["loss"], rtol=1e-5)
+    assert {"loss", "nonfinite_tasks", "first_nonfinite_task", "nonfinite_update"} <= set(metrics)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), one.params, jax.device_get(start))
+    frozen = [layer for layer, free in FREE.items() if "masked" in name and not free]
+    for layer, leaves in moved.items():
+        assert any(jax.tree.leaves(leaves)) == (layer not in frozen)

@@ -476,7 +476,7 @@ def test_too_little_memory_is_answered_with_a_flag(monkeypatch, capsys):
     stage.before_training(mesh)
     assert capsys.readouterr().err == (
         "warning: the meta-gradient of 4 tasks at once needs 2 MB on each device, and 0 MB are "
-        "left. --meta_gradient=mixed --task_batching=scan fits.\n"
+        "left. --meta_gradient=mixed --set=task_batching=scan fits.\n"
     )
 
 

@@ -72,7 +72,7 @@ def test_nothing_is_compiled_where_there_is_room(compiled):
             {"mode": "first_order", "batching": "scan"},
             "Only mode='first_order' batching='scan' fits, which is another gradient.",
         ),
-        ((29,), None, "No mode fits: take a smaller network"),
+        ((29,), None, "No mode fits: take fewer tasks at once"),
         ((239, "first_order"), {"batching": "scan"}, "batching='scan' fits."),
         ((29, "first_order"), None, "No mode fits"),
         ((49, "reverse", 1), {"mode": "first_order"}, "Only mode='first_order' fits"),

@@ -191,9 +191,9 @@ def _ending(action: Callable[[], None]) -> int:
 
 MEMORY = (
     "the device has not enough memory. What was saved is kept. Less is needed, as far as the "
-    "experiment has these flags, with --meta_gradient=mixed, --task_batching=scan (or a few tasks "
-    "at a time), fewer --num_tasks or --num_episodes, a smaller network, in another --workdir; or "
-    "on more devices: docs/scaling.md."
+    "experiment has these flags, with --meta_gradient=mixed, --set=task_batching=scan (or a few "
+    "tasks at a time), fewer --num_tasks or --num_episodes, a smaller network, in another "
+    "--workdir; or on more devices: docs/scaling.md."
 )
 
 

@@ -73,7 +73,7 @@ BATCHING_HELP = (
 )
 
 
-def parse_batching(value: str, flag: str = "--task_batching") -> str | int:
+def parse_batching(value: str) -> str | int:
     """How the core batches tasks, from a flag that is one of auto, scan, vmap or a number.
 
     Raises:
@@ -83,7 +83,9 @@ def parse_batching(value: str, flag: str = "--task_batching") -> str | int:
         return value
     if value.isdecimal() and int(value) > 0:
         return int(value)
-    raise ConfigError(f"{flag} must be auto, scan, vmap or a number of tasks; received {value!r}.")
+    raise ConfigError(
+        f"--set=task_batching must be auto, scan, vmap or a number of tasks; received {value!r}."
+    )
 
 
 def check_fields(config: Any) -> None:

@@ -79,7 +79,6 @@ class Config:
         "mixed for more, where it needs less memory.",
         choices=("auto", *MODES),
     )
-    task_batching: str = option("auto", BATCHING_HELP)
     network: str = option("conv", "Convolutional, or fully connected.", choices=("conv", "mlp"))
     num_filters: int | None = option(
         None, "Filters of each convolution. Default: 64 for characters, else 32.", minimum=1
@@ -110,6 +109,7 @@ class Config:
         choices=PROTOCOLS,
     )
 
+    task_batching: str = option("auto", BATCHING_HELP, internal=True)
     clip: float | None = option(
         None,
         "Bound for each element of the meta-gradient; 0 for none.",

@@ -40,7 +40,7 @@ from maml_jax.mesh import TASK_AXIS, place
 from maml_jax.types import Array, MetaLearner, Params, Task, TaskLoss
 from maml_jax.updates import gradient_update
 
-FLAGS = {"mode": "meta_gradient", "batching": "task_batching"}  # by argument of the library
+FLAGS = {"mode": "meta_gradient", "batching": "set=task_batching"}  # by argument of the library
 
 
 def make_stages(config: Config) -> list[Stage]:

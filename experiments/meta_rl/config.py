@@ -118,7 +118,7 @@ class Config:
 
     def __post_init__(self):
         check_fields(self)
-        parse_batching(self.task_batching, "--set=task_batching")
+        parse_batching(self.task_batching)
 
     @property
     def trained(self) -> tuple[str, ...]:

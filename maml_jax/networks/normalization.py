@@ -13,7 +13,7 @@ from maml_jax.types import Array, Params, PyTree
 
 NORMS = ("batch", "batch_scale", "layer", "group", "none")
 EPSILON = 1e-3  # as the original code
-MODULE_NAME = "Norm"  # how parameters of normalisation are told from others
+MODULE_NAME = "Norm"  # names the parameters of normalisation
 
 
 class BatchNorm(nn.Module):
@@ -35,10 +35,10 @@ class BatchNorm(nn.Module):
         features = x.shape[-1]
         offset = self.param("offset", nn.initializers.zeros_init(), (features,))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        seen = wide if self.num_statistics is None else wide[: self.num_statistics]
+        examples = wide if self.num_statistics is None else wide[: self.num_statistics]
         axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(seen, axes)
-        factor = jax.lax.rsqrt(jnp.mean(jnp.square(seen - mean), axes) + EPSILON)
+        mean = jnp.mean(examples, axes)
+        factor = jax.lax.rsqrt(jnp.mean(jnp.square(examples - mean), axes) + EPSILON)
         if self.use_scale:
             factor = factor * self.param("scale", nn.initializers.ones_init(), (features,))
         return ((wide - mean) * factor + offset).astype(x.dtype)

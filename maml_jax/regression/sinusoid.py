@@ -68,8 +68,8 @@ def examples(sinusoid: Sinusoid, inputs: Array, informed: bool = False) -> Examp
     """
     targets = sinusoid.amplitude * jnp.sin(inputs - sinusoid.phase)
     if informed:
-        told = jnp.broadcast_to(jnp.stack(sinusoid), (inputs.shape[0], 2))
-        inputs = jnp.concatenate([inputs, told], axis=1)
+        parameters = jnp.broadcast_to(jnp.stack(sinusoid), (inputs.shape[0], 2))
+        inputs = jnp.concatenate([inputs, parameters], axis=1)
     return Examples(inputs, targets)
 
 
@@ -81,7 +81,7 @@ def sinusoid_problem(
     Args:
         network: from 1 input to 1 output; from 3 inputs if `informed`.
         num_support: K, points to adapt on.
-        num_query: Q, other points of the same function to be judged on.
+        num_query: Q, other points of the same function, for the outer loss.
         informed: whether inputs carry amplitude and phase, for the oracle.
     """
     checks.check_counts(num_support=num_support, num_query=num_query)
@@ -121,9 +121,9 @@ def sample_fixed_tasks(key: Array, num_tasks: int, max_support: int) -> FixedTas
 def few_shot_tasks(
     tests: FixedTasks, num_support: int, num_query: int, informed: bool = False
 ) -> Task:
-    """K-shot tasks [T] judged on an even grid of inputs, which has no sampling noise.
+    """K-shot tasks [T] with an even grid of inputs as query, which has no sampling noise.
 
-    The original code judges on K random points instead: the same expected error, more noise.
+    The original code evaluates on K random points instead: the same expected error, more noise.
 
     Raises:
         ValueError: `num_support` is more than the tests were drawn for.

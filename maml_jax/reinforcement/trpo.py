@@ -114,7 +114,7 @@ def trpo(
         scale = jnp.sqrt(2.0 * max_kl / jnp.maximum(curvature, 1e-8))
         pooled = pooling.pool(losses, None, {"kl_before": kl_before, **metrics_of_episodes(tasks)})
         end = trust_region.line_search(
-            lambda flat: mesh.mean_over_tasks(policies.outcomes_of(flat, tasks)),
+            lambda flat: pooling.mean_over_tasks(policies.outcomes_of(flat, tasks)),
             start,
             scale * direction,
             pooled.loss,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from maml_jax import checks, mesh
+from maml_jax import checks, pooling
 from maml_jax.batching import Batching, map_tasks
 from maml_jax.inner_loop import Mask
 from maml_jax.reinforcement.problem import MODES, ReinforcementProblem
@@ -80,7 +80,7 @@ def surrogate_update(
         carry, epochs = jax.lax.scan(epoch, (params, state), None, length=num_epochs)
         new, state = carry
         ends = map_tasks(lambda task: surrogate(new, task), tasks, batching)
-        loss_after, after = mesh.mean_over_tasks(ends)
+        loss_after, after = pooling.mean_over_tasks(ends)
         report = jax.tree.map(lambda x: x[0], epochs)
         bad = (epochs["nonfinite_tasks"] > 0) | (epochs["nonfinite_update"] > 0)
         first_bad = jnp.argmax(bad)  # the first epoch, if none is
