@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec
 
 from benchmarks.harness import Row, rotating, sample_times
 from maml_jax import task_mesh
-from maml_jax.mesh import TASK_AXIS, split_tasks
-from maml_jax.training import on_mesh
+from maml_jax.mesh import TASK_AXIS, on_mesh, split_tasks
 
 SPLIT = PartitionSpec(TASK_AXIS)
 NEAR = 0.25  # of a limit, from which on a program is said to be bound by it

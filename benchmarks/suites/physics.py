@@ -16,10 +16,9 @@ from jax.sharding import PartitionSpec
 
 from benchmarks.harness import Row, rotating, sample_times, variants
 from maml_jax import task_mesh
-from maml_jax.mesh import TASK_AXIS
+from maml_jax.mesh import TASK_AXIS, on_mesh
 from maml_jax.reinforcement import locomotion as lib
 from maml_jax.reinforcement.locomotion import mujoco_physics
-from maml_jax.training import on_mesh
 from maml_jax.types import Array
 
 ENVIRONMENTS = 800  # of a meta-batch: 40 tasks of 20 episodes

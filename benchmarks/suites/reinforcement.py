@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from benchmarks.harness import Row, measure_loop, rotating, sample_times, summarize, variants
 from maml_jax import MetaUpdate, Task, init, make_train_fn, task_mesh
 from maml_jax.kernels.preferences import preferred
-from maml_jax.mesh import TASK_AXIS, split_tasks
+from maml_jax.mesh import TASK_AXIS, on_mesh, split_tasks
 from maml_jax.networks import gaussian_policy
 from maml_jax.reinforcement import (
     Environment,
@@ -27,7 +27,6 @@ from maml_jax.reinforcement import (
     to_samples,
     trpo,
 )
-from maml_jax.training import on_mesh
 from maml_jax.types import Array
 
 TASKS, EPISODES, INNER_LR = 20, 20, 0.1
