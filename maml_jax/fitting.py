@@ -79,9 +79,8 @@ def fit(
 ) -> Selection:
     """Meta-trains, validates after each dispatch, and keeps the best parameters.
 
-        def log(step, metrics):
-            print(step, metrics["loss"])
-
+        losses = {}
+        log = lambda step, metrics: losses.update({step: metrics["loss"]})
         selection = fit(train, init(params, update, key=0), num_meta_steps=10_000, callback=log)
 
     Args:

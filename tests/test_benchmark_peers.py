@@ -10,7 +10,7 @@ from benchmarks import problems
 from benchmarks.peers import comparison, foreign, images, regression
 
 NO_TORCH = importlib.util.find_spec("torch") is None
-needs_torch = pytest.mark.skipif(NO_TORCH, reason="PyTorch is not installed")
+needs_torch = pytest.mark.skipif(NO_TORCH, reason="no PyTorch; make test-peers has it")
 
 
 def test_a_checkout_that_is_none_is_named(monkeypatch, tmp_path):

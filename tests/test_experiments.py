@@ -382,7 +382,7 @@ class TestCommandLine:
             (["--workdir=x", "--eval_points=7"], "is no flag: --set=eval_points=VALUE"),
             (["--workdir=x", "--set=eval_points=1"], "--set=eval_points must be 2 or more"),
             (["--workdir=x", "--set=eval_points=x"], "--set=eval_points must be of type int"),
-            (["--workdir=x", "--set=inner_lr=1"], "received 'inner_lr=1'. It has a flag of its"),
+            (["--workdir=x", "--set=inner_lr=1"], "received 'inner_lr=1'. Use --inner_lr=VALUE"),
             (["--workdir=x", "--inner_lr=0.1,b"], "--inner_lr must be a list of float"),
             (["--workdir=x", "--inner_lr=0.1,-1"], "--inner_lr must be above 0; received -1.0"),
             (["--workdir=x", "--inner_lr=0.1,0.1"], "--inner_lr must name each value once"),

@@ -102,7 +102,10 @@ def test_a_short_soak(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(MINUTES is None, reason="MAML_JAX_SOAK_MINUTES is not set")
+@pytest.mark.skipif(
+    MINUTES is None,
+    reason="no MAML_JAX_SOAK_MINUTES; a short soak runs",
+)
 @pytest.mark.timeout(24 * 3600)
 def test_a_long_soak(tmp_path):
     """Omniglot, with checkpoints every minute."""

@@ -84,7 +84,7 @@ def torch_problem(given: Reference, steps: int) -> TorchProblem:
 
 
 def _jax_meta(maml: Any, steps: int, given: Reference) -> Contender:
-    """jax-meta compiles one meta-step; its tasks come from outside, by a program of their own."""
+    """jax-meta compiles one meta-step; a second program draws its tasks."""
     network, sample = mlp(1, 1), problems.sinusoid().problem.sample
     pairs = zip(given.params[::2], given.params[1::2], strict=True)
     params = {f"Dense_{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(pairs)}

@@ -103,8 +103,8 @@ class Bench(NamedTuple):
 
     def _image(self, case: ImageCase, choice: Row) -> Probe:
         options = {"batching": preferred("batching"), **choice}
-        said = {"lowering": "default lowering", "mode": case.mode, **options}
-        name = f"{case.name}: {', '.join(f'{v}' for v in said.values())}"
+        settings = {"lowering": "default lowering", "mode": case.mode, **options}
+        name = f"{case.name}: {', '.join(f'{v}' for v in settings.values())}"
 
         def run() -> list[Row]:
             count = 1 if self.quick else max(5, 100 // case.steps**2)

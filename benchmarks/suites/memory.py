@@ -45,7 +45,7 @@ def memory_suite(
     examples: int = EXAMPLES,
     seconds: float = SECONDS,
 ) -> Iterator[Row]:
-    """Planned and resident memory and time of each mode, each in a process of its own.
+    """Planned and resident memory and time of each mode, one process each.
 
     Args:
         steps: inner steps, at a width of 256.

@@ -130,7 +130,7 @@ def _player(case: Case) -> Callable[[Any, Array], Any]:
 
 
 def phases(case: Case, least: int = 5) -> Iterator[Row]:
-    """Each phase as a program of its own.
+    """Compiles each phase separately.
 
     Args:
         case: what is timed.

@@ -1,6 +1,6 @@
 """How a meta-step scales over devices, on simulated CPU devices, against what it should by formula.
 
-A device count is fixed when JAX starts, so each has a process of its own. What the program says of
+A device count is fixed when JAX starts, so each gets a new process. What the program says of
 itself (how many all-reduces, what they carry, memory of its arguments, tasks a device) holds for
 any devices and must agree with the formula; the times are those of devices that share this
 machine's cores, and cannot speed up beyond their number.

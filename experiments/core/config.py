@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.core.files import NUMBER, check_object, is_of
 from maml_jax import MODES
+from maml_jax.kernels.preferences import preferred
 
 
 def option(
@@ -86,6 +87,12 @@ def parse_batching(value: str) -> str | int:
     raise ConfigError(
         f"--set=task_batching must be auto, scan, vmap or a number of tasks; received {value!r}."
     )
+
+
+def batching_of(value: str) -> str | int:
+    """How the core batches tasks; auto is what the platform prefers, for which JAX starts."""
+    parsed = parse_batching(value)
+    return preferred("batching") if parsed == "auto" else parsed
 
 
 def check_fields(config: Any) -> None:

@@ -131,7 +131,7 @@ def summarize_members(
     Args:
         labels: of the members.
         metrics: nested dicts of arrays [M, meta-steps].
-        kept: bool [M], members that still train; of the others nothing is said.
+        kept: bool [M], members that still train; the others are left out.
     """
     summary = summarize_metrics(jax.tree.map(lambda x: x[kept], metrics))
     if len(labels) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -176,8 +176,7 @@ class _Advance:
         self._scores = members.make_scores(loop.experiment, loop.members, stage)
         if stage.before_training is not None:
             stage.before_training(self._mesh)
-        shared = () if stage.data is None else stage.data(self._mesh)
-        self._data = shared
+        self._data = () if stage.data is None else stage.data(self._mesh)
         self._of_members: Any = {
             "values": members.swept_values(loop.members),
             "member_data": members.member_data(stage, loop.members),
@@ -251,8 +250,7 @@ class _Advance:
         params = to_this_process(params)
         scores = np.full(len(self._members), -np.inf, np.float32)
         for i in np.flatnonzero(kept):
-            score: Callable[[Any], Any] = self._scores[i]
-            scores[i] = np.asarray(score(take(params, i)))
+            scores[i] = np.asarray(self._scores[i](take(params, i)))
         return scores
 
     def _validation(self, scores: Any, selection: Selection, kept: np.ndarray) -> dict[str, float]:
@@ -275,9 +273,8 @@ class _Advance:
                 if len(self._members) == 1:
                     raise
                 if not kept.any():
-                    raise NonFiniteError(
-                        f"no member of the run is left. {label}: {error}"
-                    ) from None
+                    text = f"no member of the run is left. {label}: {error}"
+                    raise NonFiniteError(text) from None
                 warn(f"{label} stays at step {step}, the others go on: {error}")
 
     def _warn(self, metrics: Any, kept: np.ndarray) -> None:
@@ -298,5 +295,5 @@ def open_stage(
     restored = store.restore(lambda: members.begin(stage, run_members), warn=warn, check=check)
     if restored is None:
         return StageState(store)
-    info = restored.info
-    return StageState(store, restored.state, restored.step, info["compile_s"], info["train_s"])
+    clock = restored.info["compile_s"], restored.info["train_s"]
+    return StageState(store, restored.state, restored.step, *clock)

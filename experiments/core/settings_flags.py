@@ -114,7 +114,7 @@ def _parse_setting(config_class: type, hints: Mapping[str, Any], text: str) -> t
     name, equals, value = text.partition("=")
     rest = [f.name for f in dataclasses.fields(config_class) if f.metadata.get("internal")]
     if not equals or name not in rest:
-        flag = " It has a flag of its own." if name in hints and name not in rest else ""
+        flag = f" Use --{name}=VALUE." if name in hints and name not in rest else ""
         raise ConfigError(
             f"--set must be NAME=VALUE, NAME one of {', '.join(rest)}; received {text!r}.{flag}"
         )

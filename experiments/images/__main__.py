@@ -6,7 +6,7 @@
     python -m experiments.images --workdir=DIR --dataset=synthetic --preset=quick
     python -m experiments.images --workdir=DIR --mode=adapt --support=FOLDER --classify=FOLDER
 
-The data sets of the paper have experiments of their own, `experiments.omniglot` and
+The data sets of the paper have their experiments, `experiments.omniglot` and
 `experiments.mini_imagenet`, with its settings and numbers: --dataset leads there.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.core.config import (
     BATCHING_HELP,
     ConfigError,
+    batching_of,
     check_fields,
     flag_of,
     option,
@@ -18,7 +19,6 @@ from experiments.images import data
 from experiments.images.defaults import characters, photographs
 from maml_jax.classification import PROTOCOLS
 from maml_jax.classification.episodes import ROTATIONS
-from maml_jax.kernels.preferences import preferred
 from maml_jax.meta_gradient import MODES
 from maml_jax.networks.image import POOLINGS
 from maml_jax.networks.normalization import NORMS
@@ -222,7 +222,7 @@ class Config:
         parse_batching(self.task_batching)
         if type(self) is Config and self.dataset in FIXED:
             raise ConfigError(
-                f"--dataset={self.dataset} has settings of its own: "
+                f"--dataset={self.dataset} fixes these settings: "
                 f"python -m experiments.{self.dataset}."
             )
         if self.eval_steps < self.report_steps:
@@ -263,9 +263,7 @@ class Config:
     @property
     def batching(self) -> str | int:
         """How the core batches tasks on a device."""
-        if self.task_batching != "auto":
-            return parse_batching(self.task_batching)
-        return preferred("batching")
+        return batching_of(self.task_batching)
 
     @property
     def shared(self) -> Config:

@@ -9,11 +9,11 @@ import optax
 from experiments.core.config import (
     BATCHING_HELP,
     ConfigError,
+    batching_of,
     check_fields,
     option,
     parse_batching,
 )
-from maml_jax.kernels.preferences import preferred
 from maml_jax.networks import Policy, gaussian_policy, recurrent_policy
 from maml_jax.reinforcement import (
     Environment,
@@ -137,9 +137,7 @@ class Config:
     @property
     def batching(self) -> str | int:
         """How the core batches tasks on a device."""
-        if self.task_batching != "auto":
-            return parse_batching(self.task_batching)
-        return preferred("batching")
+        return batching_of(self.task_batching)
 
     @property
     def estimation(self) -> Estimation:

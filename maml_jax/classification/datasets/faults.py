@@ -21,7 +21,7 @@ CODES = (
 def is_of_machine(error: BaseException) -> bool:
     """Whether the same file might be read well by another user, at another time or elsewhere.
 
-    C++ libraries raise errors of types of their own, in whose text alone the system's reason is.
+    C++ libraries raise their own error types; only the text holds the system's reason.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in CODES:
         return True
