@@ -2,9 +2,21 @@
 
 import importlib
 import importlib.util
+import sys
 import time
 
 STARTED = time.monotonic()  # of the command, but for the interpreter's own start
+
+
+def invocation(name: str) -> str:
+    """The words that start an experiment: as installed, or in a checkout."""
+    return f"python -m experiments.{name}" if __name__ == "experiments" else f"maml-jax {name}"
+
+
+def show_invocation() -> None:
+    """Makes the text of `--help` show the words by which its reader started the command."""
+    main = sys.modules["__main__"]
+    main.__doc__ = (main.__doc__ or "").replace("python -m experiments.", invocation(""))
 
 
 def require(module: str):

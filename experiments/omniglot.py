@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments import images
-from experiments.core.command import main
-from experiments.core.config import option
+from . import images
+from .core.command import main
+from .core.config import option
 
 SUMMARY = "few-shot classification of characters (MAML paper, section 5.2)"
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.core import places, results, streams, tables
-from experiments.core.config import ConfigError
-from experiments.core.files import FileError
-from experiments.core.identity import NUMBERS
+from . import show_invocation
+from .core import places, results, streams, tables
+from .core.config import ConfigError
+from .core.files import FileError
+from .core.identity import NUMBERS
 
 
 def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -107,7 +108,7 @@ def _report(paths: Sequence[Path], figure: str | None) -> None:
         print(f"on {devices}; commit {commits}; {seconds} in all\n")
         print(tables.group_table(group) + "\n")
     if out is not None:
-        from experiments.core import plotting
+        from .core import plotting
 
         plotting.compare_runs(out, groups)
         print(f"figure: {out}")
@@ -123,5 +124,6 @@ if __name__ == "__main__":
     from absl import app, flags
 
     flags.DEFINE_string("figure", None, "Where to draw the metric against gradient steps, a PNG.")
+    show_invocation()
     streams.protect("")
     app.run(main)

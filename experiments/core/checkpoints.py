@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.core import distributed
 from maml_jax.types import Array
+
+from . import distributed
 
 
 class CheckpointError(RuntimeError):

@@ -15,16 +15,19 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments.core import config as config_lib
-from experiments.core import distributed, places, runner, settings_flags, streams
-from experiments.core.checkpoints import CheckpointError
-from experiments.core.config import ConfigError
-from experiments.core.distributed import FirstProcessError
-from experiments.core.files import FileError
-from experiments.core.identity import MAX_SEED, RunError
-from experiments.core.loop import StoppedError
-from experiments.core.members import make_members
-from experiments.core.process import (
+from maml_jax import NonFiniteError
+
+from .. import show_invocation
+from . import config as config_lib
+from . import distributed, places, runner, settings_flags, streams
+from .checkpoints import CheckpointError
+from .config import ConfigError
+from .distributed import FirstProcessError
+from .files import FileError
+from .identity import MAX_SEED, RunError
+from .loop import StoppedError
+from .members import make_members
+from .process import (
     check_devices,
     devices_given,
     keep_compiled,
@@ -32,12 +35,12 @@ from experiments.core.process import (
     limit_memory,
     num_cores,
 )
-from experiments.core.stages import Experiment
-from maml_jax import NonFiniteError
+from .stages import Experiment
 
 
 def main(experiment: Experiment) -> None:
     """The command line of an experiment."""
+    show_invocation()
     streams.protect("the run goes on, and its directory has all results.")
     _define_flags(experiment)
     try:

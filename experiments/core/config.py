@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.core.files import NUMBER, check_object, is_of
 from maml_jax import MODES
 from maml_jax.kernels.preferences import preferred
+
+from .files import NUMBER, check_object, is_of
 
 
 def option(

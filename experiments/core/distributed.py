@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.core.config import ConfigError
 from maml_jax import member_mesh
+
+from .config import ConfigError
 
 LOST = (
     "lost another process of this run: it ended, or cannot be reached. The same command, for all "

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jax
 
+import maml_jax
+
 
 def environment() -> dict[str, str]:
-    """Device, versions and commit of this run."""
+    """Device, versions and commit of this run; of an installed package, its version."""
     device = jax.devices()[0]
     kind = device.device_kind
     if device.platform == "cpu":
@@ -34,12 +36,15 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
     try:
-        commit = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+        _git(
+            here.parent, "ls-files", "--error-unmatch", str(here)
+        )
+        commit = _git(here.parent, "rev-parse", "--short=12", "HEAD")
+        changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"maml-jax {maml_jax.__version__}"
     return commit + ("-modified" if changed else "")
 
 

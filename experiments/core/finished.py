@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.core import members
-from experiments.core.checkpoints import Checkpoints
-from experiments.core.config import from_json, swept_fields
-from experiments.core.files import FileError
-from experiments.core.identity import (
+from maml_jax.fitting import Selection
+
+from .. import invocation
+from . import members
+from .checkpoints import Checkpoints
+from .config import from_json, swept_fields
+from .files import FileError
+from .identity import (
     FORMAT,
     OLDER,
     RunError,
@@ -22,10 +25,9 @@ from experiments.core.identity import (
     identity_of,
     read_config,
 )
-from experiments.core.logbook import warn
-from experiments.core.members import make_members, take, to_this_process
-from experiments.core.stages import Experiment, Stage
-from maml_jax.fitting import Selection
+from .logbook import warn
+from .members import make_members, take, to_this_process
+from .stages import Experiment, Stage
 
 
 def alone(stage: Stage, selection: Selection | None) -> Selection:
@@ -68,7 +70,7 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     if identity["experiment"] != experiment.name:
         raise RunError(
             f"{workdir} holds a run of {identity['experiment']}, not {experiment.name}: use "
-            f"python -m experiments.{identity['experiment']}."
+            f"{invocation(identity['experiment'])}."
         )
     if identity.get("format") != FORMAT:
         raise RunError(f"{workdir} holds {OLDER}")

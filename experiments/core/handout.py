@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.core import distributed, results
-from experiments.core.checkpoints import Checkpoints
-from experiments.core.identity import claim, identity_of
-from experiments.core.logbook import Logbook, of_member, read_metrics
-from experiments.core.loop import StageState
-from experiments.core.members import Member, take, to_this_process
-from experiments.core.stages import Experiment, Stage
 from maml_jax import NonFiniteError
+
+from . import distributed, results
+from .checkpoints import Checkpoints
+from .identity import claim, identity_of
+from .logbook import Logbook, of_member, read_metrics
+from .loop import StageState
+from .members import Member, take, to_this_process
+from .stages import Experiment, Stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 
-from experiments.core import config as config_lib
-from experiments.core import results
-from experiments.core.files import NUMBER, FileError, check_object, read_json, write_json
+from .. import invocation
+from . import config as config_lib
+from . import results
+from .files import NUMBER, FileError, check_object, read_json, write_json
 
 # JAX's settings that change what a program computes, with JAX's defaults: those of runs whose
 # files do not name them. What changes the order of sums alone, as devices do, is not among them.
@@ -35,7 +36,7 @@ FORMAT = 2  # of checkpoints and settings; runs of version 1 do not name theirs
 OLDER = (
     "a run of an earlier version of maml_jax, which this one cannot take up. Nothing was changed. "
     "Use that version (0.1.0; results.json, once there, names its commit), or another --workdir. "
-    "`python -m experiments.report` still shows its results."
+    f"`{invocation('report')}` still shows its results."
 )
 MAX_SEED = 999_999  # larger ones are those of tests and validation
 _REBUILD = "Remove it, or repair it: the command that began the run makes it anew."

@@ -14,8 +14,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from experiments.core import distributed, results
-from experiments.core.files import read_json_lines, write_text
+from . import distributed, results
+from .files import read_json_lines, write_text
 
 QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
 

@@ -13,17 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import STARTED
-from experiments.core import distributed, members
-from experiments.core.checkpoints import Checkpoints
-from experiments.core.logbook import Progress, say, summarize_members, warn
-from experiments.core.members import Member, take, to_this_process
-from experiments.core.process import CompileTimer, StopRequest, check_room
-from experiments.core.profiling import Profile
-from experiments.core.results import METHOD_TITLES
-from experiments.core.stages import Experiment, Stage
 from maml_jax import NonFiniteError, check_finite
 from maml_jax.fitting import Selection, choose
+
+from .. import STARTED
+from . import distributed, members
+from .checkpoints import Checkpoints
+from .logbook import Progress, say, summarize_members, warn
+from .members import Member, take, to_this_process
+from .process import CompileTimer, StopRequest, check_room
+from .profiling import Profile
+from .results import METHOD_TITLES
+from .stages import Experiment, Stage
 
 
 class StoppedError(Exception):

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.core.config import ConfigError
-from experiments.core.identity import MAX_SEED
-from experiments.core.stages import Experiment, Stage
 from maml_jax import member_mesh, training
 from maml_jax.fitting import Selection
 from maml_jax.members import MemberTrainFn, over_members
 from maml_jax.mesh import bring_home
 from maml_jax.training import MetaState, TrainFn
 from maml_jax.types import Array
+
+from .config import ConfigError
+from .identity import MAX_SEED
+from .stages import Experiment, Stage
 
 Swept = Mapping[str, tuple[float, ...]]
 

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.core.config import ConfigError
+from .config import ConfigError
 
 VARIABLES = {"data": "MAML_JAX_DATA", "cache": "MAML_JAX_CACHE"}
 _USUAL = {

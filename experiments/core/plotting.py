@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from experiments.core.results import METHOD_TITLES, pool
+from .results import METHOD_TITLES, pool
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLORS = {

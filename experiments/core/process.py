@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jaxlib.version
 
-from experiments.core.config import ConfigError
+from .config import ConfigError
 
 # From which version of jaxlib, and before which, XLA has --xla_cpu_experimental_ynn_fusion_type: it
 # is in the binaries of 0.10.0 to 0.11.2.

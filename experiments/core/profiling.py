@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.core.logbook import say
+from .logbook import say
 
 
 class Profile:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.core.files import NUMBER, FileError, check_object, is_of, read_json, write_json
 from maml_jax import confidence_interval
+
+from .files import NUMBER, FileError, check_object, is_of, read_json, write_json
 
 METHOD_TITLES = {
     "maml": "MAML",

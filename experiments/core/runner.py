@@ -16,11 +16,11 @@ import filelock
 import jax
 import numpy as np
 
-from experiments.core import distributed, members, plotting, results, tables
-from experiments.core.environment import environment
-from experiments.core.finished import FinishedRun, alone, load
-from experiments.core.handout import Trained, hand_out
-from experiments.core.identity import (
+from . import distributed, members, plotting, results, tables
+from .environment import environment
+from .finished import FinishedRun, alone, load
+from .handout import Trained, hand_out
+from .identity import (
     RunError,
     check_info,
     check_same,
@@ -28,12 +28,12 @@ from experiments.core.identity import (
     has_begun,
     identity_of,
 )
-from experiments.core.logbook import Logbook, read_metrics, say
-from experiments.core.loop import Loop, StageState, open_stage
-from experiments.core.members import make_members
-from experiments.core.process import CompileTimer, StopRequest
-from experiments.core.profiling import Profile
-from experiments.core.stages import Experiment, Stage
+from .logbook import Logbook, read_metrics, say
+from .loop import Loop, StageState, open_stage
+from .members import make_members
+from .process import CompileTimer, StopRequest
+from .profiling import Profile
+from .stages import Experiment, Stage
 
 
 def run(

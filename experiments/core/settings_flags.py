@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.core.config import ConfigError, describe_range, field_kind, public_fields
+from .config import ConfigError, describe_range, field_kind, public_fields
 
 
 def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], module: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.core import results
-from experiments.core.results import format_table
+from . import results
+from .results import format_table
 
 
 def run_table(run: dict[str, Any]) -> str:

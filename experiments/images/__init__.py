@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.core.process import device_per_core
-from experiments.core.stages import Experiment
-from experiments.images import adapt
-from experiments.images.config import Config
-from experiments.images.evaluation import evaluate
-from experiments.images.figure import images_figure
-from experiments.images.stages import make_stages
+from ..core.process import device_per_core
+from ..core.stages import Experiment
+from . import adapt
+from .config import Config
+from .evaluation import evaluate
+from .figure import images_figure
+from .stages import make_stages
 
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from experiments import images, mini_imagenet, omniglot
-from experiments.core.command import main
-from experiments.core.stages import Experiment
+from .. import images, mini_imagenet, omniglot
+from ..core.command import main
+from ..core.stages import Experiment
 
 EXPERIMENTS = {"omniglot": omniglot.EXPERIMENT, "mini_imagenet": mini_imagenet.EXPERIMENT}
 

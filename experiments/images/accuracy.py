@@ -8,9 +8,6 @@ from typing import Any
 
 import jax
 
-from experiments.images import data
-from experiments.images.config import Config
-from experiments.images.network import make_network
 from maml_jax import adaptation_curve, make_evaluate_fn
 from maml_jax.classification import (
     baselines,
@@ -21,6 +18,10 @@ from maml_jax.classification import (
 )
 from maml_jax.evaluation import Evaluation
 from maml_jax.types import Metrics, Params, Task
+
+from . import data
+from .config import Config
+from .network import make_network
 
 VALIDATION_SEED, TUNING_SEED = 1_000_002, 1_000_003  # of no training run: those are smaller
 TUNING_TASKS = 100

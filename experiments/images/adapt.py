@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core.config import ConfigError
-from experiments.images.config import Config
-from experiments.images.data import explained, reading
-from experiments.images.figure import contact_sheet
-from experiments.images.network import make_network
 from maml_jax import adapt
 from maml_jax.classification import LabelledImages, cross_entropy
 from maml_jax.classification.losses import query_outputs
 from maml_jax.text import printable
+
+from ..core.config import ConfigError
+from .config import Config
+from .data import explained, reading
+from .figure import contact_sheet
+from .network import make_network
 
 FLAGS = (
     ("support", "", "With --mode=adapt: folder with a folder of labelled images for each class."),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments.core.config import (
+from maml_jax.classification import PROTOCOLS
+from maml_jax.classification.episodes import ROTATIONS
+from maml_jax.meta_gradient import MODES
+from maml_jax.networks.image import POOLINGS
+from maml_jax.networks.normalization import NORMS
+
+from .. import invocation
+from ..core.config import (
     BATCHING_HELP,
     ConfigError,
     batching_of,
@@ -15,13 +22,8 @@ from experiments.core.config import (
     parse_batching,
     without_swept,
 )
-from experiments.images import data
-from experiments.images.defaults import characters, photographs
-from maml_jax.classification import PROTOCOLS
-from maml_jax.classification.episodes import ROTATIONS
-from maml_jax.meta_gradient import MODES
-from maml_jax.networks.image import POOLINGS
-from maml_jax.networks.normalization import NORMS
+from . import data
+from .defaults import characters, photographs
 
 METHODS = ("maml", "pretrained", "nearest_neighbour", "random", "matching")
 OTHER_DATA = {"synthetic": ", synthetic glyphs", "folder": ", own images"}
@@ -222,8 +224,7 @@ class Config:
         parse_batching(self.task_batching)
         if type(self) is Config and self.dataset in FIXED:
             raise ConfigError(
-                f"--dataset={self.dataset} fixes these settings: "
-                f"python -m experiments.{self.dataset}."
+                f"--dataset={self.dataset} fixes these settings: {invocation(self.dataset)}."
             )
         if self.eval_steps < self.report_steps:
             raise ConfigError(

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core import places, process
-from experiments.core.config import ConfigError
 from maml_jax.classification import ImageSet
 from maml_jax.text import printable
+
+from ..core import places, process
+from ..core.config import ConfigError
 
 KINDS = {"colour": (3, False), "grey": (1, False), "ink": (1, True)}  # channels; dark is 1
 SIZES = 16, 84  # pixels that the images of a folder are brought to, at least and at most

@@ -8,16 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.core.results import make_row
-from experiments.core.stages import Outcome
-from experiments.images import accuracy, data
-from experiments.images.config import Config
-from experiments.images.network import make_network
-from experiments.images.stages import num_training_classes
 from maml_jax import adapt
 from maml_jax.classification import baselines, cross_entropy, with_support_images
 from maml_jax.fitting import Selection
 from maml_jax.types import Array, Params, Task
+
+from ..core.results import make_row
+from ..core.stages import Outcome
+from . import accuracy, data
+from .config import Config
+from .network import make_network
+from .stages import num_training_classes
 
 TEST_SEED = 1_000_001  # of no training run: those are smaller
 TUNING_RATES = tuple(float(r) for r in np.logspace(-3, 1, 9))  # for fine-tuning baselines

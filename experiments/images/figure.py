@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from experiments.core import plotting
-from experiments.core.plotting import plt
-from experiments.core.results import METHOD_TITLES, pool
+from ..core import plotting
+from ..core.plotting import plt
+from ..core.results import METHOD_TITLES, pool
 
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#999999"
 MOST_SHOWN = 10  # columns of pictures in a figure

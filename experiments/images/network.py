@@ -6,9 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from experiments.core.config import ConfigError
-from experiments.images.config import Config
 from maml_jax.networks import ImageNetwork, convolutional, fully_connected
+
+from ..core.config import ConfigError
+from .config import Config
 
 
 def make_network(config: Config, num_outputs: int | None = None) -> ImageNetwork:

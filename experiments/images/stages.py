@@ -15,14 +15,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.core import process
-from experiments.core.config import ConfigError
-from experiments.core.logbook import say
-from experiments.core.stages import Stage
-from experiments.images import accuracy, data
-from experiments.images.config import Config
-from experiments.images.data import Images
-from experiments.images.network import make_network
 from maml_jax.algorithms import maml
 from maml_jax.batching import resolve_batching
 from maml_jax.classification import (
@@ -39,6 +31,15 @@ from maml_jax.memory import advise
 from maml_jax.mesh import TASK_AXIS, place
 from maml_jax.types import Array, MetaLearner, Params, Task, TaskLoss
 from maml_jax.updates import gradient_update
+
+from ..core import process
+from ..core.config import ConfigError
+from ..core.logbook import say
+from ..core.stages import Stage
+from . import accuracy, data
+from .config import Config
+from .data import Images
+from .network import make_network
 
 FLAGS = {"mode": "meta_gradient", "batching": "set=task_batching"}  # by argument of the library
 

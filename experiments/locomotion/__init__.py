@@ -3,10 +3,10 @@
 A robot is to run at a speed, or in a direction, that its policy does not see; adaptation finds out.
 """
 
-from experiments.locomotion import render
-from experiments.locomotion.config import PRESETS, Config, make_environment, setting
-from experiments.locomotion.figure import locomotion_sheet, watch
-from experiments.meta_rl import meta_rl_experiment
+from ..meta_rl import meta_rl_experiment
+from . import render
+from .config import PRESETS, Config, make_environment, setting
+from .figure import locomotion_sheet, watch
 
 EXPERIMENT = meta_rl_experiment(
     "locomotion",

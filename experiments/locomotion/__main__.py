@@ -8,7 +8,7 @@
 A robot is to run at a speed, or in a direction, that its policy does not see; adaptation finds out.
 """
 
-from experiments.core.command import main
-from experiments.locomotion import EXPERIMENT
+from ..core.command import main
+from . import EXPERIMENT
 
 main(EXPERIMENT)

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import meta_rl
-from experiments.core.config import ConfigError, option
 from maml_jax.networks import Policy
 from maml_jax.reinforcement import Environment, Estimation
 from maml_jax.reinforcement.robots import (
@@ -22,6 +20,9 @@ from maml_jax.reinforcement.robots import (
     Solver,
 )
 from maml_jax.types import LossFn
+
+from .. import meta_rl
+from ..core.config import ConfigError, option
 
 PHYSICS = ("paper", *(f"brax_{backend}" for backend in BACKENDS))
 SOLVER = ("solver_iterations", "line_search_iterations")

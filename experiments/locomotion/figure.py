@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.core import plotting
-from experiments.core.plotting import plt
-from experiments.core.results import METHOD_TITLES
-from experiments.locomotion.config import Config
-from experiments.meta_rl import Watch
-from experiments.meta_rl.figure import draw_returns, draw_training
 from maml_jax.reinforcement import Trajectories
 from maml_jax.reinforcement.robots import FAMILIES, ROBOTS
 from maml_jax.types import Metrics
+
+from ..core import plotting
+from ..core.plotting import plt
+from ..core.results import METHOD_TITLES
+from ..meta_rl import Watch
+from ..meta_rl.figure import draw_returns, draw_training
+from .config import Config
 
 
 def watch(config: Config) -> Watch:

@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib import animation
 from matplotlib.collections import LineCollection
 
-from experiments.core import plotting
-from experiments.core.plotting import plt
 from maml_jax.reinforcement.robots import Robot
+
+from ..core import plotting
+from ..core.plotting import plt
 
 TEMPLATE = Path(__file__).with_name("film.html")
 COLORS = ("#999999", "#56B4E9", "#0072B2", "#D55E00")

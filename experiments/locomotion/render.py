@@ -9,11 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.core.config import ConfigError
-from experiments.locomotion.config import Config, make_environment, make_physics
-from experiments.locomotion.films import COLORS, Film, write_gif, write_page
-from experiments.meta_rl.config import ADAPTED, make_problem
-from experiments.meta_rl.evaluation import TEST_SEED, update_rates
 from maml_jax import inner_update
 from maml_jax.networks import Policy
 from maml_jax.reinforcement import (
@@ -25,6 +20,12 @@ from maml_jax.reinforcement import (
 )
 from maml_jax.reinforcement.robots import ROBOTS
 from maml_jax.types import Array, Params
+
+from ..core.config import ConfigError
+from ..meta_rl.config import ADAPTED, make_problem
+from ..meta_rl.evaluation import TEST_SEED, update_rates
+from .config import Config, make_environment, make_physics
+from .films import COLORS, Film, write_gif, write_page
 
 FLAGS = (
     ("film_goal", "", "With --mode=render: metres a second, or -1 and 1; default a middling one."),

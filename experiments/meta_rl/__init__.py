@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.core.process import device_per_core
-from experiments.core.stages import Experiment, Outcome, Stage
-from experiments.meta_rl import evaluation
-from experiments.meta_rl.config import Config
-from experiments.meta_rl.returns import Watch
-from experiments.meta_rl.stages import make_stages
 from maml_jax.fitting import Selection
 from maml_jax.reinforcement import Environment
+
+from ..core.process import device_per_core
+from ..core.stages import Experiment, Outcome, Stage
+from . import evaluation
+from .config import Config
+from .returns import Watch
+from .stages import make_stages
 
 
 def meta_rl_experiment(

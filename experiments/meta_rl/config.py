@@ -6,14 +6,6 @@ import dataclasses
 
 import optax
 
-from experiments.core.config import (
-    BATCHING_HELP,
-    ConfigError,
-    batching_of,
-    check_fields,
-    option,
-    parse_batching,
-)
 from maml_jax.networks import Policy, gaussian_policy, recurrent_policy
 from maml_jax.reinforcement import (
     Environment,
@@ -30,6 +22,15 @@ from maml_jax.reinforcement.objectives import INNER_OBJECTIVES
 from maml_jax.reinforcement.problem import MODES
 from maml_jax.reinforcement.trust_region import PRODUCTS
 from maml_jax.types import LossFn, MetaUpdate
+
+from ..core.config import (
+    BATCHING_HELP,
+    ConfigError,
+    batching_of,
+    check_fields,
+    option,
+    parse_batching,
+)
 
 METHODS = ("maml", "first_order", "pretrained", "random", "oracle")
 ADAPTED = ("maml", "first_order")

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core.logbook import say
-from experiments.core.results import METHOD_TITLES, make_row
-from experiments.core.stages import Outcome
-from experiments.meta_rl.config import ADAPTED, Config, make_problem
-from experiments.meta_rl.returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
 from maml_jax.fitting import Selection
 from maml_jax.reinforcement import Environment
 from maml_jax.types import Array, Params, PyTree
+
+from ..core.logbook import say
+from ..core.results import METHOD_TITLES, make_row
+from ..core.stages import Outcome
+from .config import ADAPTED, Config, make_problem
+from .returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
 
 TEST_SEED, TUNING_SEED = 1_000_001, 1_000_003  # of no training run: those are smaller
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from experiments.core import plotting
-from experiments.core.results import METHOD_TITLES, pool
-from experiments.meta_rl.config import ADAPTED
+from ..core import plotting
+from ..core.results import METHOD_TITLES, pool
+from .config import ADAPTED
 
 
 def draw_returns(ax: Axes, run: dict[str, Any]) -> None:

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.core.config import without_swept
-from experiments.meta_rl.config import Config, make_problem
 from maml_jax import PerStep, make_evaluate_fn
 from maml_jax.reinforcement import (
     Environment,
@@ -20,6 +18,9 @@ from maml_jax.reinforcement import (
     sound_returns,
 )
 from maml_jax.types import Array, Metrics, Params, PyTree
+
+from ..core.config import without_swept
+from .config import Config, make_problem
 
 
 class Watch(NamedTuple):

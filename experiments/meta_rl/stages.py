@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core.stages import Stage
-from experiments.meta_rl.config import ADAPTED, Config, make_meta_update, make_problem
-from experiments.meta_rl.returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
 from maml_jax.kernels.preferences import preferred
 from maml_jax.reinforcement import Environment, check_episodes
 from maml_jax.types import Params
+
+from ..core.stages import Stage
+from .config import ADAPTED, Config, make_meta_update, make_problem
+from .returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
 
 VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
 

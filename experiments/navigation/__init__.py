@@ -3,9 +3,9 @@
 A point on the plane is to go to a goal that its policy does not see; adaptation finds out.
 """
 
-from experiments.meta_rl import meta_rl_experiment
-from experiments.navigation.config import PRESETS, Config, make_environment, setting
-from experiments.navigation.figure import navigation_sheet, watch
+from ..meta_rl import meta_rl_experiment
+from .config import PRESETS, Config, make_environment, setting
+from .figure import navigation_sheet, watch
 
 EXPERIMENT = meta_rl_experiment(
     "navigation",

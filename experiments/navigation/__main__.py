@@ -9,7 +9,7 @@
 A point on the plane is to go to a goal that its policy does not see; adaptation finds out.
 """
 
-from experiments.core.command import main
-from experiments.navigation import EXPERIMENT
+from ..core.command import main
+from . import EXPERIMENT
 
 main(EXPERIMENT)

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 from typing import Any
 
-from experiments import meta_rl
-from experiments.core.config import option
 from maml_jax.reinforcement import Environment, navigation
 from maml_jax.reinforcement.navigation import REWARDS
+
+from .. import meta_rl
+from ..core.config import option
 
 
 @dataclasses.dataclass(frozen=True)

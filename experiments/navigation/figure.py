@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.core import plotting
-from experiments.core.plotting import plt
-from experiments.core.results import METHOD_TITLES
-from experiments.meta_rl import Watch
-from experiments.meta_rl.figure import draw_returns, draw_training
-from experiments.navigation.config import Config
 from maml_jax.reinforcement import Trajectories
 from maml_jax.types import Metrics
+
+from ..core import plotting
+from ..core.plotting import plt
+from ..core.results import METHOD_TITLES
+from ..meta_rl import Watch
+from ..meta_rl.figure import draw_returns, draw_training
+from .config import Config
 
 TASKS, EPISODES = 4, 5  # whose trajectories are drawn
 UPDATES = {0: "#999999", 1: "#56B4E9", 2: "#0072B2"}  # after which they are, by colour

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.core.stages import Experiment
-from experiments.sinusoid import figure, user_points
-from experiments.sinusoid.config import ADAPTED, METHODS, PRESETS, Config, make_network
-from experiments.sinusoid.evaluation import evaluate
-from experiments.sinusoid.stages import make_stages
+from ..core.stages import Experiment
+from . import figure, user_points
+from .config import ADAPTED, METHODS, PRESETS, Config, make_network
+from .evaluation import evaluate
+from .stages import make_stages
 
 
 def adapt_to_points(run: Any, support: str, predict_at: str, adapt_steps: int) -> None:

@@ -9,8 +9,8 @@ One model of each kind is trained, and then adapted with each K of --num_shots. 
 evaluated on the same test functions, on an even grid of inputs.
 """
 
-from experiments.core.command import main
-from experiments.sinusoid import EXPERIMENT
+from ..core.command import main
+from . import EXPERIMENT
 
 if __name__ == "__main__":
     main(EXPERIMENT)

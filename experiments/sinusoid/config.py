@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments.core.config import META_GRADIENTS, check_fields, option
 from maml_jax.networks import Network, mlp
 from maml_jax.networks.mlp import INITIALIZERS
+
+from ..core.config import META_GRADIENTS, check_fields, option
 
 METHODS = (
     "maml",

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core.config import without_swept
-from experiments.core.results import make_row
-from experiments.core.stages import Outcome
-from experiments.sinusoid.config import ADAPTED, AVERAGED, Config, make_network
 from maml_jax import Selection, adapt, adaptation_curve, make_evaluate_fn
 from maml_jax.evaluation import Evaluation
 from maml_jax.regression import baselines, mean_squared_error, sinusoid
 from maml_jax.types import Array, Metrics, Params, Task
+
+from ..core.config import without_swept
+from ..core.results import make_row
+from ..core.stages import Outcome
+from .config import ADAPTED, AVERAGED, Config, make_network
 
 TEST_SEED, VALIDATION_SEED = 1_000_001, 1_000_002  # of no training run: those are smaller
 TUNING_RATES = tuple(float(r) for r in np.logspace(-4, 0, 25))  # for the baselines

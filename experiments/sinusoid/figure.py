@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.core import plotting
-from experiments.core.plotting import plt
-from experiments.core.results import METHOD_TITLES, pool
+from ..core import plotting
+from ..core.plotting import plt
+from ..core.results import METHOD_TITLES, pool
 
 
 def draw(

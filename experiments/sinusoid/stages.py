@@ -7,11 +7,12 @@ import functools
 import jax
 import optax
 
-from experiments.core.stages import Stage
-from experiments.sinusoid.config import ADAPTED, AVERAGED, Config, make_network
 from maml_jax import algorithms, gradient_update
 from maml_jax.regression import baselines, sinusoid, sinusoid_problem
 from maml_jax.types import Array
+
+from ..core.stages import Stage
+from .config import ADAPTED, AVERAGED, Config, make_network
 
 STEPS_PER_DRAW = 50  # draws are small: one call of the generator serves many meta-steps
 

@@ -11,13 +11,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core.config import ConfigError
-from experiments.sinusoid import figure
 from maml_jax import adapt
 from maml_jax.networks import Network
 from maml_jax.regression import Examples, mean_squared_error
 from maml_jax.regression.sinusoid import INPUTS
 from maml_jax.text import printable
+
+from ..core.config import ConfigError
+from . import figure
 
 # As people write numbers; `float` takes "1_0" and the digits of every script, too.
 NUMBER = re.compile(
