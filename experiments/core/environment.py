@@ -38,9 +38,7 @@ def _cpu_model() -> str:
 def _commit() -> str:
     here = Path(__file__).resolve()
     try:
-        _git(
-            here.parent, "ls-files", "--error-unmatch", str(here)
-        )
+        _git(here.parent, "ls-files", "--error-unmatch", str(here))
         commit = _git(here.parent, "rev-parse", "--short=12", "HEAD")
         changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
