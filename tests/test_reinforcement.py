@@ -248,7 +248,7 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"actions of shape \(2,\).*received \(3,\)"):
         check_environment(env, gaussian_policy(2, 3, (4,)))
     unsummed = policy._replace(unroll=lambda p, x: policy.unroll(p, x[0]))
-    with pytest.raises(ValueError, match="one number an action"):
+    with pytest.raises(ValueError, match="one number per action"):
         check_environment(env, unsummed)
     with pytest.raises(ValueError, match="received"):
         reinforcement_problem(env, gaussian_policy(2, 3, (4,)), num_episodes=2)

@@ -121,7 +121,7 @@ def test_surrogates():
     refused(lambda: surrogate(POLICY, NAN), "clip must be a number above 0")
     refused(lambda: surrogate_update(PROBLEM, 1e-3), "optimizer must be an optax", TypeError)
     for make in (trpo, lambda problem: surrogate_update(problem, adam)):
-        refused(lambda m=make: m(PROBLEM.as_problem), "what reinforcement_problem", TypeError)
+        refused(lambda m=make: m(PROBLEM.as_problem), "come from reinforcement_problem", TypeError)
         of_batch = PROBLEM._replace(outer_loss=lambda params, samples: (samples.advantages, {}))
         state = init(PROBLEM.init(KEY), make(of_batch), 0)
         train = make_train_fn(of_batch.sample, make(of_batch), num_tasks=1, num_meta_steps=1)
@@ -250,5 +250,5 @@ def test_images_are_to_be_flattened():
 def test_an_oracle_needs_a_vector():
     for features in (lambda task: task[0], lambda task: {"goal": task}):
         bad = ENV._replace(task_features=features)
-        with pytest.raises(ValueError, match="task_features must give one vector"):
+        with pytest.raises(ValueError, match="task_features must return one vector"):
             informed(bad)
