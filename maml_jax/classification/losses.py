@@ -143,7 +143,7 @@ def query_loss(apply: ImageApply, protocol: str) -> LossFn:
     protocol             source of the batch statistics
     ==================== ==========================================================================
     `transductive`       all query images of the episode, as in the paper and the original code;
-                         predictions profit from a query that is balanced between classes
+                         predictions exploit that the query is balanced between classes
     `support_statistics` the support images
     `one_query`          the support images and the one query image to classify, separately for each
                          query image (Nichol et al. 2018, arXiv 1803.02999)

@@ -99,7 +99,7 @@ def _named(what: str, fault: str) -> Iterator[None]:
             f"{what} cannot be unpacked ({error}). Unpack it with the program that created it and "
             "zip it with the method deflate."
         ) from None
-    except Exception as error:  # a broken archive can raise nearly any type
+    except Exception as error:  # a broken archive can raise nearly any exception
         if isinstance(error, OSError) and faults.is_of_machine(error):
             raise DataError(f"{what} cannot be read: {error.strerror}.") from None
         reason = error or type(error).__name__

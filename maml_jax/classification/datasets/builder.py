@@ -81,7 +81,7 @@ def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageCl
     if folder.exists():
         try:
             return _read_all(source, reading, cache_dir)
-        except Exception as error:  # a damaged file can raise nearly any type
+        except Exception as error:  # a damaged file can raise nearly any exception
             if faults.is_of_machine(error):
                 raise
             reason = str(error).partition("\n")[0][:200] or type(error).__name__

@@ -152,7 +152,7 @@ def usual_size(data_dir: Path, at_most: int = 200) -> int:
         files = [file for folders in classes.values() for file in list_images(folders)]
     sides = []
     for file in files[:: -(-len(files) // at_most)]:
-        # A broken image can raise nearly any type; `load_folder` names the file.
+        # A broken image can raise nearly any exception; `load_folder` names the file.
         with contextlib.suppress(Exception), Image.open(file.path) as image:
             sides.append(min(image.size))
     return int(np.median(sides or [1]))

@@ -29,7 +29,11 @@ class DataWarning(UserWarning):
         >>> import warnings
         >>> from maml_jax.classification.datasets import DataWarning
         >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("error", DataWarning)  # turns such warnings into errors
+        ...     warnings.simplefilter("error", DataWarning)  # skipped files become errors
+        ...     warnings.warn("skipped in data: notes.txt", DataWarning)
+        Traceback (most recent call last):
+        ...
+        maml_jax.classification.datasets.messages.DataWarning: skipped in data: notes.txt
     """
 
 

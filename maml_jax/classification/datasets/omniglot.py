@@ -257,7 +257,7 @@ def _check_size(data: bytes, where: str) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             size = image.size
-    except Exception:  # a broken image can raise nearly any type
+    except Exception:  # a broken image can raise nearly any exception
         raise DataError(f"{where} is not an image.") from None
     if size != (SIDE, SIDE):
         raise DataError(f"{where} must be {SIDE}x{SIDE} pixels; found {size[0]}x{size[1]}.")

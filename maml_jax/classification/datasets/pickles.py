@@ -57,7 +57,7 @@ def read(path: Path) -> Any:
                 raise DataError(f"{path} {error}") from None
             except MemoryError:
                 raise MemoryError(f"{path} does not fit into memory.") from None
-            except Exception as error:  # a broken pickle can raise nearly any type
+            except Exception as error:  # a broken pickle can raise nearly any exception
                 raise DataError(f"{path} is not a pickle, or a broken one ({error}).") from None
 
 

@@ -85,7 +85,7 @@ class Reading:
                     flat = flat.resize((self.size, self.size), RESAMPLINGS[self.resample])
         except DataError:
             raise
-        except Exception as error:  # a broken image can raise nearly any type
+        except Exception as error:  # a broken image can raise nearly any exception
             reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise DataError(describe_bytes(data) or f"a broken image{reason}") from None
         array = np.asarray(flat, np.uint8).reshape(self.size, self.size, self.channels)
