@@ -141,7 +141,9 @@ def draw_episodes(sampler: EpisodeSampler, key: Array, image_set: ImageSet, num_
         >>> import jax.numpy as jnp
         >>> from maml_jax.classification import ImageSet, draw_episodes, episode_sampler
         >>> image_set = ImageSet(jnp.zeros((3, 8, 4, 4, 1), jnp.uint8), jnp.full(3, 8))
-        >>> tasks = draw_episodes(episode_sampler(2, 1, 3), jax.random.key(0), image_set, 10)
+        >>> sampler = episode_sampler(num_ways=2, num_shots=1, num_queries=3)
+        >>> draw = jax.jit(draw_episodes, static_argnames=("sampler", "num_tasks"))
+        >>> tasks = draw(sampler, jax.random.key(0), image_set, num_tasks=10)
         >>> tasks.query.images.shape  # [T, N * Q, H, W, C]
         (10, 6, 4, 4, 1)
     """
@@ -180,9 +182,10 @@ def classification_problem(
         >>> import jax.numpy as jnp
         >>> from maml_jax.classification import ImageSet, classification_problem
         >>> from maml_jax.networks import fully_connected
-        >>> problem = classification_problem(fully_connected((4, 4, 1), 2), 2, 1, 3)
+        >>> network = fully_connected((4, 4, 1), num_outputs=2)
+        >>> problem = classification_problem(network, num_ways=2, num_shots=1, num_queries=3)
         >>> image_set = ImageSet(jnp.zeros((3, 8, 4, 4, 1), jnp.uint8), jnp.full(3, 8))
-        >>> task = jax.jit(problem.sample)(None, jax.random.key(0), image_set)
+        >>> task = jax.eval_shape(problem.sample, None, jax.random.key(0), image_set)
         >>> task.support.images.shape
         (2, 4, 4, 1)
     """
