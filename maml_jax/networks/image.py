@@ -173,8 +173,7 @@ def convolutional(
 
     A layer is a 3x3 convolution, normalisation, ReLU and pooling. The defaults are the paper's
     network for Omniglot; `pooling="max", num_filters=32` is its network for MiniImagenet.
-    Departure: under batch normalisation the convolutions' biases are parameters but are not added,
-    because normalisation cancels them.
+    Departure: batch normalisation cancels the convolutions' biases, so they are not added.
 
     Args:
         image_shape: H, W, C.
@@ -240,8 +239,7 @@ def fully_connected(
 ) -> ImageNetwork:
     """Builds the paper's classifier without convolutions: linear layers, normalisation and ReLU.
 
-    `hidden_sizes` holds the units of each hidden layer. Other arguments and errors are those of
-    `convolutional`.
+    `hidden_sizes` are the units of the layers. Other arguments and errors: see `convolutional`.
 
     Example:
         >>> import jax
