@@ -123,7 +123,7 @@ class TestImages:
         with pytest.raises(ValueError, match=r"class 2 of the set has 4\."):
             train(start(), on_device)
         with pytest.raises(
-            ValueError, match=r"class 1 .* has 9 examples by counts, and 6 by images"
+            ValueError, match=r"class 1 .* has 9 examples by counts, and 6 by the shape of images"
         ):
             train(start(), image_set((6, 9, 6)))
         good = image_set()

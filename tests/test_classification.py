@@ -24,7 +24,8 @@ from maml_jax.classification import (
     query_loss,
     with_support_images,
 )
-from maml_jax.classification.episodes import CLASS_SPECS, distinct, split_classes, turn
+from maml_jax.classification.episodes import distinct
+from maml_jax.classification.image_sets import CLASS_SPECS, split_classes, turn
 from maml_jax.classification.losses import query_outputs
 from maml_jax.mesh import replicate
 from maml_jax.networks import convolutional, fully_connected
@@ -184,7 +185,7 @@ def test_turn_is_numpys():
                 jax.random.key(0),
                 ImageSet(jnp.zeros((3, 4, 5, 6, 1), jnp.uint8), jnp.full(3, 4)),
             ),
-            "only square images can be turned; received 5x6",
+            "only square images can be rotated; received 5x6",
         ),
     ],
 )

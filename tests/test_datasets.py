@@ -220,7 +220,7 @@ def test_splits_by_lists_of_characters(tiny_omniglot, tmp_path, cache):
         "test": ("Greek/character02",),
     }
     known = {"Greek/character01", "Greek/character02", "Runes/character01"}
-    with pytest.raises(DataError, match="'Runes/character01', which Omniglot has not"):
+    with pytest.raises(DataError, match="'Runes/character01', which is not in Omniglot"):
         omniglot.read_lists(tmp_path, known - {"Runes/character01"})
     (lists / "val.txt").write_text("Runes/character01")
     with pytest.raises(DataError, match=r"is in train.txt and in val.txt"):
@@ -398,7 +398,7 @@ def test_a_file_that_is_no_pickle_is_named(tiny_mini_imagenet, tmp_path, cache):
     for content, message in (
         (HTML, "is an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (b"\x80\x02}", "no pickle, or a broken one"),
+        (b"\x80\x02}", "not a pickle, or a broken one"),
         (pickle.dumps([1, 2]), "dictionary with image_data and class_dict; found a list"),
         (b"", "is an empty file"),
     ):
@@ -542,7 +542,7 @@ def test_an_image_that_claims_to_be_huge_or_has_no_range_is_a_broken_one(monkeyp
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"channels": 2}, {"resample": "best"}])
 def test_impossible_readings_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"a reading has|size must be 1 or more"):
+    with pytest.raises(ValueError, match=r"a Reading must have|size must be 1 or more"):
         Reading(**{"size": 8, **wrong})
 
 
@@ -564,7 +564,7 @@ def test_pillow_alone_reads_images_and_keeps_nothing(tmp_path, cache, monkeypatc
     write_class_folders(tmp_path / "mine")
     kept = load_folder(tmp_path / "mine", cache, Reading(8))
     monkeypatch.setattr(builder, "PACKAGES", ("no_such_package",))
-    advice = r"not kept for the next start.*no_such_package \(pip install 'maml-jax\[data\]'\)"
+    advice = r"not cached.*no_such_package \(pip install 'maml-jax\[data\]'\)"
     with pytest.warns(datasets.DataWarning, match=advice):
         read = load_folder(tmp_path / "mine", tmp_path / "cache", Reading(8))
     assert not (tmp_path / "cache").exists()

@@ -68,9 +68,9 @@ def test_links_to_one_image_are_one_image(lists, cache, link):
         (",test", "none empty"),
         ("test0.png, test", "none with space at its ends"),
         (".,test", "must be a path below"),
-        ("test9.png,test", "names 1 images that are not there"),
-        ('"test0.png,test', "is no CSV text file"),
-        ("te\0st.png,test", "names 1 images|is no CSV text file"),
+        ("test9.png,test", "names 1 images that are missing"),
+        ('"test0.png,test', "is not a CSV text file"),
+        ("te\0st.png,test", "names 1 images|is not a CSV text file"),
     ],
 )
 def test_lines_of_a_list_are_checked(lists, cache, line, message):
@@ -84,7 +84,7 @@ def test_lines_of_a_list_are_checked(lists, cache, line, message):
     ("data", "message"),
     [
         (b"filename,filename,label\na,b,c\n", "has a column twice"),
-        (b"filename,label\n\xff.png,a\n", "is no CSV text file in UTF-8"),
+        (b"filename,label\n\xff.png,a\n", "is not a CSV text file in UTF-8"),
         (b"\n", "must have the columns"),
         (b"file,label\n", "must have the columns filename and label"),
     ],
@@ -239,7 +239,12 @@ def test_what_was_read_is_described(splits, cache):
         result, _ = read_folder(splits, cache, Reading(4, 1, invert=True))
         lines = describe(result).splitlines()
         assert "train: 2 classes of 2 to 3 images" in lines[1]
-        for part in ("2 colour", "1 grey", "1 colour put on white", "1 palette, first frame of"):
+        for part in (
+            "2 colour",
+            "1 grey",
+            "1 colour with transparency, on white",
+            "1 palette, first frame of",
+        ):
             assert part in lines[1]
         assert "8..12x8..12 pixels" in lines[1]
         assert lines[0] == "  test: 1 classes of 2 images (files: colour, 8x8 pixels)"

@@ -157,8 +157,8 @@ def test_a_damaged_cache_is_made_again(splits, cache, which, how):
     for split, classes in first.items():
         np.testing.assert_array_equal(again[split].images, classes.images)
         assert again[split].names == classes.names
-    assert f"prepared data in {record.parent} is damaged" in text
-    assert "made again" in text
+    assert f"cached images in {record.parent} are damaged" in text
+    assert "decoding the files again" in text
     assert record.stat().st_size == pytest.approx(len(before), abs=200)
     assert read_folder(splits, cache)[1] == ""
 
@@ -168,7 +168,7 @@ def test_a_cache_without_anything_in_it_is_made_again(splits, cache):
     (info,) = cache.rglob("dataset_info.json")
     for path in info.parent.iterdir():
         path.unlink()
-    assert "made again" in read_folder(splits, cache)[1]
+    assert "decoding the files again" in read_folder(splits, cache)[1]
 
 
 @pytest.mark.parametrize(
