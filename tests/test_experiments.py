@@ -249,14 +249,14 @@ class TestReport:
             report._report([finished[0]], name)
 
     @pytest.mark.parametrize("key", ["method", "setting", "metric", "experiment", "preset"])
-    def test_texts_of_a_file_are_not_parsed_as_mathematics(self, finished, tmp_path, key):
-        """A results.json may come from anybody; invalid mathematics would break the figure."""
+    def test_texts_of_a_file_are_no_mathematics(self, finished, tmp_path, key):
+        """A results.json may be anybody's; mathematics that cannot be parsed ends a figure."""
         from experiments.core import plotting
 
-        _, result = finished
+        _, found = finished
         text = r"$\frac{$"
-        row = {**result["rows"][0], key: text}
-        plotting.compare_runs(tmp_path / "figure.png", [[{**result, "rows": [row], key: text}]])
+        row = {**found["rows"][0], key: text}
+        plotting.compare_runs(tmp_path / "figure.png", [[{**found, "rows": [row], key: text}]])
         assert (tmp_path / "figure.png").stat().st_size > 0
 
     def test_runs_of_different_settings_are_not_pooled(self, finished):

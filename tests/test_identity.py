@@ -88,11 +88,11 @@ class TestOtherRuns:
         (workdir / "config.json").unlink()
         if kept == "checkpoints":
             unfinished(workdir)
-        result = go(workdir)
+        found = go(workdir)
         assert f"config.json was missing; it is made anew from {workdir}" in capsys.readouterr().err
         again, before = (json.loads((d / "config.json").read_text()) for d in (workdir, trained))
         assert again == before
-        assert result["rows"] == json.loads((trained / "results.json").read_text())["rows"]
+        assert found["rows"] == json.loads((trained / "results.json").read_text())["rows"]
 
     def test_checkpoints_of_an_unknown_run(self, workdir):
         unfinished(workdir)

@@ -19,7 +19,7 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 
 @pytest.fixture
 def timer(monkeypatch):
-    """A timer that receives only a test's events, on the test's clock."""
+    """A timer that hears of nothing but what a test tells it, on a clock that the test sets."""
     monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", lambda _: None)
     timer = process.CompileTimer()
 
