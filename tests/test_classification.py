@@ -84,7 +84,7 @@ def test_support_and_query_share_no_drawing(episodes):
         assert len(set(drawings)) == len(drawings)
 
 
-def test_a_class_is_turned_as_a_whole_and_by_all_multiples(episodes):
+def test_a_class_is_rotated_as_a_whole_and_by_all_multiples(episodes):
     _, support, query = episodes
     for s, q in zip(support, query, strict=True):
         np.testing.assert_array_equal(q[::3, 2], s[::2, 2])
