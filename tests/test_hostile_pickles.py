@@ -46,7 +46,7 @@ def test_arrays_of_every_protocol_and_order(tmp_path, protocol, form):
 
 
 def test_a_pickle_of_python_2_is_read(tmp_path):
-    """There, bytes are text: an array's content is a `str`."""
+    """Python 2 stores an array's bytes as a `str`."""
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
     minus_one = b"J\xff\xff\xff\xff"
     kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + 2 * minus_one + b"K\x00tb"
@@ -57,7 +57,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
 
 
 class Call:
-    """Unpickles as a call."""
+    """Unpickles to a call."""
 
     def __init__(self, function, *arguments, state=None):
         self.parts = (function, arguments) if state is None else (function, arguments, state)
@@ -110,7 +110,7 @@ def array_of(dtype, data=ADDRESS, shape=(1,)):
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_pickled_values_that_could_do_harm_are_refused(tmp_path, value, message, protocol):
+def test_harmful_pickled_values_are_refused(tmp_path, value, message, protocol):
     with pytest.raises(DataError, match=rf"file\.pkl .*({message})"):
         read_pickle(tmp_path, plain(image_data=value), protocol)
 
@@ -124,7 +124,10 @@ LAUGHS = b"\x80\x04" + b"K\x01\x85" + b"\x94" + b"".join(
     ("data", "message"),
     [
         (b"\x80\x04r\xff\xff\xff\x7f.", "a broken one"),  # memo[2**31 - 1] of an empty stack
-        (b"\x80\x04N\x94r\xff\xff\xff\x7f.", "must hold a dictionary"),  # no table of that size
+        (
+            b"\x80\x04N\x94r\xff\xff\xff\x7f.",
+            "must hold a dictionary",
+        ),  # no memo table of that size
         (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"a.", "a broken one"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"a.", "a broken one"),
         (b"\x80\x04X\xff\xff\xff\xffa.", "a broken one"),
@@ -155,7 +158,7 @@ def test_broken_and_hostile_opcodes_are_refused(tmp_path, data, message):
         read_pickle(tmp_path, data)
 
 
-def test_a_pickle_that_memory_does_not_hold_is_not_called_broken(tmp_path, monkeypatch):
+def test_running_out_of_memory_is_not_reported_as_a_broken_pickle(tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -164,8 +167,8 @@ def test_a_pickle_that_memory_does_not_hold_is_not_called_broken(tmp_path, monke
         read_pickle(tmp_path, plain())
 
 
-def test_text_is_not_multiplied_into_bytes(tmp_path):
-    """Ten opcodes would make as many bytes as all of the text, again and again."""
+def test_text_is_not_copied_repeatedly_into_bytes(tmp_path):
+    """Each of ten opcodes would allocate as many bytes as the whole text."""
     text = b"\x8c\xff" + b"a" * 255
     encode = b"c_codecs\nencode\nh\x00\x8c\x06latin1\x86R0".replace(b"0", b"")
     with pytest.raises(DataError, match="makes more bytes than it holds"):
@@ -207,7 +210,7 @@ def test_values_and_keys_of_a_pickle_are_checked(tmp_path, by_class, message, mo
         list(mini_imagenet._unpickled(path, "train"))
 
 
-def test_what_a_pickle_holds_beside_images_is_named(tmp_path):
+def test_other_contents_of_a_pickle_are_named(tmp_path):
     _, text = notes(lambda: read_pickle(tmp_path, plain(labels=[1], more=2)))
     assert "skipped in" in text
     assert "labels, more" in text
