@@ -129,6 +129,14 @@ def partition(params: Params, mask: Mask = None) -> Partition:
     Raises:
         ValueError: the mask does not fit `params`, or selects no floating-point leaf.
         TypeError: the mask selects a complex leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.inner_loop import partition
+        >>> params = {"body": jnp.ones(3), "head": jnp.ones(2)}
+        >>> part = partition(params, mask={"body": False, "head": True})
+        >>> part.selected["body"] is None, part.selected["head"].shape
+        (True, (2,))
     """
     checks.check_has_float_leaf(params)
     full = _full_mask(mask, params)

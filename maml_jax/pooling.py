@@ -115,6 +115,12 @@ def mean_over_tasks(values: PyTree) -> PyTree:
     Args:
         values: floating-point arrays with a leading axis of this device's tasks. All devices hold
             the same number of tasks. One all-reduce carries all values.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.pooling import mean_over_tasks
+        >>> float(mean_over_tasks(jnp.array([1.0, 3.0])))
+        2.0
     """
     return mesh.mean_over_devices(jax.tree.map(lambda x: jnp.mean(types.widen(x), axis=0), values))
 
