@@ -337,7 +337,7 @@ class TestOptimizers:
             assert_trees_close(jax.grad(outer)({"w": jnp.array([1.0, 0.3])}, mode), expected, 1e-5)
 
     def test_inside_that_need_more(self):
-        with pytest.raises(TypeError, match=r"receives value=.*asks for more.*value_fn"):
+        with pytest.raises(TypeError, match=r"receives value=.*requires further.*value_fn"):
             adapt(LOSS, THETA, BATCH, 1.0, inner_optimizer=optax.lbfgs())
         with pytest.raises(TypeError, match=r"meta_optimizer receives value=.*value_fn"):
             step(

@@ -70,7 +70,7 @@ def test_nothing_is_compiled_if_memory_suffices(compiled):
         (
             (49,),
             {"mode": "first_order", "batching": "scan"},
-            "Only mode='first_order' batching='scan' fits, which is another gradient.",
+            "Only mode='first_order' batching='scan' fits, which approximates the meta-gradient.",
         ),
         ((29,), None, "No mode fits: take fewer tasks at once"),
         ((239, "first_order"), {"batching": "scan"}, "batching='scan' fits."),
