@@ -158,20 +158,19 @@ def _run(workdir: Path, loop: Loop, tell: Callable[[str], None]) -> dict[str, An
         "meta_steps_per_s": round(meta_steps / max(training, 1e-9), 2),
     }
     if len(everyone) > 1:
-        tell("evaluating each member (programs of the first compile) ...")
+        tell("evaluating each member ...")
         preset = loop.identity["preset"]
         trained = Trained(experiment, workdir, preset, everyone, stages, states)
         handed = hand_out(trained, run)
         clock["evaluate"] = handed.pop("evaluate_s")
         return _write(workdir, {**record, **handed}, plotting.members_sheet, {}, tell)
-    tell("evaluating (its programs compile first) ...")
+    tell("evaluating ...")
     begun, compiled = time.monotonic(), compiles.seconds
     selections = {s.name: alone(s, states[s.name].selection) for s in stages}
     outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
     compiling = compiles.seconds - compiled
     clock["compile"] += compiling
     clock["evaluate"] = time.monotonic() - begun - compiling
-    tell(f"  compiled for {compiling:.0f} s, evaluated for {clock['evaluate']:.0f} s")
     record["rows"] = outcome.rows
     if distributed.is_first():
         write_models(workdir, experiment, everyone[0].settings, record, selections, outcome)
