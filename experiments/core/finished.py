@@ -15,7 +15,6 @@ from .. import invocation
 from . import members, results
 from .checkpoints import Checkpoints
 from .config import ConfigError, swept_fields
-from .files import FileError
 from .identity import (
     FORMAT,
     OLDER,
@@ -175,4 +174,4 @@ def _output_directory(workdir: Path) -> Path:
     return here
 
 
-__all__ = ["FileError", "FinishedRun", "alone", "load", "load_params"]
+__all__ = ["FinishedRun", "alone", "load", "load_params"]

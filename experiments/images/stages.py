@@ -229,7 +229,7 @@ def warn_if_too_large(
         sentence = advice.sentence(lambda name, value: f"--{FLAGS[name]}={value}")
         print(
             f"warning: the meta-gradient of {chunk} task{'s' * (chunk > 1)} at once needs "
-            f"{advice.needed / 1e6:,.0f} MB on each device; {available / 1e6:,.0f} MB are "
+            f"{advice.needed / 1e6:,.0f} MB on each device, and {available / 1e6:,.0f} MB are "
             f"left. {sentence}",
             file=sys.stderr,
         )
