@@ -186,7 +186,7 @@ def _ending(action: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint.", file=sys.stderr)
         if jax.distributed.is_initialized():
-            distributed.leave(130)  # the others have not been asked to stop
+            distributed.leave(130)  # the others received no signal
         return 130
     except jax.errors.JaxRuntimeError as error:
         if not _out_of_memory(error):
