@@ -39,7 +39,7 @@ OLDER = (
     f"`{invocation('report')}` still shows its results."
 )
 MAX_SEED = 999_999  # larger seeds are those of test and validation tasks
-_REBUILD = "Repair or remove it: the command of the run writes it again."
+_REBUILD = "Remove it or repair it: the command of the run writes it again."
 
 
 class RunError(RuntimeError):
