@@ -71,7 +71,7 @@ def finish(process):
 
 
 def test_processes_share_the_cache_that_is_on_by_default(tmp_path):
-    """Two that start together both finish; a third loads what they have compiled."""
+    """Two that start together both finish; a third loads their programs; a fourth has no cache."""
     cache = tmp_path / "cache"
     for process in [start(cache, *RUN, f"--workdir={tmp_path / name}") for name in "ab"]:
         finish(process)
@@ -83,8 +83,12 @@ def test_processes_share_the_cache_that_is_on_by_default(tmp_path):
     out = finish(start(cache, *RUN, f"--workdir={tmp_path / 'c'}"))
     assert "(programs loaded from the cache: " in out
     assert "evaluating: compiling ..." in out
-    metrics = {(tmp_path / name / "figure.png").exists() for name in "abc"}
-    assert metrics == {True}
+    (tmp_path / "file").write_text("not a folder")
+    again = start(tmp_path / "file", *RUN, f"--workdir={tmp_path / 'c'}")
+    out, err = again.communicate(timeout=PATIENCE_S)
+    assert again.returncode == 0, err
+    assert "is done; its results" in out
+    assert "note: compiled programs cannot be kept" in err
 
 
 def test_the_least_recently_used_programs_are_removed(tmp_path):
@@ -163,14 +167,6 @@ def test_a_folder_that_cannot_be_made_turns_the_cache_off(config, tmp_path, caps
     assert "Not a directory" in note
     assert "--compilation_cache=off" in note
     assert not config.jax_enable_compilation_cache
-
-
-def test_a_run_goes_on_without_a_cache(tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    process = start(tmp_path / "cache", *RUN, f"--workdir={tmp_path / 'run'}")
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, err
-    assert "note: compiled programs cannot be kept" in err
 
 
 def test_a_read_only_folder_is_read(config, monkeypatch, tmp_path, capsys):
