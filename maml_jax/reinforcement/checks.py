@@ -91,7 +91,7 @@ def check_environment(env: Environment, policy: Policy | None = None) -> None:
         >>> check_environment(navigation(), gaussian_policy(2, 2, hidden_sizes=(4,)))
         >>> check_environment(navigation()._replace(num_observations=3))
         Traceback (most recent call last):
-        ValueError: reset: observation must have shape (3,); received (2,).
+        ValueError: reset: observation must have shape (3,); received (2,)...
     """
     env = checked(env)
     key = jax.random.key(0)
