@@ -300,7 +300,7 @@ class TestBrokenFiles:
             (lambda r: r["environment"].pop("device"), "lacks 'device' in 'environment'"),
             (lambda r: r["wall_clock_s"].update(train=None), "has 'train': null in 'wall_clock_s'"),
             (lambda r: r["config"].update(num_seeds="2"), "has 'num_seeds': '2'"),
-            (lambda r: r.update(meta_steps_per_s=float("nan")), "holds NaN, which is no finite"),
+            (lambda r: r.update(meta_steps_per_s=float("nan")), "holds NaN, which is not a finite"),
         ],
     )
     def test_results(self, workdir, change, problem):
