@@ -1,4 +1,4 @@
-"""Runs of the paper's experiments: `python -m experiments.NAME --workdir=DIR`."""
+"""The paper's experiments as commands: `python -m experiments.NAME --workdir=DIR`."""
 
 import importlib
 import importlib.util
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .core.models import load_model as load_model
 
-STARTED = time.monotonic()  # of the command, but for the interpreter's own start
+STARTED = time.monotonic()  # start of the command, without that of the interpreter
 
 
 def __getattr__(name: str) -> Any:
@@ -20,28 +20,28 @@ def __getattr__(name: str) -> Any:
 
 
 def invocation(name: str) -> str:
-    """The words that start an experiment: as installed, or in a checkout."""
+    """Returns the command of an experiment, as installed or as in a checkout."""
     return f"python -m experiments.{name}" if __name__ == "experiments" else f"maml-jax {name}"
 
 
 def show_invocation() -> None:
-    """Makes the text of `--help` show the words by which its reader started the command."""
+    """Makes `--help` show commands as `invocation` has them."""
     main = sys.modules["__main__"]
     main.__doc__ = (main.__doc__ or "").replace("python -m experiments.", invocation(""))
 
 
 def require(module: str):
-    """Imports a package that experiments need and the library does not.
+    """Imports a package that the experiments need and the library does not.
 
     Raises:
-        SystemExit: it is missing; the message names the extra that brings it.
+        SystemExit: the package is missing; the message names the extra that installs it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
         raise SystemExit(
-            f"experiments need the package {name!r} ({error}). Install what they need with: "
+            f"experiments need the package {name!r} ({error}). Install their packages with: "
             "pip install 'maml-jax[experiments]' (in a checkout: pip install -e '.[experiments]')."
         ) from None
 

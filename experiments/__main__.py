@@ -14,7 +14,7 @@ COMMANDS = {
     "sinusoid": "regress sinusoids from a few points (section 5.1)",
     "omniglot": "classify characters from a few images (section 5.2)",
     "mini_imagenet": "classify photographs from a few images (section 5.2)",
-    "images": "classify a folder of your images, or any of these data sets",
+    "images": "classify images from a folder, or of any of these data sets",
     "navigation": "find a goal on the plane (section 5.3)",
     "locomotion": "make a half-cheetah or an ant run (section 5.3; needs maml-jax[rl])",
     "report": "print tables and draw figures of finished runs",
@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Runs one of `COMMANDS` with the rest of the command line."""
+    """Runs the command that the command line names with the rest of the line."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "-help", "help"):
         print(_help())
@@ -31,7 +31,7 @@ def main() -> None:
 
         print(f"maml-jax {maml_jax.__version__}")
     elif name not in COMMANDS:
-        sys.exit(f"error: no experiment {name!r}; there are: {', '.join(COMMANDS)}.")
+        sys.exit(f"error: no command {name!r}; choose one of {', '.join(COMMANDS)}.")
     else:
         del sys.argv[1]
         runpy.run_module(f"{__package__}.{name}", run_name="__main__", alter_sys=True)
@@ -45,7 +45,7 @@ def _help() -> str:
         "       maml-jax report DIR... [--figure=FILE.png]\n\n"
         f"{listed}\n\n"
         "maml-jax EXPERIMENT --help lists the settings of an experiment.\n"
-        "Begin with: maml-jax sinusoid --preset=quick --workdir=runs/sinusoid"
+        "Start with: maml-jax sinusoid --preset=quick --workdir=runs/sinusoid"
     )
 
 

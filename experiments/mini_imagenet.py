@@ -5,8 +5,8 @@
     python -m experiments.mini_imagenet --workdir=DIR --meta_gradient=first_order
     python -m experiments.mini_imagenet --workdir=DIR --preset=quick      a short run, for a CPU
 
-The images are ImageNet's and cannot be downloaded for you: docs/few_shot.md says how to lay them
-out below --data_dir.
+The images are ImageNet's and cannot be downloaded automatically. docs/few_shot.md shows where to
+put them below --data_dir.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ SUMMARY = "few-shot classification of photographs (MAML paper, section 5.2)"
 
 @dataclasses.dataclass(frozen=True)
 class Config(images.Config):
-    """Settings of a run on MiniImagenet; defaults are the original code's."""
+    """Settings of a run on MiniImagenet; the defaults are the original code's."""
 
     dataset: str = option(
         "mini_imagenet",
-        "The images: MiniImagenet, or synthetic glyphs in colour, for a try without data.",
+        "The images: MiniImagenet, or synthetic glyphs in colour to try the command without data.",
         choices=("mini_imagenet", "synthetic"),
     )
 
     def like(self) -> str:
-        """Photographs, whether they are or not."""
+        """Names the kind of images; the synthetic ones are treated as photographs, too."""
         return "photographs"
 
 

@@ -6,7 +6,7 @@
     python -m experiments.omniglot --workdir=DIR --preset=quick              minutes on a laptop
     python -m experiments.omniglot --workdir=DIR --mode=adapt --support=FOLDER --classify=FOLDER
 
-The archives are downloaded, unless they lie in --data_dir.
+The data set is downloaded unless --data_dir holds its archives.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ SUMMARY = "few-shot classification of characters (MAML paper, section 5.2)"
 
 @dataclasses.dataclass(frozen=True)
 class Config(images.Config):
-    """Settings of a run on Omniglot; defaults are the paper's for the chosen ways and shots."""
+    """Settings of a run on Omniglot; the defaults are the paper's for the given ways and shots."""
 
     dataset: str = option(
         "omniglot",
-        "The images: Omniglot, or synthetic glyphs, for a try without data.",
+        "The images: Omniglot, or synthetic glyphs to try the command without data.",
         choices=("omniglot", "synthetic"),
     )
     splitting: str = option(
         "code",
-        "Characters at random, 1100/100/423 as the original code or 1200/423 as the paper's text; "
-        "or by alphabet, as the data set's authors; or by the lists of Vinyals et al., if they are "
-        "there.",
+        "The split into training, validation and test characters: code, 1100/100/423 at random as "
+        "in the original code; paper, 1200/423 at random as in the paper's text; background, by "
+        "alphabet as by the data set's authors; vinyals, by the lists of Vinyals et al., which "
+        "must lie beside the archives.",
         choices=("code", "paper", "background", "vinyals"),
     )
 

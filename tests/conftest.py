@@ -37,6 +37,10 @@ from maml_jax import Task
 # A compilation cache shared by the commands that tests start.
 PROGRAMS = tempfile.mkdtemp(prefix="maml_jax_programs_")
 atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+
+# Commands keep compiled programs and prepared data here, not in the user's cache.
+os.environ["MAML_JAX_CACHE"] = tempfile.mkdtemp(prefix="maml_jax_cache_")
+atexit.register(shutil.rmtree, os.environ["MAML_JAX_CACHE"], ignore_errors=True)
 KEEP_COMPILED = {
     "JAX_COMPILATION_CACHE_DIR": PROGRAMS,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -136,7 +136,7 @@ def run_disturbed(workdir: Path, line: list[str], plan: list[Disturbance]) -> li
         name = f"{number}. {disturbance.kind} at step {disturbance.step:,}"
         print(f"  {name}: {ended.outcome}{missing}", flush=True)
         checks.append(Check(name, passed, ended.outcome + missing))
-        expected = "is damaged and is passed over" if disturbance.kind == "truncated" else ""
+        expected = "is damaged and is skipped" if disturbance.kind == "truncated" else ""
     child = Child(workdir, line)
     code = child.wait()
     passed = code == 0 and expected in child.err

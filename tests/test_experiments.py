@@ -153,9 +153,9 @@ class TestRun:
     def test_another_configuration_is_refused(self, finished):
         workdir, _ = finished
         other = sinusoid.Config(**{**SMALL, "inner_lr": 0.5})
-        with pytest.raises(runner.RunError, match=r"inner_lr: there 0\.001, asked for 0\.5"):
+        with pytest.raises(runner.RunError, match=r"inner_lr: saved 0\.001, expected 0\.5"):
             runner.run(sinusoid.EXPERIMENT, workdir, other)
-        with pytest.raises(runner.RunError, match="seed: there 0, asked for 1"):
+        with pytest.raises(runner.RunError, match="seed: saved 0, expected 1"):
             runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), seed=1)
 
     def test_a_second_run_on_the_directory_is_refused(self, finished):
@@ -211,7 +211,7 @@ class TestRun:
 
         assert command_line._ending(action) == 3
         text = capsys.readouterr().err
-        assert "has not enough memory. What was saved is kept" in text
+        assert "has not enough memory. Checkpoints are kept" in text
         assert f"({error})" in text
 
     def test_a_state_larger_than_memory_is_refused_before_training(self, tmp_path):
@@ -245,7 +245,7 @@ class TestReport:
             command, cwd=ROOT, capture_output=True, text=True, check=True, env=plain
         )
         assert re.search(r"K=5  MAML .* [\d.]+ \+/-[\d.]+", done.stdout)
-        assert "1 run(s) left out, whose seeds others have" in done.stderr
+        assert "1 run(s) left out: other runs have their seeds" in done.stderr
         assert figure.stat().st_size > 0
 
     @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ class TestCommandLine:
             (["--workdir=x", "--preset=fast"], "--preset must be one of paper, paper_text, quick"),
             (["--workdir=x", "--mode=fly"], "--mode must be one of train, adapt"),
             (["--workdir=x", "--num_shots=5,a"], "--num_shots must be a list of int"),
-            (["--workdir=x", "--eval_points=7"], "is no flag: --set=eval_points=VALUE"),
+            (["--workdir=x", "--eval_points=7"], "is not a flag; use --set=eval_points=VALUE"),
             (["--workdir=x", "--set=eval_points=1"], "--set=eval_points must be 2 or more"),
             (["--workdir=x", "--set=eval_points=x"], "--set=eval_points must be of type int"),
             (["--workdir=x", "--set=inner_lr=1"], "received 'inner_lr=1'. Use --inner_lr=VALUE"),

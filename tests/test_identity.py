@@ -69,8 +69,8 @@ class TestOtherRuns:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"seed": 1}, "seed: there 0, asked for 1"),
-            ({"inner_lr": 0.5}, r"inner_lr: there 0\.001, asked for 0\.5"),
+            ({"seed": 1}, "seed: saved 0, expected 1"),
+            ({"inner_lr": 0.5}, r"inner_lr: saved 0\.001, expected 0\.5"),
         ],
     )
     def test_other_runs_are_detected_without_config_json(self, workdir, left, options, match):
@@ -89,7 +89,7 @@ class TestOtherRuns:
         if kept == "checkpoints":
             unfinished(workdir)
         found = go(workdir)
-        assert f"config.json was missing; it is made anew from {workdir}" in capsys.readouterr().err
+        assert f"config.json was missing; it is restored from {workdir}" in capsys.readouterr().err
         again, before = (json.loads((d / "config.json").read_text()) for d in (workdir, trained))
         assert again == before
         assert found["rows"] == json.loads((trained / "results.json").read_text())["rows"]
@@ -99,12 +99,12 @@ class TestOtherRuns:
         (workdir / "config.json").unlink()
         for path in workdir.glob("checkpoints/*/*/info/metadata"):
             path.write_text("{")
-        assert_refused(workdir, r"nothing says of which run they are\. Use another --workdir")
+        assert_refused(workdir, r"so that their run is unknown\. Use another --workdir")
 
     def test_results_of_another_run(self, workdir):
         path = workdir / "results.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 7}))
-        assert_refused(workdir, r"results\.json is of a run .*seed: there 7, asked for 0")
+        assert_refused(workdir, r"results\.json is of a run .*seed: saved 7, expected 0")
 
     def test_a_checkpoint_of_another_run(self, workdir, tmp_path):
         go(tmp_path / "other", methods=("maml",), inner_lr=0.002)
@@ -113,8 +113,8 @@ class TestOtherRuns:
         shutil.copytree(
             tmp_path / "other" / "checkpoints" / "maml", workdir / "checkpoints" / "maml"
         )
-        assert_refused(workdir, r"maml/40/info/metadata is of .*inner_lr: there 0\.002")
-        with pytest.raises(runner.RunError, match=r"inner_lr: there 0\.002, asked for 0\.001"):
+        assert_refused(workdir, r"maml/40/info/metadata is of .*inner_lr: saved 0\.002")
+        with pytest.raises(runner.RunError, match=r"inner_lr: saved 0\.002, expected 0\.001"):
             runner.load(sinusoid.EXPERIMENT, workdir)
 
     def test_a_checkpoint_of_another_stage(self, workdir):
@@ -136,14 +136,14 @@ class TestOtherRuns:
         warnings, store = [], checkpoints.Checkpoints(maml)
         assert store.restore(lambda: None, warn=warnings.append) is None
         store.close()
-        assert "0060 is not named as a step and is passed over" in warnings[0]
+        assert "0060 is not named as a step and is skipped" in warnings[0]
         assert (maml / "0060").is_dir()
 
     def test_a_members_directory_is_checked_too(self, workdir):
         (workdir / "config.json").unlink()
         other = identity.identity_of("sinusoid", "custom", 3, sinusoid.Config(**SMALL))
         before = tree(workdir)
-        with pytest.raises(runner.RunError, match="seed: there 0, asked for 3"):
+        with pytest.raises(runner.RunError, match="seed: saved 0, expected 3"):
             handout._begin(workdir, other)
         assert tree(workdir) == before
 
@@ -151,8 +151,8 @@ class TestOtherRuns:
         unfinished(workdir)
         before = tree(workdir)
         for options, match in (
-            ({"num_seeds": 2}, "num_seeds: there 1, asked for 2"),
-            ({"swept": {"inner_lr": (0.001, 0.01)}}, r"there 0\.001, asked for \[0\.001, 0\.01\]"),
+            ({"num_seeds": 2}, "num_seeds: saved 1, expected 2"),
+            ({"swept": {"inner_lr": (0.001, 0.01)}}, r"saved 0\.001, expected \[0\.001, 0\.01\]"),
         ):
             with pytest.raises(runner.RunError, match=match):
                 runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), **options)
@@ -185,13 +185,13 @@ class TestNumberSettings:
     def test_float64_and_another_generator_are_other_runs(self, workdir):
         unfinished(workdir)
         with jax.enable_x64(True):
-            assert_refused(workdir, "JAX_ENABLE_X64: there False, asked for True")
+            assert_refused(workdir, "JAX_ENABLE_X64: saved False, expected True")
         with jax.default_prng_impl("rbg"):
-            assert_refused(workdir, "JAX_DEFAULT_PRNG_IMPL: there 'threefry2x32', asked for 'rbg'")
+            assert_refused(workdir, "JAX_DEFAULT_PRNG_IMPL: saved 'threefry2x32', expected 'rbg'")
             with pytest.raises(runner.RunError, match="JAX_DEFAULT_PRNG_IMPL"):
                 runner.load(sinusoid.EXPERIMENT, workdir)
         with jax.default_matmul_precision("highest"):
-            assert_refused(workdir, "JAX_DEFAULT_MATMUL_PRECISION: there None, asked for 'highest'")
+            assert_refused(workdir, "JAX_DEFAULT_MATMUL_PRECISION: saved None, expected 'highest'")
 
     def test_the_default_values_are_those_of_jax(self):
         assert identity.numbers_of({}) == identity.NUMBERS
@@ -222,12 +222,12 @@ class TestStates:
         store.save(3, saved, {})
         store.close()
         refused = lambda like, match: self.refused(tmp_path / "stage", {**saved, **like}, match)
-        refused({"w": jnp.zeros((2, 4))}, r"w.*there float32\[2, 3\], asked for float32\[2, 4\]")
-        refused({"w": jnp.zeros((2, 3), jnp.int32)}, r"asked for int32\[2, 3\]")
-        refused({"more": jnp.zeros(1)}, r"more.*there nothing, asked for float32\[1\]")
-        refused({"key": jax.random.key(0, impl="rbg")}, r"there uint32\[2\], asked for uint32\[4\]")
+        refused({"w": jnp.zeros((2, 4))}, r"w.*saved float32\[2, 3\], expected float32\[2, 4\]")
+        refused({"w": jnp.zeros((2, 3), jnp.int32)}, r"expected int32\[2, 3\]")
+        refused({"more": jnp.zeros(1)}, r"more.*saved nothing, expected float32\[1\]")
+        refused({"key": jax.random.key(0, impl="rbg")}, r"saved uint32\[2\], expected uint32\[4\]")
         with jax.enable_x64(True):
-            refused({"w": jnp.zeros((2, 3))}, r"there float32\[2, 3\], asked for float64\[2, 3\]")
+            refused({"w": jnp.zeros((2, 3))}, r"saved float32\[2, 3\], expected float64\[2, 3\]")
         assert not list(tmp_path.glob("*.damaged"))
 
 
@@ -300,7 +300,7 @@ class TestBrokenFiles:
             (lambda r: r["environment"].pop("device"), "lacks 'device' in 'environment'"),
             (lambda r: r["wall_clock_s"].update(train=None), "has 'train': null in 'wall_clock_s'"),
             (lambda r: r["config"].update(num_seeds="2"), "has 'num_seeds': '2'"),
-            (lambda r: r.update(meta_steps_per_s=float("nan")), "holds NaN, which is no finite"),
+            (lambda r: r.update(meta_steps_per_s=float("nan")), "holds NaN, which is not a finite"),
         ],
     )
     def test_results(self, workdir, change, problem):
@@ -385,7 +385,7 @@ class TestReadOnly:
         assert go(locked) == json.loads((trained / "results.json").read_text())
         assert "is done; its results" in capsys.readouterr().out
         assert tree(locked) == before
-        with pytest.raises(runner.RunError, match="seed: there 0, asked for 2"):
+        with pytest.raises(runner.RunError, match="seed: saved 0, expected 2"):
             go(locked, seed=2)
 
     def test_an_unfinished_run_reports_why_it_cannot_resume(self, locked):

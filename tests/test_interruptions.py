@@ -109,7 +109,7 @@ def test_asked_to_stop(undisturbed, tmp_path, number, code):
     process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, err
-    assert "saved. The same command goes on from there" in err
+    assert "saved. The same command continues from there" in err
     assert "Traceback" not in err
     # The checkpoint is of the last step: nothing is computed twice.
     entries = read_metrics(workdir)
@@ -134,7 +134,7 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path):
     largest = max(files, key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:20])
     _, err = finish(workdir)
-    assert "is damaged and is passed over" in err
+    assert "is damaged and is skipped" in err
     assert outcome(workdir) == undisturbed
 
 

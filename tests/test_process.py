@@ -1,8 +1,10 @@
 """The process of a run: compile time, the CPU's devices and threads, and memory."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import jaxlib.version
 import pytest
 from conftest import PATIENCE_S
 
-from experiments.core import process
+from experiments.core import logbook, process
 from experiments.core.config import ConfigError
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -20,7 +22,8 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 @pytest.fixture
 def timer(monkeypatch):
     """A timer that hears of nothing but what a test tells it, on a clock that the test sets."""
-    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", lambda _: None)
+    for name in ("register_event_duration_secs_listener", "register_event_listener"):
+        monkeypatch.setattr(jax.monitoring, name, lambda _: None)
     timer = process.CompileTimer()
 
     def hear(start, end, event=COMPILE):
@@ -28,6 +31,7 @@ def timer(monkeypatch):
         timer._listen(event, end - start)
         return timer.seconds
 
+    hear.timer = timer
     return hear
 
 
@@ -38,6 +42,33 @@ def test_pieces_that_nest_or_overlap_count_once(timer):
     assert timer(4.0, 7.0) == 7.0  # began in another thread before the previous one ended
     assert timer(8.0, 9.0) == 8.0
     assert timer(9.0, 20.0, event="/jax/another/event") == 8.0
+
+
+def test_a_compilation_that_has_not_ended_counts_so_far(timer, monkeypatch):
+    assert timer(1.0, 2.0, event="/jax/core/compile/jaxpr_to_mlir_module_duration") == 1.0
+    monkeypatch.setattr(time, "monotonic", lambda: 6.0)
+    assert timer.timer.seconds == 1.0
+    assert timer.timer.seconds_so_far == 5.0
+    assert timer(2.0, 7.0) == 6.0
+    monkeypatch.setattr(time, "monotonic", lambda: 9.0)
+    assert timer.timer.seconds_so_far == 6.0
+
+
+def test_an_evaluation_is_reported_while_it_compiles(timer):
+    lines, third = [], threading.Event()
+
+    def tell(line):
+        lines.append(line)
+        if len(lines) == 3:
+            third.set()
+
+    with logbook.Evaluating(tell, timer.timer, every_s=0.01):
+        assert lines == ["evaluating: compiling ..."]
+        assert third.wait(PATIENCE_S)
+    count = len(lines)
+    assert re.fullmatch(r"  evaluating: \d+ s, 0 s of them compiling", lines[1])
+    time.sleep(0.05)
+    assert len(lines) == count
 
 
 @pytest.mark.parametrize(
@@ -127,7 +158,7 @@ def test_arrays_are_measured_before_they_are_allocated(monkeypatch):
     ("error", "reason"),
     [
         (RuntimeError("No visible GPU.\nmore"), "No visible GPU"),
-        (AssertionError(), "there are none"),
+        (AssertionError(), "none exist"),
     ],
 )
 def test_devices_that_do_not_start(monkeypatch, error, reason):

@@ -1,1 +1,1 @@
-"""What every run shares: settings, command line, stages, members, checkpoints, results."""
+"""The parts shared by all experiments: settings, command line, stages, members, results."""

@@ -1,8 +1,8 @@
-"""Checkpoints that are either whole or not there: orbax, with a digest of what was written.
+"""Atomic checkpoints: orbax, with a digest of the content.
 
 Orbax writes a checkpoint under a temporary name and renames it when it is complete, so that a
-process that is killed leaves no half checkpoint under a good name. The digest catches what happens
-to files afterwards. A checkpoint that is whole but belongs elsewhere is refused, not passed over.
+killed process leaves no partial checkpoint under a valid name. The digest detects damage to the
+files afterwards. A damaged checkpoint is skipped; one of another run or step is refused.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from . import distributed
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or does not fit; the message says why and what to do."""
+    """A checkpoint cannot be written, or does not match the run; the message says what to do."""
 
 
 class Restored(NamedTuple):
-    """A checkpoint as it was saved.
+    """A restored checkpoint.
 
     Attributes:
         step: meta-steps taken.
-        state: the whole training state.
-        info: the JSON that was saved beside it.
+        state: the training state.
+        info: the JSON object saved with it.
     """
 
     step: int
@@ -43,10 +43,10 @@ class Restored(NamedTuple):
 
 
 def _lone_reader() -> ocp.Checkpointer:
-    """Reads without waiting for the other processes.
+    """Makes a checkpointer that reads without synchronizing with the other processes.
 
-    Orbax has all of them meet after a read. One whose read fails would not come, and what it does
-    next with the others would be taken for that meeting.
+    Orbax synchronizes all processes after a read. A process whose read fails would miss that
+    barrier, and its next collective would be taken for it.
     """
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -60,7 +60,8 @@ class Checkpoints:
     """The checkpoints of one stage of a run, in one directory."""
 
     def __init__(self, directory: Path, keep: int = 2):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax speaks of every save
+        """Opens or creates the directory, in which the newest `keep` checkpoints stay."""
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save
         self._directory = directory.resolve()
         try:
             self._manager = ocp.CheckpointManager(
@@ -70,14 +71,18 @@ class Checkpoints:
                 ),
             )
         except OSError as error:
-            raise CheckpointError(f"cannot make {self._directory}: {error}.") from error
+            raise CheckpointError(f"cannot create {self._directory}: {error}.") from error
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Writes a checkpoint and waits until it is on the disk.
 
+        Args:
+            step: meta-steps taken.
+            state: a pytree of arrays and PRNG keys.
+            info: a JSON object to save with it.
+
         Raises:
-            CheckpointError: the disk is full, the directory is not writable, or the like. Earlier
-                checkpoints are untouched.
+            CheckpointError: the checkpoint cannot be written. Earlier ones stay as they are.
         """
         leaves = to_host(state)
         info = {**info, "step": step, "sha256": digest(leaves)}
@@ -101,7 +106,7 @@ class Checkpoints:
             ) from error
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints, oldest first."""
+        """Lists the steps of all complete checkpoints, oldest first."""
         self._manager.reload()
         return sorted(self._manager.all_steps())
 
@@ -112,27 +117,30 @@ class Checkpoints:
         read_only: bool = False,
         check: Callable[[Mapping[str, Any]], str | None] = lambda info: None,
     ) -> Restored | None:
-        """The newest checkpoint that is whole, or None if there is none.
+        """Restores the newest undamaged checkpoint.
 
         Args:
-            make_like: makes a state of the same structure, shapes and types; it is only traced.
-            warn: receives a message for each checkpoint that cannot be read and is passed over.
-                Such a one is moved to `NAME-STEP.damaged` beside the directory, so that the run can
-                write that step again.
-            read_only: whether to leave such a checkpoint where it is, and those that a killed
-                process left half written, too: another process may be writing them.
-            check: `check(info)` says what a checkpoint is of, if not of this run; None if it is.
+            make_like: returns a state of the same structure, shapes and types; it is only traced.
+            warn: receives a message for each damaged checkpoint. That checkpoint is moved to
+                `NAME-STEP.damaged` beside the directory, so that the run can write its step again.
+            read_only: whether to leave damaged and partial checkpoints in place, as another
+                process may be writing them.
+            check: `check(info)` describes the run of a checkpoint of another run; it returns None
+                for this one's.
+
+        Returns:
+            The checkpoint, or None if there is none.
 
         Raises:
             CheckpointError: a checkpoint is of another run, another step, or another kind of
-                state. It stays where it is.
+                state. It stays in place.
         """
         if not read_only:
             self._clear_half_written()
         steps = self._steps_of_first()
         for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
             if not path.parent.name.isdigit() or path.parent.name != str(int(path.parent.name)):
-                warn(f"{path.parent} is not named as a step and is passed over.")
+                warn(f"{path.parent} is not named as a step and is skipped.")
         shapes, kinds = _describe(make_like) if steps else (None, {})
         for step in reversed(steps):
             restored, refusal, reason = None, None, "another process cannot read it"
@@ -141,7 +149,7 @@ class Checkpoints:
                 refusal = _other_step(step, info) or check(info)
                 if refusal is None:
                     restored, refusal = self._restore(step, info, shapes, kinds)
-            except Exception as error:  # whatever a damaged file makes its reader raise
+            except Exception as error:  # readers of damaged files raise many kinds
                 if distributed.is_lost(error):
                     raise
                 reason = _first_line(error)
@@ -149,12 +157,12 @@ class Checkpoints:
                 refusal is not None, refusal is None and restored is None
             )
             if refused:
-                refusal = refusal or "another run; another process says which."
+                refusal = refusal or "another run; the output of another process names it."
                 raise CheckpointError(f"{self._directory / str(step)} is of {refusal}")
             if not damaged:
                 return restored
             warn(
-                f"checkpoint of step {step} in {self._directory} is damaged and is passed over: "
+                f"checkpoint of step {step} in {self._directory} is damaged and is skipped: "
                 f"{reason}"
             )
             if not read_only:
@@ -162,7 +170,7 @@ class Checkpoints:
         return None
 
     def _steps_of_first(self) -> list[int]:
-        """As process 0 sees them: a file system may show the others an older listing."""
+        """Lists the steps that process 0 finds: a file system may show others an older listing."""
         newest = np.full(16, -1, np.int32)
         steps = self.steps()[-newest.size :]
         newest[: len(steps)] = steps
@@ -171,7 +179,7 @@ class Checkpoints:
     def _restore(
         self, step: int, info: dict[str, Any], shapes: Any, kinds: dict[str, Any]
     ) -> tuple[Restored | None, str | None]:
-        """A checkpoint, or what it is of if it does not fit the shapes."""
+        """Reads a checkpoint; returns it, or a description of its state if the shapes differ."""
         leaves = self._read(step, state=ocp.args.StandardRestore())["state"]
         if digest(leaves) != info["sha256"]:
             raise ValueError("its content does not match its digest")
@@ -188,8 +196,8 @@ class Checkpoints:
             return reader.restore(self._directory / str(step), args=args)
 
     def _clear_half_written(self) -> None:
-        """Removes what a kill or a full disk left under a temporary name, and takes up room."""
-        if jax.process_index() == 0:  # the others cannot save before this one does
+        """Removes partial checkpoints that a kill or a full disk left under temporary names."""
+        if jax.process_index() == 0:  # no other process saves before this one
             for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -202,12 +210,12 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Releases what orbax holds open."""
+        """Closes orbax's files and threads."""
         self._manager.close()
 
 
 def to_host(state: Any) -> dict[str, np.ndarray]:
-    """Each leaf as a NumPy array under its path, of JAX's types; PRNG keys as their data."""
+    """Converts a state to NumPy arrays of JAX's types, by path; PRNG keys become their data."""
 
     def value(leaf: Any) -> np.ndarray:
         array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
@@ -220,7 +228,7 @@ def to_host(state: Any) -> dict[str, np.ndarray]:
 
 
 def _describe(make_like: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """A state's structure with the shapes of its leaves, keys as data; and the keys' kinds."""
+    """Returns a state's tree of shapes, with keys as data, and the implementation of each key."""
     kinds = {}
 
     def data(path: Any, x: Any) -> Any:
@@ -234,34 +242,34 @@ def _describe(make_like: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _other_step(step: int, info: Mapping[str, Any]) -> str | None:
-    """What a checkpoint under the name of a step is of, if not of that step."""
+    """Describes the step of a checkpoint if it is not the one in its name; else None."""
     if info["step"] == step:
         return None
     return (
         f"step {info['step']}, not {step}: its folder was renamed. Nothing was changed. "
-        f"Name it {info['step']} again, or move it away."
+        f"Rename it to {info['step']}, or move it away."
     )
 
 
 def _other_leaves(leaves: Mapping[str, np.ndarray], shapes: Any) -> str | None:
-    """What a saved state is, if it has not the names, shapes and types of this one."""
+    """Describes a saved state whose names, shapes or types differ from `shapes`; else None."""
     expected = {
         jax.tree_util.keystr(path): f"{np.dtype(x.dtype)}{list(x.shape)}"
         for path, x in jax.tree_util.tree_leaves_with_path(shapes)
     }
-    there = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+    saved = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
     changed = [
-        f"{name}: there {there.get(name, 'nothing')}, asked for {expected.get(name, 'nothing')}"
-        for name in dict.fromkeys([*expected, *there])
-        if there.get(name) != expected.get(name)
+        f"{name}: saved {saved.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        for name in dict.fromkeys([*expected, *saved])
+        if saved.get(name) != expected.get(name)
     ]
     if not changed:
         return None
     more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
     return (
-        f"another kind of state ({'; '.join(changed[:3])}{more}). Nothing was changed. Go on with "
-        "the settings, the version and the environment variables of JAX that it was made with, or "
-        "use another directory."
+        f"another kind of state ({'; '.join(changed[:3])}{more}). Nothing was changed. Use the "
+        "settings, the version and the environment variables of JAX that it was saved with, or "
+        "another directory."
     )
 
 
@@ -279,7 +287,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def digest(leaves: dict[str, np.ndarray]) -> str:
-    """SHA-256 of names, types, shapes and values."""
+    """Computes the SHA-256 of names, types, shapes and values."""
     sha = hashlib.sha256()
     for name in sorted(leaves):
         value = np.ascontiguousarray(leaves[name])

@@ -1,4 +1,4 @@
-"""The command line that every experiment has."""
+"""The command line of an experiment: flags, exit codes, messages for what can go wrong."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from absl import logging as absl_logging
 from maml_jax import NonFiniteError
 
 from .. import show_invocation
+from . import compilation, distributed, places, runner, settings_flags, streams
 from . import config as config_lib
-from . import distributed, places, runner, settings_flags, streams
 from .checkpoints import CheckpointError
 from .config import ConfigError
 from .distributed import FirstProcessError
@@ -30,7 +30,6 @@ from .members import make_members
 from .process import (
     check_devices,
     devices_given,
-    keep_compiled,
     lay_out_cpu,
     limit_memory,
     num_cores,
@@ -39,9 +38,9 @@ from .stages import Experiment
 
 
 def main(experiment: Experiment) -> None:
-    """The command line of an experiment."""
+    """Runs an experiment as the command line says, and exits with its code."""
     show_invocation()
-    streams.protect("the run goes on, and its directory has all results.")
+    streams.protect("the run continues, and its directory receives all results.")
     _define_flags(experiment)
     try:
         settings_flags.check_names(experiment.config, sys.argv[1:])
@@ -58,7 +57,11 @@ def _define_flags(experiment: Experiment) -> None:
     def text(name: str, default: Any, help_text: str) -> None:
         flags.DEFINE_string(name, default, help_text, module_name=module)
 
-    text("workdir", None, "Directory of the run; made if missing, resumed if begun. Required.")
+    text(
+        "workdir",
+        None,
+        "Directory of the run, created if missing. A run that stopped there resumes. Required.",
+    )
     text("preset", next(iter(experiment.presets)), f"Settings to start from: {presets}.")
     flags.DEFINE_integer(
         "seed", 0, "Seed of the run, from 0 to 999999.", 0, MAX_SEED, module_name=module
@@ -66,7 +69,7 @@ def _define_flags(experiment: Experiment) -> None:
     flags.DEFINE_integer(
         "num_seeds",
         1,
-        "Seeds that train together: seed, seed + 1, ... Each is a member of the run.",
+        "Number of seeds that train together: seed, seed + 1, ... Each is a member of the run.",
         1,
         module_name=module,
     )
@@ -78,13 +81,22 @@ def _define_flags(experiment: Experiment) -> None:
         0.0,
         module_name=module,
     )
-    text("data_dir", None, "Where data sets are looked for; default $MAML_JAX_DATA, or per user.")
-    text("cache_dir", None, "Where prepared data is kept; default $MAML_JAX_CACHE, or per user.")
+    text(
+        "data_dir",
+        None,
+        "Folder of data sets; default $MAML_JAX_DATA, or maml_jax in the user's data folder.",
+    )
+    text(
+        "cache_dir",
+        None,
+        "Folder of prepared data and compiled programs; default $MAML_JAX_CACHE, or maml_jax in "
+        "the user's cache folder.",
+    )
     flags.DEFINE_integer(
         "cpu_devices",
         None,
-        "JAX devices that a CPU is split into; default what suits the experiment. Resume a run "
-        "with as many for the same bits.",
+        "Number of JAX devices that a CPU is split into; the default depends on the experiment. "
+        "A resumed run needs the same number to reproduce every bit.",
         1,
         1_024,
         module_name=module,
@@ -93,8 +105,8 @@ def _define_flags(experiment: Experiment) -> None:
     text(
         "compilation_cache",
         None,
-        "Directory in which compiled programs are kept, for a quicker next start; default "
-        "$JAX_COMPILATION_CACHE_DIR, or none.",
+        "Folder of compiled programs, which make the next start faster, or off; default "
+        f"$JAX_COMPILATION_CACHE_DIR, or {compilation.MAX_BYTES >> 20} MB in the cache folder.",
     )
     _define_process_flags(module)
     for mode_flags in experiment.mode_flags.values():
@@ -109,24 +121,24 @@ def _define_process_flags(module: str) -> None:
     flags.DEFINE_boolean(
         "distributed",
         False,
-        "Join the other processes of the run, named by SLURM, Open MPI, Kubernetes or Cloud TPU.",
+        "Join the other processes of the run, which SLURM, Open MPI, Kubernetes or Cloud TPU name.",
         module_name=module,
     )
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT of process 0, where no cluster tells it; implies --distributed.",
+        "HOST:PORT of process 0, where no cluster gives it; implies --distributed.",
         module_name=module,
     )
     for name, text in (
-        ("num_processes", "Processes of the run, where no cluster tells it."),
-        ("process_id", "Number of this process, from 0, where no cluster tells it."),
+        ("num_processes", "Number of processes of the run, where no cluster gives it."),
+        ("process_id", "Index of this process, from 0, where no cluster gives it."),
     ):
         flags.DEFINE_integer(name, None, text, 0, 1_000_000, module_name=module)
     flags.DEFINE_integer(
         "heartbeat_timeout_s",
         60,
-        "Seconds without a sign of life after which a process of the run counts as lost.",
+        "Seconds without a heartbeat after which a process of the run counts as lost.",
         1,
         1_000_000,
         module_name=module,
@@ -140,7 +152,7 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
     given = devices_given()
     if values.cpu_devices and given not in (None, values.cpu_devices):
         raise app.UsageError(
-            f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES says "
+            f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES sets "
             f"{given}."
         )
     try:
@@ -148,22 +160,22 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
     except BaseException:
         if not jax.distributed.is_initialized():
             raise
-        traceback.print_exc()  # and no waiting for the others, who may be waiting for this one
+        traceback.print_exc()  # leave at once: the other processes may wait for this one
         distributed.leave(1)
     if code not in (0, *STOPPED) and jax.distributed.is_initialized():
         distributed.leave(code)
     return code
 
 
-STOPPED = (130, 143)  # by Ctrl-C or SIGTERM, after saving: the processes end together
+STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM: all processes saved and end together
 
 
 def _ending(action: Callable[[], None]) -> int:
-    """The exit code of an action; what can go wrong ends in a sentence."""
+    """Runs an action, prints a sentence for an expected error, and returns the exit code."""
     try:
         action()
     except StoppedError as stop:
-        print(f"\n{stop}; saved. The same command goes on from there.", file=sys.stderr)
+        print(f"\n{stop}; saved. The same command continues from there.", file=sys.stderr)
         return 128 + stop.signal_number
     except (
         *(ConfigError, RunError, FileError, CheckpointError, NonFiniteError),
@@ -172,9 +184,9 @@ def _ending(action: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print("\nstopped; the same command continues from the last checkpoint.", file=sys.stderr)
         if jax.distributed.is_initialized():
-            distributed.leave(130)  # the others have not been asked to stop
+            distributed.leave(130)  # the others received no signal
         return 130
     except jax.errors.JaxRuntimeError as error:
         if not _out_of_memory(error):
@@ -182,7 +194,7 @@ def _ending(action: Callable[[], None]) -> int:
             raise
         print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
         return 3
-    except (MemoryError, OverflowError) as error:  # of the host, or of int32
+    except (MemoryError, OverflowError) as error:  # host memory; sizes beyond int32
         print(f"error: {MEMORY} ({_first_line(error)})", file=sys.stderr)
         return 3
     except OSError as error:
@@ -193,10 +205,10 @@ def _ending(action: Callable[[], None]) -> int:
 
 
 MEMORY = (
-    "the device has not enough memory. What was saved is kept. Less is needed, as far as the "
-    "experiment has these flags, with --meta_gradient=mixed, --set=task_batching=scan (or a few "
-    "tasks at a time), fewer --num_tasks or --num_episodes, a smaller network, in another "
-    "--workdir; or on more devices: docs/scaling.md."
+    "the device has not enough memory. Checkpoints are kept. To need less, use another --workdir "
+    "with --meta_gradient=mixed, --set=task_batching=scan (or a small number of tasks), fewer "
+    "--num_tasks or --num_episodes, or a smaller network, where the experiment has these flags; or "
+    "use more devices: docs/scaling.md."
 )
 
 
@@ -213,14 +225,12 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; flags are --NAME=VALUE.")
     if not values.workdir:
-        raise ConfigError("--workdir=DIR is required: where the run is to be kept.")
+        raise ConfigError("--workdir=DIR is required: the directory of the run.")
     settings_flags.check_finite_flags(values)
-    workdir, profile, compiled = (
+    workdir, profile = (
         values[name].value and places.expanded(values[name].value, f"--{name}")
-        for name in ("workdir", "profile", "compilation_cache")
+        for name in ("workdir", "profile")
     )
-    if compiled or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        keep_compiled(compiled and str(compiled))
     for kind, name in places.VARIABLES.items():
         if values[f"{kind}_dir"].value:
             flag = f"{kind}_dir"
@@ -234,6 +244,9 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
     if devices is None and experiment.cpu_devices is not None:
         devices = experiment.cpu_devices(settings, num_members, num_cores())
     lay_out_cpu(experiment.cpu_threads, devices, experiment.small_kernels)
+    addressed = (values.coordinator, values.num_processes, values.process_id)
+    together = values.distributed or any(value is not None for value in addressed)
+    compilation.keep_compiled(values.compilation_cache, by_default=not together)
     if values.mode in experiment.modes:
         check_devices()
         limit_memory()
@@ -244,14 +257,8 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
     if values.mode != "train":
         allowed = ", ".join(("train", *experiment.modes))
         raise ConfigError(f"--mode must be one of {allowed}; received {values.mode!r}.")
-    addressed = (values.coordinator, values.num_processes, values.process_id)
-    if values.distributed or any(value is not None for value in addressed):
-        distributed.connect(
-            values.coordinator,
-            values.num_processes,
-            values.process_id,
-            values.heartbeat_timeout_s,
-        )
+    if together:
+        distributed.connect(*addressed, values.heartbeat_timeout_s)
     check_devices()
     limit_memory()
     with contextlib.ExitStack() as quiet:

@@ -1,7 +1,7 @@
-"""Configurations: a frozen dataclass for each experiment, its ranges, and its presets.
+"""Configurations: one frozen dataclass per experiment, with the range of each field, and presets.
 
-A default value is written once, in the dataclass; flags, `--help`, range checks and `config.json`
-all come from there.
+The dataclass alone holds the defaults; flags, `--help`, range checks and `config.json` derive from
+it.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def option(
     sweep: bool = False,
     internal: bool = False,
 ) -> Any:
-    """A field of a configuration: its default, what it means with its unit, and its range.
+    """Declares a field of a configuration: its default, its help text and its range.
 
     Args:
-        default: its value where nobody gives one.
-        help: what it means, with its unit.
-        above: a bound that a number must exceed.
-        minimum: the least number allowed.
+        default: the default value.
+        help: the meaning, with the unit.
+        above: an exclusive lower bound of a number.
+        minimum: the smallest number allowed.
         maximum: the largest number allowed.
-        choices: the texts allowed.
-        repeats: whether a value may stand twice in a list.
+        choices: the strings allowed.
+        repeats: whether a list may hold a value twice.
         sweep: whether the flag takes several numbers, `--inner_lr=0.001,0.01`, each of which makes
             a member of the run. Programs take such a setting as an argument: a float.
-        internal: a setting with one good value. It has no flag; Python code may set it, and
-            `config.json` records it.
+        internal: whether the setting has one good value, and so no flag of its name.
+            `--set=NAME=VALUE` and Python code can set it; `config.json` records it.
     """
     metadata = {
         "repeats": repeats,
@@ -66,20 +66,20 @@ INT32_MAX = 2**31 - 1
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the message says what was expected."""
+    """A setting is not allowed; the message names the expected and the received value."""
 
 
 BATCHING_HELP = (
-    "Tasks of a device one after the other (scan), as one batch (vmap), or so many at a time; "
-    "auto: scan on a CPU, else vmap. Does not change results."
+    "How a device computes its tasks: in sequence (scan), as one batch (vmap), or a number of them "
+    "at a time; auto: scan on a CPU, else vmap. Does not change results."
 )
 
 
 def parse_batching(value: str) -> str | int:
-    """How the core batches tasks, from a flag that is one of auto, scan, vmap or a number.
+    """Parses the setting `task_batching`: auto, scan, vmap or a number of tasks.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the value is none of these.
     """
     if value in ("auto", "scan", "vmap"):
         return value
@@ -91,7 +91,7 @@ def parse_batching(value: str) -> str | int:
 
 
 def batching_of(value: str) -> str | int:
-    """How the core batches tasks; auto is what the platform prefers, for which JAX starts."""
+    """Parses `task_batching` and replaces auto by the platform's choice, for which JAX starts."""
     parsed = parse_batching(value)
     return preferred("batching") if parsed == "auto" else parsed
 
@@ -100,7 +100,7 @@ def check_fields(config: Any) -> None:
     """Checks every field of a configuration against its range; for `__post_init__`.
 
     Raises:
-        ConfigError: names the field, what is allowed and what was received.
+        ConfigError: names the field, the allowed and the received value.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -119,7 +119,7 @@ def check_fields(config: Any) -> None:
 
 
 def flag_of(config: Any, name: str) -> str:
-    """How a setting is given on the command line: `--NAME`, or `--set=NAME`."""
+    """Returns the flag of a setting: `--NAME`, or `--set=NAME` for an internal one."""
     fields = {field.name: field for field in dataclasses.fields(config)}
     return f"--set={name}" if fields[name].metadata.get("internal") else f"--{name}"
 
@@ -147,7 +147,7 @@ def _violated(value: Any, limits: Mapping[str, Any]) -> str | None:
 
 
 def _as_used(value: Any) -> Any:
-    """A value as programs have it: two floats may be one in float32, or one may be 0 there."""
+    """Rounds a float to float32, as programs do: two may become equal, and one may become 0."""
     if not isinstance(value, float):
         return value
     with np.errstate(over="ignore"):
@@ -155,25 +155,25 @@ def _as_used(value: Any) -> Any:
 
 
 def public_fields(config_class: type) -> list[dataclasses.Field[Any]]:
-    """The fields that have a flag."""
+    """Lists the fields that have a flag of their name."""
     return [f for f in dataclasses.fields(config_class) if not f.metadata.get("internal")]
 
 
 def swept_fields(config_class: type) -> tuple[str, ...]:
-    """The settings that may differ between the members of a run."""
+    """Names the settings that may differ between the members of a run."""
     return tuple(f.name for f in dataclasses.fields(config_class) if f.metadata.get("sweep"))
 
 
 def without_swept(config: Any) -> Any:
-    """The configuration with every setting that can be swept at 1.
+    """Returns the configuration with every setting that can be swept set to 1.
 
-    It is the key of programs that take those settings as arguments, so that members share them.
+    Programs take those settings as arguments. With this key in a cache, members share a program.
     """
     return dataclasses.replace(config, **dict.fromkeys(swept_fields(type(config)), 1.0))
 
 
 def describe_range(limits: Mapping[str, Any]) -> str:
-    """The allowed values in words: "above 0", "from 1 to 10", "one of a, b"; "" for any."""
+    """Describes the allowed values: "above 0", "from 1 to 10", "one of a, b"; "" for any."""
     if limits.get("choices"):
         return "one of " + ", ".join(limits["choices"])
     above, minimum, maximum = (limits.get(key) for key in ("above", "minimum", "maximum"))
@@ -190,10 +190,10 @@ def describe_range(limits: Mapping[str, Any]) -> str:
 
 
 def field_kind(hint: Any) -> Any:
-    """The type of a field's values from its annotation; `tuple` for a list."""
+    """Returns the type of a field's values by its annotation; `tuple` for a list."""
     if isinstance(hint, types.GenericAlias):
         return typing.get_origin(hint)
-    if isinstance(hint, types.UnionType):  # "int | None": None stands for a value to be worked out
+    if isinstance(hint, types.UnionType):  # "int | None": None stands for a computed default
         return next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
     return hint
 
@@ -204,10 +204,16 @@ def build(
     preset: str,
     overrides: Mapping[str, Any],
 ) -> Any:
-    """A configuration: the class's defaults, then the preset's values, then the overrides.
+    """Builds a configuration from the class's defaults, then a preset, then overrides.
+
+    Args:
+        config_class: the experiment's configuration class.
+        presets: by name, the fields that differ from the defaults.
+        preset: the name of the preset.
+        overrides: the fields that differ from the preset.
 
     Raises:
-        ConfigError: an unknown preset or field, or a value out of range.
+        ConfigError: the preset or a field is unknown, or a value is out of range.
     """
     if preset not in presets:
         raise ConfigError(f"--preset must be one of {', '.join(presets)}; received {preset!r}.")
@@ -219,7 +225,7 @@ def build(
 
 
 def from_json(config_class: type, values: Mapping[str, Any]) -> Any:
-    """The configuration that `config.json` holds of one member.
+    """Reads the configuration of one member from the object in `config.json`.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of range.
@@ -246,7 +252,7 @@ def from_json(config_class: type, values: Mapping[str, Any]) -> Any:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The configuration as `config.json` holds it: tuples become lists."""
+    """Converts a configuration to the object in `config.json`: tuples become lists."""
     return {
         field.name: list(value) if isinstance(value, tuple) else value
         for field in dataclasses.fields(config)

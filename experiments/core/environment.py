@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The device, versions and commit that a result was measured with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import maml_jax
 
 
 def environment() -> dict[str, str]:
-    """Device, versions and commit of this run; of an installed package, its version."""
+    """Returns the device, the versions and the commit; for an installed package its version."""
     device = jax.devices()[0]
     kind = device.device_kind
     if device.platform == "cpu":

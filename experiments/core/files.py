@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, and read with a check of what they hold."""
+"""Files of a run: atomic writes, and reads that check keys and types."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NAMES = {
 
 
 class FileError(RuntimeError):
-    """A file of a run that cannot be used; the message names it, what is wrong and what to do."""
+    """A file of a run cannot be used; the message names the file, the fault and the remedy."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically, as UTF-8."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -36,10 +36,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people to read, too.
+    """Writes a value as indented JSON, atomically.
 
     Raises:
-        ValueError: a number is not finite, which JSON cannot say.
+        ValueError: a number is not finite; JSON has no such numbers.
     """
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
@@ -51,16 +51,16 @@ def read_json(
     *,
     advice: str,
 ) -> dict[str, Any]:
-    """The JSON object of a file.
+    """Reads a JSON object from a file.
 
     Args:
-        path: of the file.
-        keys: that the object must have, with their types.
-        optional: further keys that it may have; None for any.
-        advice: what to do about a file that is no such object, a sentence.
+        path: the file.
+        keys: required keys, each with a type or a tuple of types.
+        optional: optional keys, likewise; None to allow any key.
+        advice: a sentence for the error message on what to do about an invalid file.
 
     Raises:
-        FileError: the file cannot be read, or holds something else.
+        FileError: the file cannot be read, or does not hold such an object.
     """
     try:
         value = _parse(path.read_bytes(), finite=True)
@@ -73,17 +73,17 @@ def read_json(
 
 
 def read_json_lines(path: Path, keys: Mapping[str, Any], *, advice: str) -> list[dict[str, Any]]:
-    """The objects of a file that has one a line; none where there is no file.
+    """Reads the JSON objects of a file with one object per line; a missing file has none.
 
-    A last line that a kill cut off is left out. Numbers may be NaN or infinite.
+    A last line that a kill cut off is skipped. Numbers may be NaN or infinite.
 
     Args:
-        path: of the file.
-        keys: that each object must have, with their types; it may have others.
-        advice: what to do about a line that is no such object, a sentence.
+        path: the file.
+        keys: required keys of each object, each with a type or a tuple of types; others may follow.
+        advice: a sentence for the error message on what to do about an invalid line.
 
     Raises:
-        FileError: the file cannot be read, or a line holds something else.
+        FileError: the file cannot be read, or a line does not hold such an object.
     """
     try:
         content = path.read_bytes()
@@ -108,16 +108,16 @@ def read_json_lines(path: Path, keys: Mapping[str, Any], *, advice: str) -> list
 def check_object(
     value: Any, keys: Mapping[str, Any], optional: Mapping[str, Any] | None, name: str = ""
 ) -> None:
-    """Checks that a JSON value is an object with these keys.
+    """Checks that a JSON value is an object with certain keys.
 
     Args:
-        value: of a file.
-        keys: that it must have, each with a type, or a tuple of types.
-        optional: further keys that it may have; None for any.
-        name: where the value stands in its file, for the message.
+        value: the JSON value.
+        keys: required keys, each with a type or a tuple of types.
+        optional: optional keys, likewise; None to allow any key.
+        name: the position of the value in its file, for the message.
 
     Raises:
-        ValueError: says what is wrong, to stand behind the file's name.
+        ValueError: the value is not such an object. The message continues "FILE ...".
     """
     where = f" in {name}" if name else ""
     if not isinstance(value, dict):
@@ -136,7 +136,7 @@ def check_object(
 
 
 def is_of(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has a type, or one of a tuple of types; a bool is no number."""
+    """Returns whether a JSON value has a type, or one of several; a bool is not a number."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if isinstance(value, bool):
         return bool in kinds
@@ -144,7 +144,7 @@ def is_of(value: Any, kind: Any) -> bool:
 
 
 def _parse(content: bytes, finite: bool) -> Any:
-    """A JSON value; an error of the text is a ValueError that says where it is."""
+    """Parses JSON; a ValueError gives the position of an error in the text."""
     text = content.decode("utf-8")
     if not text.strip():
         raise ValueError("is empty")
@@ -152,7 +152,7 @@ def _parse(content: bytes, finite: bool) -> Any:
     def number(text: str) -> float:
         value = float(text)
         if finite and not math.isfinite(value):
-            raise ValueError(f"holds {text}, which is no finite number")
+            raise ValueError(f"holds {text}, which is not a finite number")
         return value
 
     return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=_once)

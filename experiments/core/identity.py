@@ -1,7 +1,7 @@
-"""Which run a directory holds: its experiment, settings, seed, and JAX's settings of numbers.
+"""The identity of a run: its experiment, settings, seed, and JAX's settings of numbers.
 
-`config.json` says it, and so do `results.json` and each checkpoint. Whatever says another run than
-the one asked for is refused, before anything is written or moved.
+`config.json`, `results.json` and each checkpoint record it. A directory in which one of them
+records another run than the requested one is refused, before anything is written or moved.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from . import config as config_lib
 from . import results
 from .files import NUMBER, FileError, check_object, read_json, write_json
 
-# JAX's settings that change what a program computes, with JAX's defaults: those of runs whose
-# files do not name them. What changes the order of sums alone, as devices do, is not among them.
+# JAX's settings that change a program's numbers, with JAX's defaults, which hold for files without
+# them. Settings that change the order of sums only, as the number of devices does, are left out.
 NUMBERS: dict[str, Any] = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -32,18 +32,18 @@ NUMBERS: dict[str, Any] = {
 }
 KEYS = {"experiment": str, "preset": str, "seed": int, "config": dict}
 OPTIONAL = {"numbers": dict, "format": int}
-FORMAT = 2  # of checkpoints and settings; runs of version 1 do not name theirs
+FORMAT = 2  # of checkpoints and settings; runs of format 1 record none
 OLDER = (
-    "a run of an earlier version of maml_jax, which this one cannot take up. Nothing was changed. "
-    "Use that version (0.1.0; results.json, once there, names its commit), or another --workdir. "
+    "a run of an earlier version of maml_jax, which this one cannot resume. Nothing was changed. "
+    "Use that version (0.1.0; results.json, if it exists, names its commit), or another --workdir. "
     f"`{invocation('report')}` still shows its results."
 )
-MAX_SEED = 999_999  # larger ones are those of tests and validation
-_REBUILD = "Remove it, or repair it: the command that began the run makes it anew."
+MAX_SEED = 999_999  # larger seeds are those of test and validation tasks
+_REBUILD = "Remove it or repair it: the command of the run writes it again."
 
 
 class RunError(RuntimeError):
-    """A run that cannot begin or go on; the message is for the user."""
+    """A run cannot start or continue; the message is for the user."""
 
 
 def identity_of(
@@ -54,14 +54,14 @@ def identity_of(
     num_seeds: int = 1,
     swept: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """What `config.json` holds of a run in this process.
+    """Returns the identity of a run in this process, the object in `config.json`.
 
     Args:
-        experiment: its name.
-        preset: that the settings began from.
-        seed: of the first member.
-        settings: of the first member.
-        num_seeds: of the run.
+        experiment: the experiment's name.
+        preset: the name of the preset.
+        seed: the seed of the first member.
+        settings: the configuration of the first member.
+        num_seeds: the number of seeds.
         swept: the values of settings that differ between members; recorded as lists.
     """
     several = {name: list(values) for name, values in (swept or {}).items()}
@@ -75,8 +75,11 @@ def identity_of(
     }
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What tells two runs apart, each as "NAME: there VALUE, asked for VALUE"; presets may."""
+def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Lists the settings in which two runs differ, as "NAME: saved VALUE, expected VALUE".
+
+    The presets may differ.
+    """
     missing = object()
     parts = [
         (
@@ -84,7 +87,7 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
             run["config"],
             numbers_of(run),
         )
-        for run in (there, asked)
+        for run in (saved, asked)
     ]
     pairs = [
         (key, theirs.get(key, missing), ours.get(key, missing))
@@ -96,20 +99,20 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
         return "no such setting" if value is missing else repr(value)
 
     return [
-        f"{key.upper() if key in NUMBERS else key}: there {shown(theirs)}, asked for {shown(ours)}"
+        f"{key.upper() if key in NUMBERS else key}: saved {shown(theirs)}, expected {shown(ours)}"
         for key, theirs, ours in pairs
         if theirs != ours
     ]
 
 
 def numbers_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """JAX's settings of numbers in a run; those that it does not name are the defaults."""
+    """Returns JAX's settings of numbers in a run; those that it does not record are defaults."""
     named = run.get("numbers")
     return {**NUMBERS, **(named if isinstance(named, dict) else {})}
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The identity in a run's `config.json`.
+    """Reads the identity in a run's `config.json`.
 
     Raises:
         FileError: the file is not as a run writes it.
@@ -124,27 +127,27 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether anything was saved; a run that stopped before that claims nothing."""
+    """Returns whether a directory holds checkpoints or results of a run."""
     checkpoints = workdir / "checkpoints"
     return (workdir / "results.json").exists() or any(checkpoints.glob("*/*"))
 
 
 def claim(workdir: Path, asked: Mapping[str, Any], write: bool = True) -> None:
-    """Writes `config.json` for a run, or checks that all that is there is of this run.
+    """Writes `config.json` for a new run, or checks that the directory's files are of this run.
 
     Args:
-        workdir: of the run.
-        asked: its identity.
+        workdir: the run's directory.
+        asked: the run's identity.
         write: whether the directory can be written.
 
     Raises:
-        RunError: something there is of another run, or nothing says of which run it is.
+        RunError: a file is of another run, or no file records the run of the checkpoints.
         FileError: a file cannot be read.
     """
     path = workdir / "config.json"
     if not has_begun(workdir):
         if path.exists():
-            read_config(workdir)  # a file of something else is not ours to overwrite
+            read_config(workdir)  # raises rather than overwrite another kind of file
         write_json(path, dict(asked))
         return
     records = check_same(workdir, asked)
@@ -152,36 +155,39 @@ def claim(workdir: Path, asked: Mapping[str, Any], write: bool = True) -> None:
         return
     if not records:
         raise RunError(
-            f"{workdir} has checkpoints that cannot be read and no config.json: nothing says of "
-            "which run they are. Use another --workdir, or move them away."
+            f"{workdir} has checkpoints that cannot be read and no config.json, so that their run "
+            "is unknown. Use another --workdir, or move them away."
         )
-    source, there = records[-1]
+    source, saved = records[-1]
     if write:
-        write_json(path, {key: there[key] for key in (*KEYS, *OPTIONAL) if key in there})
-        print(f"warning: {path} was missing; it is made anew from {source}.", file=sys.stderr)
+        write_json(path, {key: saved[key] for key in (*KEYS, *OPTIONAL) if key in saved})
+        print(f"warning: {path} was missing; it is restored from {source}.", file=sys.stderr)
 
 
 def check_same(workdir: Path, asked: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Checks that every file that names its run names this one, and returns what they say.
+    """Checks that every file that records a run records this one.
+
+    Returns:
+        The files, each with the identity in it.
 
     Raises:
-        RunError: one names another.
+        RunError: a file records another run.
         FileError: `config.json` or `results.json` cannot be read.
     """
     records = list(_records(workdir))
-    for source, there in records:
-        problem = misfit(there, asked)
+    for source, saved in records:
+        problem = misfit(saved, asked)
         if problem:
             what = f"{workdir} holds" if source.name == "config.json" else f"{source} is of"
             raise RunError(f"{what} {problem}")
     return records
 
 
-def misfit(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """What differs and what to do, to stand behind "X is of"; None for the same run."""
-    if there.get("format") != FORMAT:
+def misfit(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """Describes the differences of two runs and a remedy, after "X is of"; None if equal."""
+    if saved.get("format") != FORMAT:
         return OLDER
-    changed = differences(there, asked)
+    changed = differences(saved, asked)
     if not changed:
         return None
     same = "flags"
@@ -189,12 +195,15 @@ def misfit(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
         same = "settings of JAX (environment variables)"
     return (
         f"a run with another configuration ({'; '.join(changed)}). Nothing was changed. "
-        f"Use another --workdir, or the same {same} to go on with what is there."
+        f"Use another --workdir, or the same {same} to continue the saved run."
     )
 
 
 def check_info(asked: Mapping[str, Any], stage: str) -> Callable[[Mapping[str, Any]], str | None]:
-    """Of the information beside a checkpoint: what does not fit a stage of a run, or None."""
+    """Makes the check of a checkpoint's information for a stage of a run.
+
+    The check describes another run or stage, and returns None for this one.
+    """
 
     def check(info: Mapping[str, Any]) -> str | None:
         check_object(dict(info), {"run": dict, "train_s": NUMBER, "compile_s": NUMBER}, None)
@@ -202,7 +211,7 @@ def check_info(asked: Mapping[str, Any], stage: str) -> Callable[[Mapping[str, A
         if info.get("stage", stage) != stage:
             return (
                 f"stage {info['stage']!r} where that of stage {stage!r} is expected. "
-                "Nothing was changed. Give its folder its name again."
+                "Nothing was changed. Restore the name of its folder."
             )
         return misfit(info["run"], asked)
 
@@ -210,9 +219,9 @@ def check_info(asked: Mapping[str, Any], stage: str) -> Callable[[Mapping[str, A
 
 
 def _records(workdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The files of a run that name it, with its identity as they say; `config.json` first.
+    """Yields the files that record a run, each with the identity in it; `config.json` first.
 
-    Checkpoints that cannot be read are left to who restores them.
+    Checkpoints that cannot be read are skipped; restoring reports them.
     """
     path = workdir / "config.json"
     if path.exists():

@@ -1,11 +1,12 @@
-"""What a run tells while it runs: a progress bar, `metrics.jsonl` and TensorBoard events."""
+"""The log of a run: console lines, a progress bar, `metrics.jsonl`, TensorBoard events."""
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,19 +17,20 @@ from tqdm import tqdm
 
 from . import distributed, results
 from .files import read_json_lines, write_text
+from .process import CompileTimer
 
-QUIET_INTERVAL_S = 10.0  # between lines where the output is no terminal
+QUIET_INTERVAL_S = 10.0  # between lines of progress where there is no bar
 
 
 class Logbook:
-    """The metrics of a run, a line for each dispatch of meta-steps."""
+    """Writes the metrics of a run, one entry per dispatch of meta-steps."""
 
     def __init__(self, workdir: Path, resume_at: Mapping[str, int]):
-        """Opens the files; entries of a stage beyond its checkpoint are forgotten.
+        """Opens the files and removes a stage's entries after its checkpoint.
 
         Args:
-            workdir: of the run.
-            resume_at: for each stage the step that it goes on from.
+            workdir: the run's directory.
+            resume_at: by stage, the step from which it continues.
         """
         self._path = workdir / "metrics.jsonl"
         kept = [e for e in read_metrics(workdir) if e["step"] <= resume_at.get(e["stage"], 0)]
@@ -38,7 +40,7 @@ class Logbook:
         self._events: dict[str, SummaryWriter] = {}
 
     def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds an entry; `values` are numbers."""
+        """Adds an entry of numbers, by name."""
         self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if stage not in self._events:
             self._events[stage] = SummaryWriter(
@@ -57,19 +59,19 @@ class Logbook:
 
 
 def say(text: str) -> None:
-    """Prints a line, above a progress bar if there is one."""
+    """Prints a line, above the progress bar if one is shown."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def warn(message: str) -> None:
-    """Prints a warning on standard error, by the first process only."""
+    """Prints a warning on standard error, in the first process only."""
     if distributed.is_first():
         print(f"warning: {message}", file=sys.stderr)
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
+    """Shows the progress of a stage: a bar on a terminal, elsewhere a line every few seconds."""
 
     def __init__(self, stage: str, total: int, start: int, stream: TextIO | None = None):
         self._stream = sys.stderr if stream is None else stream
@@ -89,7 +91,7 @@ class Progress:
             )
 
     def advance(self, steps: int, **shown: float) -> None:
-        """Moves on by `steps` and shows the latest metrics."""
+        """Adds meta-steps and shows the latest metrics."""
         self._done += steps
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar is not None:
@@ -113,11 +115,53 @@ class Progress:
             self._bar.close()
 
 
+class Evaluating:
+    """Reports an evaluation, which has no steps to count: seconds so far, and those compiling."""
+
+    def __init__(
+        self,
+        tell: Callable[[str], None],
+        compiles: CompileTimer,
+        what: str = "evaluating",
+        every_s: float = QUIET_INTERVAL_S,
+    ):
+        """Prepares the report; a `with` block begins and ends it.
+
+        Args:
+            tell: prints a line.
+            compiles: the timer of this process.
+            what: the beginning of each line.
+            every_s: seconds between lines.
+        """
+        self._tell, self._compiles, self._what, self._every_s = tell, compiles, what, every_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._report, daemon=True)
+
+    def __enter__(self) -> Evaluating:
+        self._tell(f"{self._what}: compiling ...")
+        self._begun, self._compiled = time.monotonic(), self._compiles.seconds
+        self._thread.start()
+        return self
+
+    def _report(self) -> None:
+        while not self._ended.wait(self._every_s):
+            took = time.monotonic() - self._begun
+            compiling = self._compiles.seconds_so_far - self._compiled
+            self._tell(f"  {self._what}: {took:.0f} s, {compiling:.0f} s of them compiling")
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
 def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Means over a dispatch, by name.
+    """Averages metrics over the meta-steps of a dispatch.
 
     Args:
         metrics: nested dicts of arrays with an axis of meta-steps.
+
+    Returns:
+        The means by name; names of nested dicts are joined with "/".
     """
     means = {name: np.mean(np.asarray(x, np.float64)) for name, x in _flatten(metrics)}
     return {name: float(x) for name, x in means.items() if name != "first_nonfinite_task"}
@@ -126,12 +170,15 @@ def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 def summarize_members(
     labels: Sequence[str], metrics: Mapping[str, Any], kept: np.ndarray
 ) -> dict[str, float]:
-    """Means over a dispatch and over members; of several members, each one's as `LABEL/NAME` too.
+    """Averages metrics over the meta-steps of a dispatch and over members.
 
     Args:
-        labels: of the members.
+        labels: the labels of the members.
         metrics: nested dicts of arrays [M, meta-steps].
         kept: bool [M], members that still train; the others are left out.
+
+    Returns:
+        The means by name. Several members also have a mean each, named `LABEL/NAME`.
     """
     summary = summarize_metrics(jax.tree.map(lambda x: x[kept], metrics))
     if len(labels) == 1:
@@ -143,7 +190,7 @@ def summarize_members(
 
 
 def of_member(entries: Sequence[Mapping[str, Any]], label: str) -> list[dict[str, Any]]:
-    """The entries of one member, as its run alone would have them, from those of all members."""
+    """Selects a member's entries from those of a run, as a run of this member alone writes them."""
     prefix = f"{label}/"
     alone = []
     for entry in entries:
@@ -163,10 +210,10 @@ def _flatten(metrics: Mapping[str, Any], prefix: str = ""):
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The entries of a run's `metrics.jsonl`; a last line cut off by a kill is left out.
+    """Reads a run's `metrics.jsonl`, without a last line that a kill cut off.
 
     Raises:
-        FileError: the file cannot be read, or another line is no entry.
+        FileError: the file cannot be read, or another line is not an entry.
     """
-    advice = "Remove that line, or the file: training goes on the same, and its curves lack it."
+    advice = "Remove that line or the file: training does not read it; only curves lack it then."
     return read_json_lines(workdir / "metrics.jsonl", {"stage": str, "step": int}, advice=advice)

@@ -1,4 +1,4 @@
-"""The loop of a stage: dispatches of meta-steps, validation, the log and checkpoints."""
+"""The training loop of a stage: dispatches of meta-steps, validation, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .stages import Experiment, Stage
 
 
 class StoppedError(Exception):
-    """A run that was asked to stop and has saved its state."""
+    """The run received a signal to stop and has saved its state."""
 
     def __init__(self, signal_number: int, step: int, stage: str):
         super().__init__(f"stopped at step {step} of stage {stage}")
@@ -37,13 +37,13 @@ class StoppedError(Exception):
 
 @dataclasses.dataclass
 class StageState:
-    """Where a stage stands.
+    """The progress of a stage.
 
     Attributes:
         store: its checkpoints.
-        selection: its state, or None before step 0.
+        selection: its state, or None before it is initialised.
         step: meta-steps taken.
-        compile_s: seconds spent compiling, earlier processes included.
+        compile_s: seconds spent compiling, including earlier processes of the run.
         train_s: seconds spent training, likewise.
     """
 
@@ -56,15 +56,15 @@ class StageState:
 
 @dataclasses.dataclass
 class Loop:
-    """What the stages of a run share.
+    """Trains the stages of a run.
 
     Attributes:
-        experiment: of the run.
-        members: of the run.
-        identity: of the run, for its checkpoints.
-        compiles: counts the seconds spent compiling.
+        experiment: the experiment.
+        members: the run's members.
+        identity: the run's identity, saved with its checkpoints.
+        compiles: the timer of compilation.
         checkpoint_every_s: seconds between checkpoints.
-        profile: traces some dispatches.
+        profile: the trace of some dispatches.
         started: whether a dispatch of this process has ended.
     """
 
@@ -77,24 +77,24 @@ class Loop:
     started: bool = False
 
     def train(self, stage: Stage, state: StageState, logbook: Any, stop: StopRequest) -> None:
-        """Advances a stage to its end, from wherever it stands.
+        """Trains a stage from its present step to its last.
 
         Args:
-            stage: of the run.
-            state: where it stands; updated.
-            logbook: for its metrics.
-            stop: whether the run was asked to stop.
+            stage: the stage.
+            state: its progress; updated in place.
+            logbook: receives its metrics.
+            stop: the signals received.
 
         Raises:
-            StoppedError: the run was asked to stop, and has saved its state.
+            StoppedError: the run received a signal, and has saved its state.
             NonFiniteError: no member is finite any more.
         """
         if state.step >= stage.num_steps:
             return
-        (stopping,) = distributed.any_of(bool(stop.signal))  # in the stage before
+        (stopping,) = distributed.any_of(bool(stop.signal))  # since the last stage's last dispatch
         if stopping:
             raise StoppedError(stop.signal or signal.SIGTERM, state.step, stage.name)
-        if state.selection is None:  # not before: compiling it would keep earlier stages waiting
+        if state.selection is None:  # initialised here: compiling it delays no earlier stage
             start = lambda: members.begin(stage, self.members)  # noqa: E731
             before = self.compiles.seconds
             check_room(f"the state of stage {stage.name}", jax.eval_shape(start))
@@ -126,7 +126,7 @@ class Loop:
             state.compile_s += compiling
             state.step += count
             self.profile.after(number, last=state.step == stage.num_steps)
-            self._say_started(count)
+            self._report_start(count)
             number += 1
             pace = {"meta_steps_per_s": count / max(running, 1e-9)}
             logbook.write(stage.name, state.step, {**summary, **pace})
@@ -145,7 +145,7 @@ class Loop:
         state.store.save(state.step, state.selection, info)
 
     def _compile(self, advance: _Advance, state: StageState, count: int) -> None:
-        """Compiles a dispatch ahead; the first is announced, as it may take long."""
+        """Compiles the program of a dispatch; reports the first one, which may take long."""
         if count in advance.programs:
             return
         before = self.compiles.seconds
@@ -157,18 +157,20 @@ class Loop:
         if not self.started:
             say(f"  compiled in {seconds:.1f} s")
 
-    def _say_started(self, count: int) -> None:
-        """Says, once, how long it took from the command to the end of the first dispatch."""
+    def _report_start(self, count: int) -> None:
+        """Reports, once, the seconds from the command to the end of the first dispatch."""
         if not self.started:
+            loaded = self.compiles.programs_loaded
             say(
                 f"  first {count:,} meta-steps {time.monotonic() - STARTED:.1f} s after the start, "
                 f"{self.compiles.seconds:.1f} s of them spent compiling"
+                + (f" (programs loaded from the cache: {loaded})" if loaded else "")
             )
         self.started = True
 
 
 class _Advance:
-    """Dispatches of one stage: `advance(selection, step, count) -> (selection, summary)`."""
+    """The dispatches of one stage: `advance(selection, step, count) -> (selection, summary)`."""
 
     def __init__(self, loop: Loop, stage: Stage):
         self.programs: dict[int, Any] = {}
@@ -184,20 +186,19 @@ class _Advance:
         }
 
     def compile(self, selection: Selection, count: int) -> None:
-        """Compiles the program of `count` meta-steps, and prepares what else the stage needs."""
+        """Compiles the program of `count` meta-steps, and runs the stage's `prepare` meanwhile."""
         program = members.make_program(
             self._loop.experiment, self._members, self._stage, count, self._mesh
         )
         with ThreadPoolExecutor(1) as pool:
-            prepare = self._stage.prepare or (lambda: None)
-            ready = pool.submit(prepare) if not self.programs else None
+            prepare = self._stage.prepare if not self.programs else None
+            ready = pool.submit(prepare or (lambda: None))
             program.lower(selection.state, *self._data, **self._of_members).compile()
-            if ready is not None:
-                ready.result()
+            ready.result()
         self.programs[count] = program
 
     def __call__(self, selection: Selection, step: int, count: int) -> tuple[Selection, Any]:
-        """Takes the meta-steps, and validates if that is due.
+        """Takes the meta-steps, and validates if a validation is due.
 
         Raises:
             NonFiniteError: no member is finite any more.
@@ -206,7 +207,7 @@ class _Advance:
         program = self.programs[count]
         state, metrics, kept = program(selection.state, *self._data, **self._of_members)
         metrics, kept = jax.device_get((metrics, kept))
-        kept = kept & live  # one that diverged earlier may get through a shorter dispatch
+        kept = kept & live  # a shorter dispatch may end before a diverged member diverges again
         self._report_diverged(metrics, step, live, kept)
         self._warn(metrics, kept)
         summary = summarize_members([m.label for m in self._members], metrics, kept)
@@ -222,11 +223,10 @@ class _Advance:
     def _choose(
         self, selection: Selection, scores: np.ndarray, kept: np.ndarray, at: int
     ) -> Selection:
-        """The best parameters so far; the last ones of a member that never had a score."""
-        title = METHOD_TITLES.get(self._stage.name, self._stage.name)
+        """Keeps the best parameters; at the end, the last ones of a member without a score."""
         for i in np.flatnonzero(kept & np.isnan(scores)):
             say(
-                f"  {title}{self._which(i)}: the {self._stage.score_name} in validation is NaN "
+                f"  {self._titled(i)}: the {self._stage.score_name} in validation is NaN "
                 f"after meta-step {at:,}; these parameters are not chosen"
             )
         selection = choose(selection, scores)
@@ -235,19 +235,20 @@ class _Advance:
             return selection
         for i in np.flatnonzero(never):
             say(
-                f"  {title}{self._which(i)}: no validation gave a {self._stage.score_name}; the "
+                f"  {self._titled(i)}: no validation gave a {self._stage.score_name}; the "
                 "parameters of the last meta-step are evaluated"
             )
         lowest = np.finfo(np.float32).min
         chosen = choose(selection, np.where(never, lowest, -np.inf))
         return chosen._replace(best_score=selection.best_score)
 
-    def _which(self, i: Any) -> str:
-        """Of which member a message is, where there are several."""
-        return f" ({self._members[i].label})" if len(self._members) > 1 else ""
+    def _titled(self, i: Any) -> str:
+        """Names the method, and in a run of several members the member, for a message."""
+        title = METHOD_TITLES.get(self._stage.name, self._stage.name)
+        return f"{title} ({self._members[i].label})" if len(self._members) > 1 else title
 
     def _score(self, params: Any, kept: np.ndarray) -> np.ndarray:
-        """One for each member [M]; the lowest of all for one that is not trained any more."""
+        """Returns the members' validation scores [M]; -inf for those that no longer train."""
         params = to_this_process(params)
         scores = np.full(len(self._members), -np.inf, np.float32)
         for i in np.flatnonzero(kept):
@@ -265,7 +266,7 @@ class _Advance:
         return summary
 
     def _report_diverged(self, metrics: Any, step: int, live: Any, kept: np.ndarray) -> None:
-        """Warns of each member that this dispatch ended; raises if none is left."""
+        """Warns of each member that diverged in this dispatch; raises if none is left."""
         for i in np.flatnonzero(live & ~kept):
             label = self._members[i].label
             try:
@@ -276,22 +277,21 @@ class _Advance:
                 if not kept.any():
                     text = f"no member of the run is left. {label}: {error}"
                     raise NonFiniteError(text) from None
-                warn(f"{label} stays at step {step}, the others go on: {error}")
+                warn(f"{label} stays at step {step}, the others continue: {error}")
 
     def _warn(self, metrics: Any, kept: np.ndarray) -> None:
         if self._stage.check is None:
             return
-        title = METHOD_TITLES.get(self._stage.name, self._stage.name)
         for i in np.flatnonzero(kept):
             warning = self._stage.check(jax.tree.map(lambda x, i=i: x[i], metrics))
             if warning:
-                say(f"  {title}{self._which(i)}: {warning}")
+                say(f"  {self._titled(i)}: {warning}")
 
 
 def open_stage(
     directory: Path, stage: Stage, run_members: Sequence[Member], check: Any
 ) -> StageState:
-    """A stage as its newest checkpoint has it; without one, before step 0."""
+    """Opens a stage at its newest checkpoint, or at step 0 without one."""
     store = Checkpoints(directory / stage.name)
     restored = store.restore(lambda: members.begin(stage, run_members), warn=warn, check=check)
     if restored is None:

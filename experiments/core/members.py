@@ -1,6 +1,6 @@
-"""The members of a run: seeds and swept settings alike, on a leading axis M that is always there.
+"""The members of a run: seeds and swept values, on a leading axis M, of length 1 for one member.
 
-Members train together, in one compiled program, and do not communicate. Each is evaluated alone.
+Members train together in one compiled program and do not communicate. Each is evaluated alone.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Member(NamedTuple):
     """One member of a run.
 
     Attributes:
-        label: what tells it from the others, "seed=0,inner_lr=0.001", and its directory's name.
-        settings: its configuration, as if it were run alone.
+        label: a unique name, also of its directory: "seed=0,inner_lr=0.001".
+        settings: its configuration, the same as in a run of this member alone.
         seed: its seed.
         values: its values of the swept settings, by name.
     """
@@ -46,24 +46,25 @@ class Member(NamedTuple):
 
     @property
     def group(self) -> str:
-        """Its label without the seed; members of one group are averaged over."""
+        """The label without the seed; tables average over the members of a group."""
         return _label(self.values)
 
 
 def make_members(
     settings: Any, seed: int, num_seeds: int = 1, swept: Swept | None = None
 ) -> list[Member]:
-    """Every combination of seeds and swept values; the seed changes slowest.
+    """Makes a member of every combination of a seed and swept values; the seed changes slowest.
 
     Args:
-        settings: of the experiment.
-        seed: of the first member.
-        num_seeds: seed, seed + 1, ...
-        swept: for settings that differ between members, their values.
+        settings: the experiment's configuration. Its attribute `unused`, if it has one, maps each
+            setting that has no effect to the flag that disables it.
+        seed: the first seed.
+        num_seeds: the number of seeds: seed, seed + 1, ...
+        swept: the values of each setting that differs between members.
 
     Raises:
-        ConfigError: a seed or a value is not allowed, or stands twice, or another setting makes
-            the values mean nothing (`unused` of the settings: by name, the flag that does).
+        ConfigError: a seed or a value is not allowed, a value is given twice, or a swept setting
+            has no effect.
     """
     if num_seeds < 1:
         raise ConfigError(f"--num_seeds must be 1 or more; received {num_seeds}.")
@@ -94,9 +95,9 @@ def _label(values: Mapping[str, Any]) -> str:
 
 
 def begin(stage: Stage, members: Sequence[Member]) -> Selection:
-    """The state of a stage at step 0, with a leading axis of M on every leaf.
+    """Initialises a stage, with a leading axis M on every leaf.
 
-    Without a score there are no best parameters to keep: that field is then empty.
+    A stage without a score selects no parameters: `best_params` is then empty.
     """
 
     def start(key: Array) -> MetaState:
@@ -110,7 +111,7 @@ def begin(stage: Stage, members: Sequence[Member]) -> Selection:
 
 
 def finished(stage: Stage, selection: Selection) -> Selection:
-    """What the evaluation receives: without a score, the last parameters are the best."""
+    """Returns the selection to evaluate: without a score, the last parameters are the best."""
     if stage.score is not None:
         return selection
     state = selection.state
@@ -118,7 +119,7 @@ def finished(stage: Stage, selection: Selection) -> Selection:
 
 
 def _for_members(fn: Callable[[Array], Any], members: Sequence[Member]) -> Any:
-    """`fn` of each member's key, stacked; a single member is not batched."""
+    """Stacks `fn(key)` of each member's key; for one member, without `vmap`."""
     if len(members) == 1:
         alone = lambda key: jax.tree.map(lambda x: x[None], fn(key))  # noqa: E731
         return jax.jit(alone)(jax.random.key(members[0].seed))
@@ -127,31 +128,31 @@ def _for_members(fn: Callable[[Array], Any], members: Sequence[Member]) -> Any:
 
 
 def member_data(stage: Stage, members: Sequence[Member]) -> tuple[Any, ...]:
-    """The arrays that belong to each member, with a leading axis of M."""
+    """Makes the arrays that differ between members, with a leading axis M."""
     return () if stage.member_data is None else _for_members(stage.member_data, members)
 
 
 def swept_values(members: Sequence[Member]) -> dict[str, np.ndarray]:
-    """The values of each swept setting, arrays [M]."""
+    """Returns the values of each swept setting, arrays [M]."""
     names = members[0].values
     return {name: np.array([m.values[name] for m in members], np.float32) for name in names}
 
 
 def mesh_of(stage: Stage, num_members: int) -> Mesh:
-    """Where a stage trains: data that is spread over devices needs all of them for each member."""
+    """Chooses the mesh of a stage. Data that is split over devices needs all of them per member."""
     spread = stage.data_specs != PartitionSpec()
     return member_mesh(1 if spread else num_members, stage.num_tasks)
 
 
 def find_stage(experiment: Experiment, settings: Any, name: str) -> Stage:
-    """The stage of this name for some settings; they may hold traced scalars."""
+    """Returns the stage of this name for a configuration, which may hold traced scalars."""
     return next(stage for stage in experiment.stages(settings) if stage.name == name)
 
 
 def make_program(
     experiment: Experiment, members: Sequence[Member], stage: Stage, count: int, mesh: Mesh
 ) -> MemberTrainFn:
-    """The dispatch of `count` meta-steps of all members."""
+    """Makes the dispatch of `count` meta-steps of all members."""
 
     def train(one: Stage) -> TrainFn:
         return training.make_train_fn(
@@ -176,7 +177,7 @@ def make_program(
 def make_scores(
     experiment: Experiment, members: Sequence[Member], stage: Stage
 ) -> list[Callable[[Any], Any] | None]:
-    """The score of each member; members of the same settings share one."""
+    """Returns the score function of each member; members of equal settings share one."""
     by_settings = {members[0].settings: stage}
     for member in members:
         if member.settings not in by_settings:
@@ -185,7 +186,7 @@ def make_scores(
 
 
 def to_this_process(tree: Any) -> Any:
-    """The leaves in this process's memory, from which `take` needs no program for each shape."""
+    """Copies the leaves to this process's memory, where `take` compiles no program per shape."""
 
     def fetch(leaf: Any) -> Any:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -196,5 +197,5 @@ def to_this_process(tree: Any) -> Any:
 
 
 def take(tree: Any, index: int | slice) -> Any:
-    """One member's part of a tree of `to_this_process`; with a slice, its axis is kept."""
+    """Takes one member's part of a tree of `to_this_process`; a slice keeps the axis M."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), tree)

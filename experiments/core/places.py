@@ -1,8 +1,11 @@
-"""Where data is looked for and what was prepared from it is kept.
+"""The folders of data sets and of the cache: by flag, environment variable, or the user's defaults.
 
-`--data_dir`, or the variable MAML_JAX_DATA, or the usual per-user data folder; `--cache_dir`, or
-MAML_JAX_CACHE, or the usual per-user cache folder. Neither is part of a run's configuration: a run
-can be resumed where its data lies elsewhere.
+| folder | flag | variable | default on Linux |
+|---|---|---|---|
+| data sets | `--data_dir` | MAML_JAX_DATA | `~/.local/share/maml_jax` |
+| prepared data, compiled programs | `--cache_dir` | MAML_JAX_CACHE | `~/.cache/maml_jax` |
+
+Neither is part of a run's configuration: a run can resume where its data lies elsewhere.
 """
 
 from __future__ import annotations
@@ -22,24 +25,24 @@ _USUAL = {
 
 
 def data_dir() -> Path:
-    """The folder in which data sets are looked for."""
+    """Returns the folder of data sets."""
     return _place("data")
 
 
 def cache_dir() -> Path:
-    """The folder in which prepared data sets are kept."""
+    """Returns the folder of prepared data sets and of compiled programs."""
     return _place("cache")
 
 
 def expanded(path: str, name: str) -> Path:
-    """A path whose `~` or `~USER` is replaced by that home folder.
+    """Replaces `~` or `~USER` at the start of a path by that home folder.
 
     Args:
-        path: that a user gave.
-        name: of the flag or variable that holds it.
+        path: the path.
+        name: the flag or variable that holds it, for the message.
 
     Raises:
-        ConfigError: there is no such home folder.
+        ConfigError: the home folder is unknown.
     """
     try:
         return Path(path).expanduser()

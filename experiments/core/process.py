@@ -1,4 +1,4 @@
-"""The process that a run lives in: memory left, asked to stop, and what compiling takes."""
+"""The process of a run: its CPU layout, its memory, signals to stop, and time spent compiling."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ import jaxlib.version
 
 from .config import ConfigError
 
-# From which version of jaxlib, and before which, XLA has --xla_cpu_experimental_ynn_fusion_type: it
-# is in the binaries of 0.10.0 to 0.11.2.
+# XLA has --xla_cpu_experimental_ynn_fusion_type from the first of these versions of jaxlib to
+# before the second: it is in the binaries of 0.10.0 to 0.11.2.
 HAS_YNN_FLAG = ((0, 10), (0, 11, 3))
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def device_per_core(settings: Any, num_members: int, cores: int) -> int:
-    """`Experiment.cpu_devices` of those whose training and evaluation both take whole cores."""
+    """An `Experiment.cpu_devices` for training and evaluation that each keep all cores busy."""
     del settings, num_members
     return cores
 
 
 def lay_out_cpu(threads: int | None, devices: int | None, small_kernels: bool = False) -> None:
-    """Threads and devices of JAX's CPU client, which reads them when it starts, after this.
+    """Sets the threads and devices of JAX's CPU client, which reads them when it starts.
 
-    What the user sets in the environment stays as it is.
+    Settings in the user's environment take precedence.
 
     Args:
-        threads: for XLA; None for one a core. It takes at least one for each device.
-        devices: that the CPU is split into; None for one.
-        small_kernels: whether the programs have small sums and products by the thousand, as those
-            of robots do: YNNPACK's kernels, with which XLA (jaxlib 0.10) computes sums, take twice
-            as long as XLA's there. For large ones, as in batch norm, they take a fifth. Only for
-            versions of jaxlib that have the flag: XLA ends a process where it has not.
+        threads: of XLA; None for one per core. XLA uses at least one per device.
+        devices: number of JAX devices that the CPU is split into; None for one.
+        small_kernels: whether the programs consist of thousands of small sums and products, as
+            those of robots do. XLA (jaxlib 0.10) computes sums with YNNPACK, whose kernels take
+            twice as long as XLA's for small sums and a fifth for large ones, as in batch norm. The
+            flag is set only for versions of jaxlib that have it: XLA ends a process that names an
+            unknown one.
     """
     given = os.environ.get("XLA_FLAGS", "").strip()
-    a_file = given and not given.startswith("-")  # that holds flags: XLA takes a name, too
+    names_file = given and not given.startswith("-")  # XLA reads flags from a file, too
     if (
         small_kernels
-        and not a_file
+        and not names_file
         and "xla_cpu_experimental_ynn_fusion_type" not in given
         and HAS_YNN_FLAG[0] <= jaxlib.version.__version_info__ < HAS_YNN_FLAG[1]
     ):
@@ -63,7 +64,7 @@ def lay_out_cpu(threads: int | None, devices: int | None, small_kernels: bool = 
 
 
 def devices_given() -> int | None:
-    """Devices into which the environment splits the CPU; None where it does not say."""
+    """The number of devices into which the environment splits the CPU; None if it sets none."""
     flags = os.environ.get("XLA_FLAGS", "")
     match = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
     given = match[1] if match else os.environ.get("JAX_NUM_CPU_DEVICES", "")
@@ -74,38 +75,25 @@ def check_devices() -> None:
     """Starts JAX's devices.
 
     Raises:
-        ConfigError: there are none of the kind that the environment asks for.
+        ConfigError: JAX cannot start devices of the kind that the environment names.
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the second: a plugin that is not installed
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a plugin is not installed
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = (str(error).strip().splitlines() or ["there are none"])[0][:300].rstrip(".")
+        reason = (str(error).strip().splitlines() or ["none exist"])[0][:300].rstrip(".")
         raise ConfigError(
             f"JAX cannot start its devices (JAX_PLATFORMS={platforms!r}): {reason}. Leave "
-            "JAX_PLATFORMS unset for the devices that there are, or install JAX for this kind: "
+            "JAX_PLATFORMS unset to use the devices of this machine, or install JAX for this kind: "
             "docs/install.md."
         ) from None
 
 
-def keep_compiled(directory: str | None) -> None:
-    """Has JAX keep compiled programs in a directory, and take them from there at the next start.
-
-    Args:
-        directory: None for the one that the environment names.
-    """
-    if directory:
-        jax.config.update("jax_compilation_cache_dir", directory)
-    for name, value in (("min_compile_time_secs", 0.1), ("min_entry_size_bytes", 0)):
-        if f"JAX_PERSISTENT_CACHE_{name.upper()}" not in os.environ:  # else the user's choice
-            jax.config.update(f"jax_persistent_cache_{name}", value)
-
-
 def available_memory() -> int | None:
-    """Bytes that a device of this process may still take; None where the system does not tell.
+    """The bytes that a device of this process may still allocate; None if the system gives none.
 
-    The least over this process's devices. Devices that a CPU is split into have one memory
-    between them: this is what is left for all of them.
+    This is the minimum over the process's devices. Devices that a CPU is split into share one
+    memory; the value is then for all of them together.
     """
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
@@ -117,10 +105,13 @@ def available_memory() -> int | None:
 
 
 def host_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take of the machine's memory and of its control group's.
+    """The bytes that this process may still allocate, by the limits of machine and control group.
 
     Args:
-        root: where `proc` and `sys` are (Linux).
+        root: the folder of `proc` and `sys` (Linux).
+
+    Returns:
+        The bytes, or None on a system that does not report them.
     """
     left = []
     try:
@@ -140,14 +131,14 @@ def host_memory(root: Path = Path("/")) -> int | None:
 
 
 def check_room(what: str, shapes: Any) -> None:
-    """Checks that arrays fit into memory, before they are made; where that can be known.
+    """Checks that arrays fit into memory before they are allocated, where the limit is known.
 
     Args:
-        what: they are, for the message.
+        what: a name of the arrays, for the message.
         shapes: a tree of `jax.ShapeDtypeStruct`.
 
     Raises:
-        MemoryError: they do not.
+        MemoryError: they do not fit.
     """
     needed = sum(
         math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(shapes)
@@ -160,10 +151,10 @@ def check_room(what: str, shapes: Any) -> None:
 
 
 def limit_memory() -> None:
-    """Has the system refuse this process more memory than there is, on a CPU under Linux.
+    """Makes Linux refuse this process more memory than is available, where JAX runs on the CPU.
 
-    Else it would grant it, and end the process without a word when the memory is used. Threads'
-    stacks count in full, though hardly used, so that some room is added for each core.
+    Without the limit Linux grants the memory and kills the process when it is used. The limit
+    counts the stacks of threads in full, which are hardly used: 128 MiB are added per core.
     """
     available = host_memory()
     if available is None or jax.devices()[0].platform != "cpu":
@@ -179,7 +170,7 @@ def limit_memory() -> None:
 
 
 def free_swap() -> int:
-    """Bytes of the machine's swap that are free; 0 where the system does not tell."""
+    """The free bytes of the machine's swap; 0 if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -188,9 +179,9 @@ def free_swap() -> int:
 
 
 def _group_memory(base: Path, path: str, limit: str, used: str) -> list[int]:
-    """What is left to a control group and to those that it is in.
+    """The bytes left to a control group and to each of its parents.
 
-    A file cache that has not been touched for a while counts as used there, and can be dropped.
+    The kernel counts file caches as used; inactive ones can be dropped and are added back.
     """
     group, left = base / path.strip("/"), []
     while True:
@@ -209,15 +200,15 @@ def _stale_cache(path: Path) -> int:
         fields = [line.split() for line in path.read_text().splitlines()]
     except OSError:
         return 0
-    names = ("inactive_file", "total_inactive_file")  # the second: with groups below this one
+    names = ("inactive_file", "total_inactive_file")  # total: with the groups below this one
     return max((int(value) for name, value in fields if name in names), default=0)
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C, so that a run can save first; a second Ctrl-C stops at once.
+    """Records SIGTERM and Ctrl-C, so that a run can save first; a second signal stops at once.
 
     Attributes:
-        signal: the number of the signal that came, or 0.
+        signal: the number of the signal received, or 0.
     """
 
     def __init__(self):
@@ -228,7 +219,7 @@ class StopRequest:
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread: the caller's business
+        except ValueError:  # not the main thread, where alone handlers can be set
             pass
         return self
 
@@ -245,23 +236,31 @@ class StopRequest:
 class CompileTimer:
     """Seconds that JAX has spent on tracing, lowering and compiling in this process.
 
-    JAX reports each piece when it ends, and pieces overlap: the trace of a function holds those of
-    the functions it calls, and several threads may compile at a time. What two pieces share counts
-    once.
+    Loading a compiled program from JAX's cache counts as compiling. JAX reports each piece when it
+    ends, and pieces overlap: the trace of a function contains those of the functions it calls, and
+    several threads may compile at a time. Time that two pieces share counts once.
+
+    Attributes:
+        seconds: in all, since the first run of this process began.
+        programs_loaded: how many programs came from JAX's cache.
     """
 
     _instance: CompileTimer | None = None
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._pieces: list[tuple[float, float]] = []  # from and until; apart, and in order
-        self._seconds = 0.0
+        self._pieces: list[tuple[float, float]] = []  # start and end; disjoint, in order
+        self._lowered: dict[int, float] = {}  # by thread: the end of a lowering not compiled yet
+        self.seconds, self.programs_loaded = 0.0, 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
+        jax.monitoring.register_event_listener(self._count)
 
     @property
-    def seconds(self) -> float:
-        """In all, since the first run of this process began."""
-        return self._seconds
+    def seconds_so_far(self) -> float:
+        """`seconds`, with those of a compilation that has not ended."""
+        with self._lock:
+            begun = min(self._lowered.values(), default=None)
+            return self.seconds + (0.0 if begun is None else time.monotonic() - begun)
 
     def _listen(self, event: str, duration: float, **_: Any) -> None:
         if not event.startswith("/jax/core/compile/"):
@@ -269,16 +268,25 @@ class CompileTimer:
         with self._lock:
             end = time.monotonic()
             start = end - duration
+            if event.endswith("/jaxpr_to_mlir_module_duration"):
+                self._lowered[threading.get_ident()] = end
+            elif event.endswith("/backend_compile_duration"):
+                self._lowered.pop(threading.get_ident(), None)
             while self._pieces and self._pieces[-1][1] > start:
                 earlier, until = self._pieces.pop()
-                self._seconds -= until - earlier
+                self.seconds -= until - earlier
                 start = min(start, earlier)
             self._pieces.append((start, end))
-            self._seconds += end - start
+            self.seconds += end - start
+
+    def _count(self, event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            with self._lock:
+                self.programs_loaded += 1
 
     @classmethod
     def instance(cls) -> CompileTimer:
-        """The one timer of this process: JAX's listeners cannot be taken off again."""
+        """The timer of this process. There is one, as JAX's listeners cannot be removed."""
         if cls._instance is None:
             cls._instance = cls()
         return cls._instance

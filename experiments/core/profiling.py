@@ -1,4 +1,4 @@
-"""A trace of a few dispatches of a run, to be opened in TensorBoard or Perfetto."""
+"""A profile of a few dispatches of a run, for TensorBoard or Perfetto."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from .logbook import say
 
 
 class Profile:
-    """Traces some dispatches of each stage, after the first one, which compiles."""
+    """Traces `DISPATCHES` dispatches of each stage, without the first, which may compile."""
 
     DISPATCHES = 3
 
     def __init__(self, directory: Path | None):
-        """Writes to `directory/STAGE`, which is made; None traces nothing."""
+        """Creates the directory, to which traces go as `directory/STAGE`; None traces nothing."""
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._tracing = self._traced = False
 
     def before(self, stage: str, dispatch: int) -> None:
-        """Called before each dispatch of this process, counted from 0 in a stage."""
+        """Starts the trace if it is due; call it before each dispatch.
+
+        Args:
+            stage: the stage's name.
+            dispatch: the number of the dispatch in this stage and process, from 0.
+        """
         if self._directory is not None and dispatch == 1:
             where = self._directory / stage
             where.mkdir(parents=True, exist_ok=True)
@@ -30,16 +35,16 @@ class Profile:
             self._tracing = self._traced = True
 
     def after(self, dispatch: int, last: bool) -> None:
-        """Called after each dispatch, when its results are there."""
+        """Stops the trace if it is due; call it when the results of a dispatch are available."""
         if self._tracing and (dispatch >= self.DISPATCHES or last):
             self._stop()
 
     def close(self, stage: str) -> None:
-        """Ends a stage, however it ended."""
+        """Stops the trace of a stage that ends, also after an error."""
         if self._tracing:
             self._stop()
         elif self._directory is not None and not self._traced:
-            say(f"  nothing of stage {stage} was traced: that begins with its second dispatch")
+            say(f"  stage {stage} was not traced: tracing starts with a second dispatch")
         self._traced = False
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""`results.json`: the one form in which every experiment says what came out."""
+"""`results.json`: the format of the results of every experiment."""
 
 from __future__ import annotations
 
@@ -53,26 +53,29 @@ _KEYS = {
 _OPTIONAL = {
     "numbers": dict,
     "format": int,
-    "members": dict,  # of a run of several: what the table of members shows, by label
-    "together": dict,  # of one of several: how many trained together, and what that took
-    "sweep": dict,  # what "together" was called before
+    "members": dict,  # in a run of several members: the row of each in the table of members
+    "together": dict,  # in a member's file: how many members trained together, and their seconds
+    "sweep": dict,  # the former name of "together"
 }
 
 
 def make_row(
     method: str, setting: str, gradient_steps: int | None, metric: str, values: Any
 ) -> dict[str, Any]:
-    """A row of results from one value for each task.
+    """Makes a row of results from one value per task.
 
-    Where adaptation diverged in a task there is no mean; `"diverged_tasks"` counts the values that
-    are not finite.
+    If adaptation diverged in a task, the row has no mean, and `"diverged_tasks"` counts the values
+    that are not finite.
 
     Args:
         method: maml, first_order, pretrained, oracle, ...
         setting: "K=5", "5-way 1-shot", ...
-        gradient_steps: inner steps taken, or None where the notion does not apply.
+        gradient_steps: inner steps taken, or None for a method without any.
         metric: mse, accuracy (0 to 1) or return.
         values: [T].
+
+    Returns:
+        The row: mean, half the width of the 95 % confidence interval, number of tasks.
     """
     values = np.asarray(values, np.float64)
     diverged = int(np.sum(~np.isfinite(values)))
@@ -85,13 +88,13 @@ def make_row(
         "ci95": None if diverged else float(confidence_interval(values)),
         "num_tasks": int(values.size),
     }
-    if diverged:  # JSON has no NaN, and a mean over the other tasks would flatter
+    if diverged:  # a mean over the other tasks would be too good
         row["diverged_tasks"] = diverged
     return row
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Writes `results.json`, whole or not at all.
+    """Writes `results.json`, atomically.
 
     Raises:
         ValueError: a row lacks a key.
@@ -107,15 +110,15 @@ def read_results(path: Path) -> dict[str, Any]:
     """Reads the `results.json` of a run's directory, or the file itself.
 
     Raises:
-        FileNotFoundError: there is none (the run is not done, or the path is wrong).
+        FileNotFoundError: the file does not exist.
         FileError: the file is not as a run writes it.
     """
     file = path / "results.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(
-            f"no results at {file}: the run is not done, or this is not a run's directory."
+            f"no results at {file}: the run is not finished, or this is not a run's directory."
         )
-    advice = "Remove it, and the command of the run writes it again from the checkpoints."
+    advice = "Remove it; the command of the run then writes it again from the checkpoints."
     record = read_json(file, _KEYS, _OPTIONAL, advice=advice)
     try:
         _check_results(record)
@@ -125,7 +128,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _check_results(record: dict[str, Any]) -> None:
-    """Checks what stands in the objects and lists of `results.json`."""
+    """Checks the nested objects and lists of `results.json`."""
     check_object(record["environment"], {"device": str, "commit": str}, None, "'environment'")
     clocks = dict.fromkeys(("compile", "train", "evaluate"), NUMBER)
     check_object(record["wall_clock_s"], clocks, None, "'wall_clock_s'")
@@ -149,7 +152,7 @@ def _check_results(record: dict[str, Any]) -> None:
 
 
 def published() -> dict[tuple[str, str, str, int | None, str], dict[str, Any]]:
-    """The paper's numbers by (experiment, method, setting, gradient_steps, metric)."""
+    """Reads the paper's numbers, by (experiment, method, setting, gradient_steps, metric)."""
     path = Path(__file__).parents[1] / "paper_results.json"
     rows = read_json(path, {"rows": list}, advice="Install the package again.")["rows"]
     return {(row["experiment"], *_key(row)): row for row in rows}
@@ -160,11 +163,11 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int | None, str]:
 
 
 def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str], dict[str, Any]]:
-    """Mean over runs of each row; the interval over tasks is averaged, seeds are counted.
+    """Averages each row's mean and its confidence interval over tasks over runs.
 
     Returns:
-        By (method, setting, gradient_steps, metric): mean, ci95, num_tasks, num_seeds and the
-        seeds' means; NaN where adaptation diverged in a task.
+        By (method, setting, gradient_steps, metric): mean, ci95, num_tasks, num_seeds and
+        per_seed, the means of the seeds; NaN where adaptation diverged in a task.
     """
     cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
@@ -186,7 +189,7 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int | None, str
 
 
 def pooled_rows(runs: Sequence[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
-    """Rows of the mean over runs, whose settings' names begin with a prefix."""
+    """Makes rows of the means over runs; a prefix comes before the names of their settings."""
     rows = []
     for (method, setting, steps, metric), cell in pool(runs).items():
         finite = {k: v if np.isfinite(v) else None for k, v in cell.items() if k != "per_seed"}
@@ -204,12 +207,12 @@ def pooled_rows(runs: Sequence[dict[str, Any]], prefix: str) -> list[dict[str, A
 
 
 def pace(speed: float) -> str:
-    """Meta-steps a second, with two digits where there are fewer than ten."""
+    """Formats meta-steps per second, with two digits below ten."""
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A text table; the first column is left-aligned, the others right."""
+    """Formats a text table; the first column is aligned left, the others right."""
     widths = [max(len(str(line[i])) for line in [header, *rows]) for i in range(len(header))]
     lines = []
     for line in [header, ["-" * w for w in widths], *rows]:

@@ -28,7 +28,7 @@ from .identity import (
     has_begun,
     identity_of,
 )
-from .logbook import Logbook, read_metrics, say
+from .logbook import Evaluating, Logbook, read_metrics, say
 from .loop import Loop, StageState, open_stage
 from .members import make_members
 from .model_files import write_models
@@ -158,16 +158,16 @@ def _run(workdir: Path, loop: Loop, tell: Callable[[str], None]) -> dict[str, An
         "meta_steps_per_s": round(meta_steps / max(training, 1e-9), 2),
     }
     if len(everyone) > 1:
-        tell("evaluating each member ...")
         preset = loop.identity["preset"]
         trained = Trained(experiment, workdir, preset, everyone, stages, states)
-        handed = hand_out(trained, run)
+        with Evaluating(tell, compiles, "evaluating each member"):
+            handed = hand_out(trained, run)
         clock["evaluate"] = handed.pop("evaluate_s")
         return _write(workdir, {**record, **handed}, plotting.members_sheet, {}, tell)
-    tell("evaluating ...")
     begun, compiled = time.monotonic(), compiles.seconds
-    selections = {s.name: alone(s, states[s.name].selection) for s in stages}
-    outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
+    with Evaluating(tell, compiles):
+        selections = {s.name: alone(s, states[s.name].selection) for s in stages}
+        outcome = experiment.evaluate(everyone[0].settings, everyone[0].seed, selections)
     compiling = compiles.seconds - compiled
     clock["compile"] += compiling
     clock["evaluate"] = time.monotonic() - begun - compiling

@@ -1,4 +1,4 @@
-"""A flag for each public field of a configuration."""
+"""The flags of a configuration: one per public field, and `--set` for the internal fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import ConfigError, describe_range, field_kind, public_fields
 
 
 def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], module: str) -> None:
-    """Defines a flag for each field of a configuration, listed under `module` in `--help`."""
+    """Defines the flags of a configuration, which `--help` lists under `module`."""
     hints = typing.get_type_hints(config_class)
     for field in public_fields(config_class):
         kind = field_kind(hints[field.name])
@@ -48,23 +48,23 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
     flags.DEFINE_multi_string(
         "set",
         [],
-        "NAME=VALUE of a setting that has one good value and no flag; may be given several times. "
-        f"Names: {', '.join(rest)}.",
+        "NAME=VALUE, a setting without a flag of its name; one good value is its default. May be "
+        f"repeated. Names: {', '.join(rest)}.",
         module_name=module,
     )
 
 
 def check_names(config_class: type, arguments: Sequence[str]) -> None:
-    """Checks that no setting without a flag is given as one.
+    """Checks that the command line does not give an internal setting as a flag.
 
     Raises:
-        ConfigError: says how to give it.
+        ConfigError: it does; the message shows `--set`.
     """
     rest = {f.name for f in dataclasses.fields(config_class) if f.metadata.get("internal")}
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and name in rest:
-            raise ConfigError(f"--{name} is no flag: --set={name}=VALUE.")
+            raise ConfigError(f"--{name} is not a flag; use --set={name}=VALUE.")
 
 
 def _shown(value: Any) -> str:
@@ -74,14 +74,14 @@ def _shown(value: Any) -> str:
 def overrides_from_flags(
     config_class: type, values: flags.FlagValues
 ) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
-    """The fields that were given on the command line, converted to their types.
+    """Collects the fields given on the command line, converted to their types.
 
     Returns:
-        The fields; and those of which several values were given, for which the first holds the
-        first value.
+        Two dicts: the fields, with the first value of each swept one; and all values of the swept
+        fields.
 
     Raises:
-        ConfigError: a list has a value of another type, or a swept setting has a value twice.
+        ConfigError: a value is of another type, or a setting is given twice.
     """
     hints = typing.get_type_hints(config_class)
     given, swept = {}, {}
@@ -94,7 +94,7 @@ def overrides_from_flags(
         if field.metadata.get("sweep"):
             numbers = _parse_list(f"--{name}", value, float)
             if not numbers:
-                raise ConfigError(f"--{name} must be a number, or several; received none.")
+                raise ConfigError(f"--{name} must be one number or several; received none.")
             value = numbers[0]
             if len(numbers) > 1:
                 swept[name] = numbers
@@ -110,13 +110,13 @@ def overrides_from_flags(
 
 
 def _parse_setting(config_class: type, hints: Mapping[str, Any], text: str) -> tuple[str, Any]:
-    """Name and value of `--set=NAME=VALUE`."""
+    """Parses NAME=VALUE of `--set`."""
     name, equals, value = text.partition("=")
     rest = [f.name for f in dataclasses.fields(config_class) if f.metadata.get("internal")]
     if not equals or name not in rest:
         flag = f" Use --{name}=VALUE." if name in hints and name not in rest else ""
         raise ConfigError(
-            f"--set must be NAME=VALUE, NAME one of {', '.join(rest)}; received {text!r}.{flag}"
+            f"--set must be NAME=VALUE with a NAME of {', '.join(rest)}; received {text!r}.{flag}"
         )
     kind = field_kind(hints[name])
     if kind is tuple:
@@ -144,10 +144,10 @@ def _parse_list(flag: str, parts: list[str], item: Any) -> tuple[Any, ...]:
 
 
 def check_finite_flags(values: flags.FlagValues) -> None:
-    """Checks the flags that are no fields of a configuration.
+    """Checks that all flags with float values are finite.
 
     Raises:
-        ConfigError: names one that is not finite.
+        ConfigError: one is not; the message names it.
     """
     for name in values:
         value = values[name].value

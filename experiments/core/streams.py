@@ -1,4 +1,4 @@
-"""Standard output and error that never end a run: closed, full, or unable to print a character."""
+"""Standard streams whose errors do not stop a run: closed, full, or lacking a character."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _lost: list[OSError] = []
 
 
 def protect(consequence: str) -> None:
-    """Puts streams in the place of `sys.stdout` and `sys.stderr` whose writes cannot fail.
+    """Replaces `sys.stdout` and `sys.stderr` by streams whose writes do not raise.
 
-    What a stream cannot take any more goes nowhere; characters that its encoding lacks are
-    replaced. A closed file descriptor is opened on the null device, or the next file that the
-    process opens would get its number, and with it what is meant for the terminal.
+    A stream that fails discards its output; characters that its encoding lacks are replaced. A
+    closed descriptor is opened on the null device: otherwise the next file that the process opens
+    would take its number and receive the console's output.
 
     Args:
-        consequence: a note for standard error, once, if standard output is lost; "" for
-            nothing.
+        consequence: what follows for the user when standard output fails, printed once on
+            standard error; "" prints nothing.
     """
-    null = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     while null <= 2:
         os.set_inheritable(null, True)
         null = os.open(os.devnull, os.O_RDWR)
@@ -33,16 +33,16 @@ def protect(consequence: str) -> None:
         stream = getattr(sys, name)
         try:
             number = null if stream is None else stream.fileno()
-        except (OSError, ValueError):  # not a file: whoever put it there knows
+        except (OSError, ValueError):  # an object without a descriptor, set by a caller
             continue
         setattr(sys, name, _over(number, stream, note))
 
 
 def check_output() -> None:
-    """Raises the error that lost standard output, unless its reader has gone.
+    """Checks that all output was written, unless its reader has closed the pipe.
 
     Raises:
-        OSError: what a command was to show is not whole.
+        OSError: the error that made standard output fail.
     """
     sys.stdout.flush()
     for error in _lost:
@@ -62,16 +62,16 @@ def _over(number: int, stream: Any, consequence: str) -> io.TextIOWrapper:
 
 
 class _Unfailing(io.FileIO):
-    """A file descriptor that is turned to the null device by the first write that fails."""
+    """A file descriptor that the first failing write redirects to the null device."""
 
     def __init__(self, number: int, consequence: str):
         super().__init__(number, "w", closefd=False)
         self._consequence = consequence
 
     def write(self, data: Any, /) -> int:
-        """Writes, or drops what cannot be written."""
+        """Writes the data, or discards it if the write fails."""
         try:
-            while (written := super().write(data)) is None:  # a pipe that is full for now
+            while (written := super().write(data)) is None:  # a full pipe that does not block
                 select.select([], [self], [])
             return written
         except OSError as error:
@@ -90,7 +90,7 @@ class _Unfailing(io.FileIO):
 
 
 def _in_plain(error: UnicodeError) -> tuple[str, int]:
-    """Replaces what an encoding lacks by plain characters, or by its number."""
+    """Replaces a character that the encoding lacks by plain ones, or by its number."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
