@@ -123,7 +123,7 @@ def _unusual(run: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     from absl import app, flags
 
-    flags.DEFINE_string("figure", None, "Where to draw the metric against gradient steps, a PNG.")
+    flags.DEFINE_string("figure", None, "PNG file for a figure: the metric against gradient steps.")
     show_invocation()
     streams.protect("")
     app.run(main)
