@@ -2,13 +2,16 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.core import plotting, report_figure
 from experiments.core.plotting import plt
 from experiments.core.results import make_row, pool
+from experiments.images import accuracy
 from experiments.images.figure import images_figure
+from maml_jax.classification import ImageSet
 
 
 @pytest.fixture
@@ -104,5 +107,18 @@ def test_legends_cover_no_panel(drawn):
         assert ax.get_legend() is None
         assert not ax.get_window_extent().overlaps(legends[0].get_window_extent())
     titles = [ax.get_title() for ax in drawn.figure.axes[-4:]]
-    assert titles[:2] == ["Angelic…racter07", "Tifinag…racter12"]
-    assert titles[3] == "Angelic…racter07\n80%, true: Tifinag…racter12"
+    assert titles[:2] == ["Angelic/character07", "Tifinagh/character12"]
+    assert titles[3] == "Angelic/character07, 80%\ntrue: Tifinagh/character12"
+
+
+@pytest.mark.parametrize("rotations", ["none", "classes"])
+def test_class_names_are_those_of_the_episode(rotations):
+    settings = SimpleNamespace(num_ways=3, num_shots=2, rotations=rotations)
+    shades = np.arange(300).reshape(300, 1, 1, 1, 1)  # of the classes, in two bytes
+    pixels = np.concatenate([shades % 256, shades // 256], axis=-1).astype(np.uint8)
+    images = np.broadcast_to(pixels, (300, 4, 2, 2, 2))
+    image_set = ImageSet(jnp.asarray(images), jnp.full(300, 4))
+    drawn = accuracy.episodes(settings, 1, 5, image_set, 4).support.images[0, ::2, 0, 0]
+    expected = np.rint(255 * np.asarray(drawn)).astype(int) @ [1, 256]
+    found = accuracy.first_episode_classes(settings, 1, 5, image_set, 4)
+    assert found.tolist() == expected.tolist()

@@ -59,11 +59,12 @@ def _draw_episode(figure: Any, arrays: Mapping[str, np.ndarray]) -> None:
     support, labels = arrays["episode/support"], arrays["episode/support_labels"]
     query, truth = arrays["episode/query"], arrays["episode/query_labels"]
     probabilities = arrays["episode/probabilities"]
-    numbers = [f"class {c + 1}" for c in range(probabilities.shape[1])]
-    names = [_short(str(name)) for name in arrays.get("episode/class_names", numbers)]
     first = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:MOST_SHOWN]
     shown = np.linspace(0, len(query) - 1, min(MOST_SHOWN, len(query))).astype(int)
     columns = max(len(first), len(shown))
+    numbers = [f"class {c + 1}" for c in range(probabilities.shape[1])]
+    room = min(32, 140 // columns)  # letters
+    names = [_short(str(name), room) for name in arrays.get("episode/class_names", numbers)]
     axes = figure.subplots(2, columns, squeeze=False)
     figure.suptitle(
         "one test episode: support images above; query images below, with the predicted class and "
@@ -76,9 +77,9 @@ def _draw_episode(figure: Any, arrays: Mapping[str, np.ndarray]) -> None:
         _draw_image(ax, support[index], NEUTRAL, names[labels[index]])
     for ax, index in zip(axes[1], shown, strict=False):
         guess = int(np.argmax(probabilities[index]))
-        title = f"{names[guess]}\n{probabilities[index][guess]:.0%}"
+        title = f"{names[guess]}, {probabilities[index][guess]:.0%}"
         if guess != truth[index]:
-            title += f", true: {names[truth[index]]}"
+            title += f"\ntrue: {names[truth[index]]}"
         _draw_image(ax, query[index], RIGHT if guess == truth[index] else WRONG, title)
 
 
@@ -117,12 +118,13 @@ def contact_sheet(
     """
     shown = min(len(images), MOST_ON_SHEET)
     colors = [plt.get_cmap("tab10")(i % 10) for i in range(len(names))]
-    rows = len(names) + -(-shown // PER_SHEET_ROW)
+    columns = min(PER_SHEET_ROW, max(shown, *np.bincount(labels)))
+    rows = len(names) + -(-shown // columns)
     with plt.rc_context(plotting.STYLE):
         figure, axes = plt.subplots(
             rows,
-            PER_SHEET_ROW,
-            figsize=(1.35 * PER_SHEET_ROW, 1.6 * rows),
+            columns,
+            figsize=(1.35 * columns, 1.75 * rows),
             squeeze=False,
             layout="constrained",
         )
@@ -130,11 +132,11 @@ def contact_sheet(
             ax.set_axis_off()
         for c, name in enumerate(names):
             for ax, index in zip(axes[c], np.flatnonzero(labels == c), strict=False):
-                _draw_image(ax, support[index], colors[c], f"labelled {_short(name)}")
+                _draw_image(ax, support[index], colors[c], f"labelled\n{_short(name)}")
         for i in range(shown):
-            row, column = divmod(i, PER_SHEET_ROW)
+            row, column = divmod(i, columns)
             best = int(np.argmax(probabilities[i]))
-            title = f"{_short(files[i])}\n{_short(names[best])} {probabilities[i][best]:.0%}"
+            title = f"{_short(files[i])}\n{_short(names[best])}\n{probabilities[i][best]:.0%}"
             _draw_image(axes[len(names) + row][column], images[i], colors[best], title)
         if shown < len(images):
             figure.supxlabel(f"the first {shown} of {len(images)} images; predictions.csv has all")
