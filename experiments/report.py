@@ -1,7 +1,7 @@
-"""Tables and figures from runs: `python -m experiments.report DIR...`.
+"""Tables and figures of finished runs: `python -m experiments.report DIR...`.
 
-A DIR is a run's directory, or one with runs below it. Runs that differ in nothing but the seed are
-averaged; runs of different settings are never put into one table.
+A DIR is a run's directory, or one with runs below it. Runs that differ in the seed only are
+averaged; runs of different settings have separate tables.
 """
 
 from __future__ import annotations
@@ -21,33 +21,36 @@ from .core.identity import NUMBERS
 
 
 def group_runs(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Runs by experiment and configuration: those that differ in seed alone stand together."""
+    """Groups runs that differ in their seed only; each seed counts once in a group."""
     groups, covered = defaultdict(list), defaultdict(set)
     for run in sorted(runs, key=lambda run: -run["config"].get("num_seeds", 1)):
         settings = {k: v for k, v in run["config"].items() if k != "num_seeds"}
         key = json.dumps([run["experiment"], settings, _unusual(run)], sort_keys=True)
         seeds = set(range(run["seed"], run["seed"] + run["config"].get("num_seeds", 1)))
         if seeds & covered[key]:
-            continue  # a seed counts once, however often it was run
+            continue
         covered[key] |= seeds
         groups[key].append(run)
     return list(groups.values())
 
 
 def find_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results of all runs at or below some directories.
+    """Reads the results of all runs at or below some directories.
 
-    A run of several members is left out where the members' results are below it. Members that
-    diverged in training are named on standard error: they have no results.
+    A run of several members is left out if its members' results are below it. Members that
+    diverged in training have no results; standard error names them.
+
+    Args:
+        paths: directories, or `results.json` files.
 
     Raises:
-        FileNotFoundError: there is none at or below one of them.
+        FileNotFoundError: a directory holds no results.
     """
     runs = []
     for path in paths:
         files = [path] if path.is_file() else sorted(path.rglob("results.json"))
         if not files:
-            raise FileNotFoundError(f"no results.json at or below {path}; is the run done?")
+            raise FileNotFoundError(f"no results.json at or below {path}; is the run finished?")
         for file in files:
             run = results.read_results(file)
             _note_diverged(file.parent, run)
@@ -67,7 +70,7 @@ def _note_diverged(workdir: Path, run: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command line."""
+    """Runs the command: prints tables of the runs in `argv[1:]`, and draws `--figure`."""
     from absl import app, flags
 
     if len(argv) < 2:
@@ -96,7 +99,7 @@ def _report(paths: Sequence[Path], figure: str | None) -> None:
     groups = group_runs(runs)
     covered = len(runs) - sum(map(len, groups))
     if covered:
-        print(f"note: {covered} run(s) left out, whose seeds others have, too.", file=sys.stderr)
+        print(f"note: {covered} run(s) left out: other runs have their seeds.", file=sys.stderr)
     for group in groups:
         first = group[0]
         seeds = ", ".join(str(run["seed"]) for run in group)
@@ -115,7 +118,7 @@ def _report(paths: Sequence[Path], figure: str | None) -> None:
 
 
 def _unusual(run: dict[str, Any]) -> dict[str, Any]:
-    """JAX's settings of numbers that are not the defaults, by the names of their variables."""
+    """Returns JAX's settings of numbers that are not defaults, by their variables' names."""
     numbers = run.get("numbers", {})
     return {k.upper(): v for k, v in numbers.items() if v != NUMBERS.get(k)}
 
@@ -123,7 +126,7 @@ def _unusual(run: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     from absl import app, flags
 
-    flags.DEFINE_string("figure", None, "PNG file for a figure: the metric against gradient steps.")
+    flags.DEFINE_string("figure", None, "PNG file for the figure: the metric by gradient steps.")
     show_invocation()
     streams.protect("")
     app.run(main)

@@ -1,4 +1,4 @@
-"""Tables of results, beside the paper's numbers."""
+"""Text tables of results, with the paper's numbers for comparison."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .results import format_table
 
 
 def run_table(run: dict[str, Any]) -> str:
-    """One run's results beside the paper's, with what it took."""
+    """Formats a run's results, the paper's numbers where there are any, and the seconds taken."""
     clock, where = run["wall_clock_s"], run["environment"]
     speed = run["meta_steps_per_s"]
     table, note = group_table([run]), ""
     if "paper" in table:
-        note = "Columns 'paper': published numbers, at the full settings of preset paper.\n"
+        note = "Columns 'paper': published numbers, for the settings of the preset 'paper'.\n"
     verdict = closing(run)
     return (
         f"{table}\n\n{note}"
@@ -30,7 +30,7 @@ def run_table(run: dict[str, Any]) -> str:
 
 
 def group_table(runs: Sequence[dict[str, Any]]) -> str:
-    """The results of runs that differ in their seed only, beside the paper's."""
+    """Formats the results of runs that differ in their seed only, and the paper's numbers."""
     paper = results.published()
     pooled = results.pool(runs)
     steps = sorted({k[2] for k in pooled if k[2] is not None})
@@ -74,13 +74,13 @@ def group_table(runs: Sequence[dict[str, Any]]) -> str:
 def _shown(cell: dict[str, Any]) -> str:
     if not np.isfinite(cell["mean"]):
         return "diverged"
-    if cell["ci95"] is None:  # the paper gives none for what it quotes from others
+    if cell["ci95"] is None:  # the paper gives none for numbers that it quotes
         return f"{cell['mean']:.3f}"
     return f"{cell['mean']:.3f} ±{cell['ci95']:.3f}"
 
 
 def members_table(run: dict[str, Any]) -> str:
-    """One line a member: its main metric, and which one validation chooses, if there is any."""
+    """Formats one line per member: its main metric and, if there is any, its validation score."""
     members = run["members"]
     main = next(m for m in members.values() if "diverged_after" not in m)
     scores = [m["validation"] for m in members.values() if m["validation"] is not None]
