@@ -28,8 +28,8 @@ class Config(meta_rl.Config):
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "quick": {
-        "methods": ("maml", "pretrained", "random", "oracle"),
-        "meta_steps": 50,
+        # As many meta-steps as `paper`: after 50, pretraining still adapts as well as MAML does.
+        "methods": ("maml", "pretrained", "random"),
         "curvature_episodes": 5,
     },
 }
