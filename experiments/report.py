@@ -111,9 +111,9 @@ def _report(paths: Sequence[Path], figure: str | None) -> None:
         print(f"on {devices}; commit {commits}; {seconds} in all\n")
         print(tables.group_table(group) + "\n")
     if out is not None:
-        from .core import plotting
+        from .core import report_figure
 
-        plotting.compare_runs(out, groups)
+        report_figure.compare_runs(out, groups)
         print(f"figure: {out}")
 
 

@@ -268,12 +268,12 @@ class TestReport:
     @pytest.mark.parametrize("key", ["method", "setting", "metric", "experiment", "preset"])
     def test_texts_of_a_file_are_no_mathematics(self, finished, tmp_path, key):
         """A results.json may be anybody's; mathematics that cannot be parsed ends a figure."""
-        from experiments.core import plotting
+        from experiments.core import report_figure
 
         _, found = finished
         text = r"$\frac{$"
         row = {**found["rows"][0], key: text}
-        plotting.compare_runs(tmp_path / "figure.png", [[{**found, "rows": [row], key: text}]])
+        report_figure.compare_runs(tmp_path / "figure.png", [[{**found, "rows": [row], key: text}]])
         assert (tmp_path / "figure.png").stat().st_size > 0
 
     def test_runs_of_different_settings_are_not_pooled(self, finished):

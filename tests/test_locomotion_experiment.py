@@ -121,15 +121,15 @@ def test_films(run, capsys):
 
     with Image.open(run.workdir / "film.gif") as picture:
         assert picture.n_frames >= 3
-    assert "after 1 update: +0.20 m/s on average\n" in capsys.readouterr().out
+    assert "after 1 gradient step: +0.20 m/s on average\n" in capsys.readouterr().out
 
 
 def test_impossible_films_are_refused(run):
     for goal, updates, message in (
         ("0.5", "0,1", "--film_goal must be -1 or 1"),
         ("nan", "0,1", "--film_goal must be a finite number; received 'nan'"),
-        ("", "one", "--film_updates must be 1 to 4 numbers of updates"),
-        ("", "1,1", "--film_updates must be 1 to 4 numbers of updates"),
+        ("", "one", "--film_updates must be 1 to 4 different numbers of gradient steps"),
+        ("", "1,1", "--film_updates must be 1 to 4 different numbers of gradient steps"),
     ):
         with pytest.raises(ConfigError, match=message):
             render.render(run, goal, updates)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import results
+from .closing import closing
 from .results import format_table
 
 
@@ -18,9 +19,11 @@ def run_table(run: dict[str, Any]) -> str:
     table, note = group_table([run]), ""
     if "paper" in table:
         note = "Columns 'paper': published numbers, for the settings of the preset 'paper'.\n"
+    verdict = closing(run)
     return (
         f"{table}\n\n{note}"
-        f"{run['meta_steps']:,} meta-steps in all, {results.pace(speed)} a second; "
+        + (f"{verdict}\n" if verdict else "")
+        + f"{run['meta_steps']:,} meta-steps in all, {results.pace(speed)} a second; "
         f"compile {clock['compile']:.1f} s, train {clock['train']:.1f} s, "
         f"evaluate {clock['evaluate']:.1f} s on {where['device']}"
     )

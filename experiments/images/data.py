@@ -35,6 +35,7 @@ class Images(NamedTuple):
         validation: on the device; None for data without validation classes.
         test: on the device.
         classes: names of the training classes.
+        test_classes: names of the test classes.
         spread: whether training spreads the classes of `train` over the devices.
     """
 
@@ -42,6 +43,7 @@ class Images(NamedTuple):
     validation: ImageSet | None
     test: ImageSet
     classes: tuple[str, ...]
+    test_classes: tuple[str, ...]
     spread: bool = False
 
 
@@ -90,8 +92,8 @@ def _load(config: Any) -> Images:
     sets = {name: classes.image_set for name, classes in splits.items()}
     spread = _is_spread(config, sets["train"])
     on_device = {n: jax.tree.map(jnp.asarray, s) for n, s in sets.items() if n != "train"}
-    names = splits["train"].names
-    return Images(sets["train"], on_device.get("val"), on_device["test"], names, spread)
+    names = splits["train"].names, splits["test"].names
+    return Images(sets["train"], on_device.get("val"), on_device["test"], *names, spread)
 
 
 def _check(config: Any, splits: dict[str, Any]) -> None:

@@ -56,6 +56,9 @@ def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> 
                 arrays[f"accuracy/{name}/{setting}"] = np.stack(list(by_step.values()))
             if "episode/support" not in arrays and config.maml_name in selections:
                 arrays |= _episode(config, selections[config.maml_name].best_params, tasks)
+                drawn = config, queries, TEST_SEED, images.test, config.eval_tasks
+                classes = accuracy.first_episode_classes(*drawn)
+                arrays["episode/class_names"] = np.array(images.test_classes)[classes]
     for name, selection in selections.items():
         arrays[f"best_step/{name}"] = np.asarray(selection.best_step)
     return Outcome(rows, arrays, images.classes)

@@ -1,6 +1,7 @@
 """Locomotion: half-cheetah and ant, the paper's section 5.3 and its Figure 5.
 
-A robot is to run at a speed, or in a direction, that its policy does not see; adaptation finds out.
+A robot must run at a goal speed or in a goal direction. The policy does not observe the goal: it
+learns it from the rewards that it adapts to.
 """
 
 from ..meta_rl import meta_rl_experiment
@@ -10,7 +11,7 @@ from .figure import locomotion_sheet, watch
 
 EXPERIMENT = meta_rl_experiment(
     "locomotion",
-    "half-cheetah and ant at unknown speeds and in unknown directions (MAML paper, 5.3)",
+    "half-cheetah and ant with unknown goals, speeds or directions (MAML paper, section 5.3)",
     Config,
     PRESETS,
     make_environment,

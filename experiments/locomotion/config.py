@@ -1,4 +1,4 @@
-"""Settings of locomotion, its environment, and its robot without a task."""
+"""Settings of locomotion, its environment, and the robot without a task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOLVER = ("solver_iterations", "line_search_iterations")
 
 
 class _Paper(NamedTuple):
-    """What differs between the tasks in the original runs: of the published checkpoints."""
+    """Settings that differ between tasks in the original runs, from the published checkpoints."""
 
     meta_steps: int
     num_episodes: int
@@ -47,61 +47,64 @@ PAPER = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(meta_rl.Config):
-    """Settings of a run; defaults are the original code's, some of them by task."""
+    """Settings of a run; defaults are the original code's, some of which depend on the task."""
 
-    task: str = option("cheetah_direction", "What is to be learned.", choices=TASKS)
+    task: str = option("cheetah_direction", "Robot and kind of goal.", choices=TASKS)
     physics: str = option(
         "paper",
-        "MuJoCo's dynamics at the original time step, by mjx; or Brax's own environments, on one "
-        "of its back ends. Their returns are not comparable.",
+        "paper: MuJoCo's dynamics at the original time step, by mjx. brax_...: Brax's environments "
+        "on one of its back ends. Returns of the two are not comparable.",
         choices=PHYSICS,
     )
     estimators: str = option(
         "maml_jax",
-        "Advantages, action distribution and clipped loss: ours, or those of brax.training (for "
-        "which --policy must be mlp).",
+        "Source of advantages, action distribution and clipped loss: this library, or "
+        "brax.training, which needs --policy=mlp.",
         choices=("maml_jax", "brax"),
     )
     horizon: int = option(200, "Time steps of an episode.", minimum=1)
     num_tasks: int = option(40, "Tasks of a meta-step.", minimum=1)
     meta_steps: int | None = option(  # type: ignore[assignment]
-        None, "Meta-steps of each method; default that of the task.", minimum=1
+        None, "Meta-steps of each method; default: the original run's.", minimum=1
     )
     num_episodes: int | None = option(  # type: ignore[assignment]
-        None, "Episodes of a task and gradient step; default that of the task.", minimum=1
+        None, "Episodes of a task and gradient step; default: the original run's.", minimum=1
     )
     max_kl: float | None = option(  # type: ignore[assignment]
         None,
-        "TRPO's bound on the mean KL divergence, nats; default that of the task.",
+        "TRPO's bound on the mean KL divergence, nats; default: the original run's.",
         above=0,
         sweep=True,
     )
     later_rate: float | None = option(  # type: ignore[assignment]
         None,
-        "Step size of updates after those of meta-training in evaluation, as a multiple; default "
-        "that of the task.",
+        "Evaluation: step size of gradient steps beyond --inner_steps, as a multiple of the inner "
+        "step size; default: the original run's.",
         above=0,
         internal=True,
     )
     solver_iterations: int = option(
         STANDARD.iterations,
-        "Newton steps of the paper's physics, at most.",
+        "Largest number of Newton steps of the paper's physics.",
         minimum=1,
         internal=True,
     )
     line_search_iterations: int = option(
-        STANDARD.ls_iterations, "Of each Newton step, at most.", minimum=1, internal=True
+        STANDARD.ls_iterations,
+        "Largest number of line-search steps of each Newton step.",
+        minimum=1,
+        internal=True,
     )
     contacts: str = option(
         STANDARD.contacts,
-        "What touches the ground in the paper's physics: all geometry, or as in Brax's models.",
+        "Parts that touch the ground in the paper's physics: all, or fewer, as in Brax's models.",
         choices=CONTACTS,
         internal=True,
     )
     eval_episodes: int = option(
-        20, "Episodes of a task and update in evaluation.", minimum=1, internal=True
+        20, "Evaluation: episodes of a task and gradient step.", minimum=1, internal=True
     )
-    eval_updates: int = option(3, "Gradient updates of the evaluation.", minimum=1, internal=True)
+    eval_updates: int = option(3, "Evaluation: gradient steps.", minimum=1, internal=True)
     steps_per_call: int = option(1, "Meta-steps of one dispatch.", minimum=1, internal=True)
 
     def __post_init__(self):
@@ -115,23 +118,23 @@ class Config(meta_rl.Config):
             )
 
     def _usual(self, *names: str) -> bool:
-        """Whether fields have their defaults."""
+        """Whether some fields have their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return all(getattr(self, name) == defaults[name] for name in names)
 
     @property
     def family(self) -> Family:
-        """The robot, and what the task asks of it."""
+        """The robot and its goal."""
         return FAMILIES[self.task]
 
     @property
     def kind_of_physics(self) -> str:
-        """As the library names it."""
+        """The physics by its name in the library."""
         return self.physics.split("_")[0]
 
     @property
     def world(self) -> dict[str, Any]:
-        """Arguments of the library's `make_physics` and `locomotion`."""
+        """Keyword arguments of the library's `make_physics` and `locomotion`."""
         if self.kind_of_physics == "brax":
             return {"physics": "brax", "backend": self.physics.split("_")[1]}
         solver = (self.solver_iterations, self.line_search_iterations, self.contacts)
@@ -139,7 +142,7 @@ class Config(meta_rl.Config):
 
     @property
     def departures(self) -> str:
-        """What results add to the setting's name, so that others are not compared with it."""
+        """Added to the setting's name in results: these returns are not comparable with others."""
         added = ""
         if not self._usual(*SOLVER):
             added += f", solver {self.solver_iterations} x {self.line_search_iterations}"
@@ -151,25 +154,25 @@ class Config(meta_rl.Config):
 
     @property
     def estimation(self) -> Estimation:
-        """How advantages are estimated."""
+        """Settings of the advantage estimation."""
         ours = super().estimation
         if self.estimators == "maml_jax":
             return ours
         return ours._replace(advantages=_library().brax_advantages)
 
     def outer_loss(self, policy: Policy) -> LossFn:
-        """Of the outer step."""
+        """The loss of the outer step."""
         if self.estimators == "brax" and self.meta_update == "ppo":
             return _library().brax_ppo_loss(policy, self.clip)
         return super().outer_loss(policy)
 
     def for_policy(self, env: Environment) -> Environment:
-        """The environment with what the policy is to see, and to act on."""
+        """The environment with the policy's observations and actions."""
         env = super().for_policy(env)
         return env if self.estimators == "maml_jax" else _library().squashed(env)
 
     def make_policy(self, env: Environment) -> Policy:
-        """The policy for an environment."""
+        """Makes the policy for an environment."""
         if self.estimators == "maml_jax":
             return super().make_policy(env)
         sizes = env.num_observations, env.num_actions
@@ -189,7 +192,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _library() -> Any:
-    """The module that needs Brax and MuJoCo."""
+    """Imports the module that needs Brax and MuJoCo; raises a ConfigError without them."""
     try:
         from maml_jax.reinforcement import locomotion
     except ImportError as error:
@@ -199,23 +202,23 @@ def _library() -> Any:
 
 @functools.cache
 def _environment(task: str, horizon: int, world: tuple[tuple[str, Any], ...]) -> Environment:
-    # Also while a program is traced: what stands in an environment is no part of one program.
+    # Evaluated even during tracing: the cached environment outlives the program.
     with jax.ensure_compile_time_eval():
         return _library().locomotion(task, horizon=horizon, **dict(world))
 
 
 def make_environment(config: Config) -> Environment:
-    """The environment of a configuration."""
+    """Makes the environment of a configuration; equal settings share one object."""
     return _environment(config.task, config.horizon, tuple(config.world.items()))
 
 
 def make_physics(config: Config) -> Any:
-    """The robot of a configuration, without its task."""
+    """Makes the robot of a configuration, without a task."""
     return _library().make_physics(config.family.robot, **config.world)
 
 
 def setting(config: Config) -> str:
-    """As results name it: what may not be compared has different names."""
+    """The setting's name in results: returns with different names are not comparable."""
     _, _, backend = config.physics.partition("_")
     physics = f", Brax {backend}" if backend else ""
     estimators = "" if config.estimators == "maml_jax" else ", Brax's estimators"

@@ -1,4 +1,4 @@
-"""The paper's Figure 5: returns against updates, training, and the robots' speeds."""
+"""The paper's Figure 5: returns against gradient steps, training, and the robots' speeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .config import Config
 
 
 def watch(config: Config) -> Watch:
-    """Mean forward speed of every test task's episodes, after each update."""
+    """Records the mean forward speed in every test task, metres a second, after each update."""
     robot = ROBOTS[config.family.robot]
     return Watch(config.eval_tasks, _mean_speed(robot.velocity_column[config.kind_of_physics]))
 
@@ -44,36 +44,41 @@ def locomotion_sheet(
     arrays: Mapping[str, np.ndarray],
     metrics: list[dict[str, Any]],
 ) -> None:
-    """Returns, training, and what the robot does before and after one update."""
+    """Draws returns, training, and the robot's speeds before and after one gradient step."""
     with plt.rc_context(plotting.STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+        figure = plt.figure(figsize=(14, 4.4), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=[2, 1])
+        axes = left.subplots(1, 2)
         draw_returns(axes[0], run)
         draw_training(axes[1], metrics)
-        _draw_speeds(axes[2], run, arrays)
+        plotting.legend_outside(left, axes)
+        speeds = right.subplots()
+        _draw_speeds(speeds, run, arrays)
+        plotting.legend_outside(right, [speeds])
         plotting.save(figure, path)
 
 
 def _draw_speeds(ax: Axes, run: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Mean forward speed of each test task against its goal, before and after one update."""
+    """Draws the mean forward speed in each test task against its goal."""
     goals = arrays["tasks"][:, 0]
     methods = dict.fromkeys(row["method"] for row in run["rows"])
     method = next(m for m in ("maml", "first_order", *methods) if m in methods)
     speeds = arrays[f"speeds/{method}"]  # [T, U + 1]
     by_speed = FAMILIES[run["config"]["task"]].goal == "velocity"
-    for update, color in ((0, "#999999"), (1, "#0072B2")):
-        if update < speeds.shape[1]:
-            label = "before" if update == 0 else "after 1 update"
-            spread = 0 if by_speed else 0.08 * (update - 0.5)
-            ax.plot(goals + spread, speeds[:, update], "o", ms=4, color=color, label=label)
+    for step, color in ((0, "#999999"), (1, "#0072B2")):
+        if step < speeds.shape[1]:
+            spread = 0 if by_speed else 0.08 * (step - 0.5)
+            at, label = goals + spread, plotting.after_steps(step)
+            ax.plot(at, speeds[:, step], "o", ms=4, alpha=0.8, color=color, label=label)
     if by_speed:
         ends = [goals.min(), goals.max()]
-        ax.plot(ends, ends, "--", color="black", lw=0.8, label="as desired")
-        ax.set_xlabel("desired speed (m/s)")
+        ax.plot(ends, ends, "--", color="black", lw=0.8, label="goal")
+        ax.set_xlabel("goal: forward speed (m/s)")
     else:
         ax.axhline(0.0, color="black", lw=0.8)
         ax.set_xticks([-1, 1], ["backward", "forward"])
-        ax.set_xlabel("desired direction")
+        ax.set_xlim(-1.6, 1.6)
+        ax.set_xlabel("goal: direction")
     ax.set_ylabel("forward speed (m/s)")
-    ax.set_title(f"{METHOD_TITLES.get(method, method)}: speeds of the test tasks")
-    ax.grid(axis="y", color="#dddddd", lw=0.6)
-    ax.legend()
+    ax.set_title(f"{METHOD_TITLES.get(method, method)}: mean speed in each test task")
+    plotting.grid(ax)

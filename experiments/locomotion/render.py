@@ -1,4 +1,4 @@
-"""`--mode=render`: films of a run's policy before and after updates, side by side."""
+"""`--mode=render`: films of a run's policy before and after gradient steps."""
 
 from __future__ import annotations
 
@@ -22,33 +22,42 @@ from maml_jax.reinforcement.robots import ROBOTS
 from maml_jax.types import Array, Params
 
 from ..core.config import ConfigError
+from ..core.plotting import after_steps
 from ..meta_rl.config import ADAPTED, make_problem
 from ..meta_rl.evaluation import TEST_SEED, update_rates
 from .config import Config, make_environment, make_physics
 from .films import COLORS, Film, write_gif, write_page
 
 FLAGS = (
-    ("film_goal", "", "With --mode=render: metres a second, or -1 and 1; default a middling one."),
-    ("film_updates", "0,1,3", "With --mode=render: numbers of updates, side by side."),
+    (
+        "film_goal",
+        "",
+        "With --mode=render: goal, metres a second or -1 or 1; default: an example of the task.",
+    ),
+    (
+        "film_updates",
+        "0,1,3",
+        "With --mode=render: numbers of gradient steps, one film each; 0 is before adaptation.",
+    ),
 )
 
 
 def render(run: Any, film_goal: str, film_updates: str) -> None:
-    """Adapts the run's trained policy to a goal and films it, into the run's directory.
+    """Adapts the run's trained policy to a goal and writes `film.html` and `film.gif`.
 
     Args:
-        run: a finished run of one member.
+        run: a finished run of one member; the files go into its directory.
         film_goal: metres a second, or -1 or 1; "" for the task's example.
-        film_updates: numbers of updates, separated by commas.
+        film_updates: numbers of gradient steps, separated by commas.
 
     Raises:
-        ConfigError: a goal or a number of updates that is none, or a run without an adapted policy.
+        ConfigError: an argument is not of this form, or the run trained no method that adapts.
     """
     config = run.settings
     updates = _parse_updates(film_updates)
     method = next((name for name in ADAPTED if name in run.params), None)
     if method is None:
-        raise ConfigError("the run trained no policy that adapts (--methods=maml) to film.")
+        raise ConfigError("the run trained no policy that adapts: it needs --methods=maml.")
     goal = _parse_goal(film_goal, config)
     physics = make_physics(config)
     problem = make_problem(config, make_environment(config), method)
@@ -58,17 +67,16 @@ def render(run: Any, film_goal: str, film_updates: str) -> None:
     for count in updates:
         poses, taken = jax.device_get(play(policies[count]))
         speed = (poses[-1, 0] - poses[0, 0]) / (physics.timestep * max(1, taken))
-        when = "before adaptation" if count == 0 else f"after {count} update" + "s" * (count > 1)
         whole = taken == problem.env.horizon
         ended = "" if whole else f", ended at {taken * physics.timestep:.1f} s"
-        films.append(Film(f"{when}: {speed:+.2f} m/s on average{ended}", poses))
+        films.append(Film(f"{after_steps(count)}: {speed:+.2f} m/s on average{ended}", poses))
     wanted = f"{goal:+.0f}" if config.family.goal == "direction" else f"{goal:.2f} m/s"
     title = f"{config.task.replace('_', ' ')}, goal {wanted}"
     robot = ROBOTS[config.family.robot]
     page, picture = run.workdir / "film.html", run.workdir / "film.gif"
     write_page(page, title, robot, physics, films)
     write_gif(picture, title, robot, physics, films)
-    print("\n".join(film.title for film in films) + f"\npage: {page}\nfilm: {picture}")
+    print("\n".join(film.title for film in films) + f"\npage: {page}\nanimation: {picture}")
 
 
 def _parse_updates(text: str) -> list[int]:
@@ -79,8 +87,8 @@ def _parse_updates(text: str) -> list[int]:
     once = len({*updates}) == len(updates)
     if not updates or min(updates) < 0 or len(updates) > len(COLORS) or not once:
         raise ConfigError(
-            f"--film_updates must be 1 to {len(COLORS)} numbers of updates, 0 or more, separated "
-            f"by commas, each once; received {text!r}."
+            f"--film_updates must be 1 to {len(COLORS)} different numbers of gradient steps, 0 or "
+            f"more, separated by commas; received {text!r}."
         )
     return updates
 
@@ -100,7 +108,7 @@ def _parse_goal(text: str, config: Config) -> float:
 def _adapted(
     config: Config, problem: ReinforcementProblem, params: Params, goal: float, count: int
 ) -> list[Params]:
-    """The parameters after 0 to `count` updates, as the evaluation makes them."""
+    """The parameters after 0 to `count` gradient steps, taken as in the evaluation."""
     task = jnp.asarray(goal, jnp.float32)
 
     @jax.jit
@@ -119,15 +127,17 @@ def _adapted(
 def make_player(
     env: Environment, policy: Policy, goal: float, pose: Callable[[Any], Array]
 ) -> Callable[[Params], tuple[Array, Array]]:
-    """Compiles one episode: `play(params) -> (poses [H + 1, nq], steps taken)`.
-
-    The same noise for every policy. A robot whose episode has ended lies still.
+    """Compiles one episode, with the same noise for every policy.
 
     Args:
-        env: its state holds the physics' as the first part of its inner state.
-        policy: that acts.
-        goal: the task.
+        env: locomotion; the first part of its inner state is the state of the physics.
+        policy: maps observations to actions.
+        goal: the task, metres a second, or -1 or 1.
         pose: `pose(state of the physics) -> [nq]`.
+
+    Returns:
+        `play(params) -> (poses [H + 1, nq], steps taken)`. After the end of the episode the pose
+        stays the same.
     """
 
     def shown(state: State) -> Array:

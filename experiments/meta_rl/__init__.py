@@ -1,7 +1,7 @@
-"""Meta-reinforcement learning: what the experiments on navigation and locomotion share.
+"""Meta-reinforcement learning: the parts that navigation and locomotion share.
 
-A run trains the methods that it is asked for, keeps of each the parameters that do best on
-validation tasks, and evaluates those on test tasks, after 0 to U updates.
+A run trains each method, selects its parameters by the return on validation tasks, and evaluates
+them on test tasks after 0 to U gradient steps.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def meta_rl_experiment(
     figure: Callable[..., None],
     **others: Any,
 ) -> Experiment:
-    """The experiment of a configuration, which says what environment it is about.
+    """Makes an experiment of meta-reinforcement learning.
 
     Args:
         name: as in `python -m experiments.NAME`.
         summary: a sentence for the first line of a run and of `--help`.
         config: a subclass of `Config`.
         presets: by name, the fields that differ from the defaults.
-        make_environment: `make_environment(settings) -> Environment`, one object for settings that
-            differ in nothing that it is made of.
-        setting: `setting(settings)`, as results name it.
-        watch: `watch(settings)`, what the figure needs of the episodes.
+        make_environment: `make_environment(settings) -> Environment`; one object for all settings
+            with the same environment, so that they share compiled programs.
+        setting: `setting(settings)`, the setting's name in results.
+        watch: `watch(settings)`, the data of episodes that the figure needs.
         figure: draws `figure.png`, see `experiments.core.stages.Experiment`.
-        **others: of `Experiment`, as they are.
+        **others: further fields of `Experiment`.
     """
 
     def stages(settings: Any) -> list[Stage]:

@@ -1,4 +1,4 @@
-"""Settings that every experiment of meta-reinforcement learning has, and what they make."""
+"""Settings that all experiments of meta-reinforcement learning share, and the parts they select."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ META_UPDATES = ("trpo", "policy_gradient", "ppo")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings that every experiment has; defaults are the paper's 2D navigation."""
+    """Settings that all experiments share; defaults are those of the paper's 2D navigation."""
 
     methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
     meta_steps: int = option(100, "Meta-steps of each method.", minimum=1)
@@ -49,71 +49,83 @@ class Config:
     inner_lr: float = option(0.1, "Inner step size alpha.", above=0, sweep=True)
     meta_gradient: str = option(
         "reverse",
-        "How MAML's inner loop is differentiated. first_order is another method.",
+        "How to differentiate MAML's inner loop; first_order drops second derivatives.",
         choices=MODES,
     )
     meta_update: str = option(
-        "trpo", "Outer step: TRPO, policy gradient by Adam, clipped.", choices=META_UPDATES
+        "trpo",
+        "Outer step: TRPO, or Adam on the policy gradient or on PPO's clipped loss.",
+        choices=META_UPDATES,
     )
     max_kl: float = option(
         0.01, "TRPO's bound on the mean KL divergence, nats.", above=0, sweep=True
     )
     curvature_episodes: int = option(
         0,
-        "Episodes of a task that TRPO's curvature is estimated from, fewer are faster; 0 for all.",
+        "Episodes of a task for TRPO's curvature; fewer are faster, 0 takes all.",
         minimum=0,
     )
-    meta_lr: float = option(
-        1e-3, "Step size of Adam, if that is the outer step.", above=0, sweep=True
-    )
+    meta_lr: float = option(1e-3, "Adam's step size; not for TRPO.", above=0, sweep=True)
     policy: str = option(
-        "mlp", "The policy: fully connected, or with a memory.", choices=("mlp", "recurrent")
+        "mlp", "Policy network: fully connected, or recurrent.", choices=("mlp", "recurrent")
     )
     hidden_sizes: tuple[int, ...] = option(
-        (100, 100), "Layers of the mlp.", minimum=1, repeats=True
+        (100, 100), "Units of each hidden layer of the mlp.", minimum=1, repeats=True
     )
-    feedback: bool = option(False, "Append the last action and reward to observations.")
+    feedback: bool = option(False, "Append the last action and reward to the observations.")
     horizon: int = option(100, "Time steps of an episode.", minimum=1)
     eval_tasks: int = option(40, "Test tasks.", minimum=2)
 
     inner_objective: str = option(
         "likelihood",
-        "Of the inner step: the paper's, or one with a better second derivative.",
+        "Objective of the inner step: the paper's likelihood, or lvc or dice, which differ in "
+        "their second derivatives.",
         choices=INNER_OBJECTIVES,
         internal=True,
     )
-    discount: float = option(0.99, "Of rewards.", minimum=0, maximum=1, internal=True)
+    discount: float = option(0.99, "Discount of rewards.", minimum=0, maximum=1, internal=True)
     gae_lambda: float = option(
         1.0,
-        "Of generalised advantage estimation; 1: whole returns.",
+        "Lambda of generalised advantage estimation; 1: whole returns.",
         minimum=0,
         maximum=1,
         internal=True,
     )
     products: str = option(
-        "gauss_newton", "TRPO's curvature products.", choices=PRODUCTS, internal=True
+        "gauss_newton",
+        "How TRPO computes curvature-vector products.",
+        choices=PRODUCTS,
+        internal=True,
     )
-    num_epochs: int = option(5, "Clipped steps on the same episodes.", minimum=1, internal=True)
-    clip: float = option(0.3, "Bound of the clipped likelihood ratio.", above=0, internal=True)
-    num_units: int = option(64, "Size of the recurrent policy's memory.", minimum=1, internal=True)
-    task_batching: str = option("auto", f"Of the outer step. {BATCHING_HELP}", internal=True)
+    num_epochs: int = option(5, "PPO: steps on the same episodes.", minimum=1, internal=True)
+    clip: float = option(0.3, "PPO: bound of the likelihood ratio.", above=0, internal=True)
+    num_units: int = option(64, "Units of the recurrent policy.", minimum=1, internal=True)
+    task_batching: str = option(
+        "auto", f"Batching of the outer step. {BATCHING_HELP}", internal=True
+    )
     validate_every: int = option(10, "Meta-steps between validations.", minimum=1, internal=True)
-    validation_tasks: int = option(20, "To choose the parameters by.", minimum=1, internal=True)
-    eval_episodes: int = option(
-        40, "Episodes of a task and update in evaluation.", minimum=1, internal=True
+    validation_tasks: int = option(
+        20, "Validation tasks, to select parameters.", minimum=1, internal=True
     )
-    eval_updates: int = option(4, "Gradient updates of the evaluation.", minimum=1, internal=True)
+    eval_episodes: int = option(
+        40, "Evaluation: episodes of a task and gradient step.", minimum=1, internal=True
+    )
+    eval_updates: int = option(4, "Evaluation: gradient steps.", minimum=1, internal=True)
     later_rate: float = option(
         0.5,
-        "Step size of updates after those of meta-training in evaluation, as a multiple.",
+        "Evaluation: step size of gradient steps beyond --inner_steps, as a multiple of the inner "
+        "step size.",
         above=0,
         internal=True,
     )
     tuning_tasks: int = option(
-        20, "Tasks to tune the baselines' step size on.", minimum=1, internal=True
+        20, "Tasks that select the baselines' step size.", minimum=1, internal=True
     )
     tuning_rates: tuple[float, ...] = option(
-        (0.01, 0.03, 0.1, 0.3, 1.0), "Step sizes tried for baselines.", above=0, internal=True
+        (0.01, 0.03, 0.1, 0.3, 1.0),
+        "Candidate step sizes of the baselines.",
+        above=0,
+        internal=True,
     )
     steps_per_call: int = option(5, "Meta-steps of one dispatch.", minimum=1, internal=True)
 
@@ -123,7 +135,7 @@ class Config:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The methods of the run, as results name them."""
+        """The methods of the run by their names in results."""
         if self.meta_gradient != "first_order":
             return self.methods
         renamed = ("first_order" if name == "maml" else name for name in self.methods)
@@ -131,36 +143,36 @@ class Config:
 
     @property
     def unused(self) -> dict[str, str]:
-        """The step sizes that the outer step does not have, with the flag that says so."""
+        """Step sizes that the outer step ignores, with the flag that selects it."""
         name = "meta_lr" if self.meta_update == "trpo" else "max_kl"
         return {name: f"--meta_update={self.meta_update}"}
 
     @property
     def batching(self) -> str | int:
-        """How the core batches tasks on a device."""
+        """How tasks are batched on a device, as the library's `batching`."""
         return batching_of(self.task_batching)
 
     @property
     def estimation(self) -> Estimation:
-        """How advantages are estimated."""
+        """Settings of the advantage estimation."""
         return Estimation(self.discount, self.gae_lambda)
 
     @property
     def departures(self) -> str:
-        """What results add to the setting's name, so that others are not compared with it."""
+        """Added to the setting's name in results: these returns are not comparable with others."""
         policy = "" if self.policy == "mlp" else ", recurrent policy"
         return policy + (", action and reward seen" if self.feedback else "")
 
     def outer_loss(self, policy: Policy) -> LossFn:
-        """Of the outer step."""
+        """The loss of the outer step."""
         return surrogate(policy, self.clip if self.meta_update == "ppo" else None)
 
     def for_policy(self, env: Environment) -> Environment:
-        """The environment with what the policy is to see, and to act on."""
+        """The environment with the policy's observations and actions."""
         return with_feedback(env) if self.feedback else env
 
     def make_policy(self, env: Environment) -> Policy:
-        """The policy for an environment."""
+        """Makes the policy for an environment."""
         sizes = env.num_observations, env.num_actions
         if self.policy == "recurrent":
             return recurrent_policy(*sizes, self.num_units)
@@ -168,7 +180,7 @@ class Config:
 
 
 def make_problem(config: Config, env: Environment, method: str) -> ReinforcementProblem:
-    """What a method trains on: the oracle sees the task, and some do not adapt."""
+    """Makes the problem of a method: the oracle observes the task; baselines do not adapt."""
     env = config.for_policy(informed(env) if method == "oracle" else env)
     policy = config.make_policy(env)
     try:
@@ -188,7 +200,7 @@ def make_problem(config: Config, env: Environment, method: str) -> Reinforcement
 
 
 def make_meta_update(config: Config, problem: ReinforcementProblem) -> MetaUpdate:
-    """The outer step."""
+    """Makes the outer step."""
     if config.meta_update == "trpo":
         return trpo(
             problem,

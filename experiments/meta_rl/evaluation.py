@@ -1,4 +1,4 @@
-"""The evaluation of one member: each method on the same test tasks after 0 to U updates."""
+"""Evaluates one member: each method on the same test tasks after 0 to U gradient steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..core.stages import Outcome
 from .config import ADAPTED, Config, make_problem
 from .returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
 
-TEST_SEED, TUNING_SEED = 1_000_001, 1_000_003  # of no training run: those are smaller
+TEST_SEED, TUNING_SEED = 1_000_001, 1_000_003  # seeds of training runs are smaller
 
 
 def evaluate(
@@ -29,11 +29,10 @@ def evaluate(
     watch: Watch,
     selections: Mapping[str, Selection],
 ) -> Outcome:
-    """Returns of every method on the same test tasks.
+    """Measures the returns of each method on the same test tasks.
 
-    MAML is adapted with the step size that it was trained with, methods that were not trained to
-    adapt with the one that does best on tuning tasks, on average over all updates; the oracle is
-    not adapted.
+    MAML adapts with its step size of training. A baseline adapts with the step size of the largest
+    return on tuning tasks, averaged over all gradient steps. The oracle does not adapt.
     """
     tests = draw_tasks(env, TEST_SEED, config.eval_tasks)
     tuning = draw_tasks(env, TUNING_SEED, config.tuning_tasks)
@@ -62,30 +61,28 @@ def evaluate(
             row = make_row(name, setting, update, "return", returns[:, update])
             share = {"nonfinite_episodes": float(blown[update])} if blown[update] else {}
             rows.append({**row, **extra, **share})
-        _say_blown(name, blown)
+        _report_nonfinite(name, blown)
         arrays[f"returns/{name}"] = returns
         arrays |= {f"{key}/{name}": value[: watch.num_tasks] for key, value in watched.items()}
     return Outcome(rows, arrays)
 
 
-def _say_blown(name: str, blown: np.ndarray) -> None:
+def _report_nonfinite(name: str, blown: np.ndarray) -> None:
     if np.any(blown):
         say(
-            f"  {METHOD_TITLES[name]}: {100 * np.max(blown):.3g} % of the episodes blew up "
-            f"(after {int(np.argmax(blown))} updates). Each counts as an episode of nothing "
-            "but the worst reward; a task where half of them did has no return."
+            f"  {METHOD_TITLES[name]}: {100 * np.max(blown):.3g} % of the episodes became "
+            f"non-finite (after {int(np.argmax(blown))} gradient steps). Each counts as an episode "
+            "with the worst reward at every time step; a task with half of them has no return."
         )
 
 
 def update_rates(config: Config, rate: float, count: int | None = None) -> Array:
-    """The step size of each update of the evaluation [U].
-
-    That of meta-training for as many updates as there were inner steps, then `later_rate` times it.
+    """The step size of each gradient step of the evaluation [U].
 
     Args:
         config: of the run.
-        rate: of meta-training.
-        count: U; default the configuration's.
+        rate: of the first `inner_steps` steps; later ones take `later_rate` times it.
+        count: U; default: the configuration's.
     """
     updates = range(config.eval_updates if count is None else count)
     return jnp.array(
@@ -95,9 +92,9 @@ def update_rates(config: Config, rate: float, count: int | None = None) -> Array
 
 
 def tuned(config: Config, returns_of: ReturnsFn, params: Params, tasks: PyTree) -> float:
-    """The step size with the best return on tuning tasks, on average over all updates.
+    """The step size of the largest return on tuning tasks, averaged over all gradient steps.
 
-    One with which episodes of a task blow up is taken only if all do that.
+    A step size without a finite return is taken only if all have none.
     """
     key = jax.random.key(TUNING_SEED)
     means = [

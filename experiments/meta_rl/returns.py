@@ -1,4 +1,4 @@
-"""Returns of a policy on fixed tasks, compiled once for all members and methods that share it."""
+"""Returns of a policy on fixed tasks; members and methods share the compiled program."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from .config import Config, make_problem
 
 
 class Watch(NamedTuple):
-    """What a figure shows of the test tasks' episodes.
+    """Data of the test tasks' episodes for a figure.
 
     Attributes:
-        num_tasks: the first test tasks, at most.
-        monitor: `monitor(trajectories) -> arrays by name`, from the episodes after one update.
+        num_tasks: number of test tasks to record, from the first.
+        monitor: `monitor(trajectories) -> arrays by name`, for the episodes of one task after one
+            number of gradient steps.
     """
 
     num_tasks: int
@@ -36,13 +37,13 @@ class Watch(NamedTuple):
 
 
 class Returns(NamedTuple):
-    """What adaptation achieves on T tasks.
+    """Returns on T tasks after 0 to U gradient steps.
 
     Attributes:
-        returns: mean over the episodes of a task after each update [T, U + 1]; NaN where half of
-            them blew up.
-        nonfinite: share of the episodes that blew up, after each update [U + 1].
-        watched: what the monitor returned, leaves [T, U + 1, ...].
+        returns: means over the episodes of a task [T, U + 1]; NaN where half of them became
+            non-finite.
+        nonfinite: share of non-finite episodes [U + 1].
+        watched: outputs of the monitor, leaves [T, U + 1, ...].
     """
 
     returns: np.ndarray
@@ -54,7 +55,7 @@ ReturnsFn = Callable[[Params, PyTree, Array, Array], Returns]
 
 
 def draw_tasks(env: Environment, seed: int, count: int) -> PyTree:
-    """Tasks that depend on nothing but a seed of no training run, leading axis T."""
+    """Draws tasks [T] from a seed that no training run has."""
     return jax.jit(jax.vmap(env.sample_task))(jax.random.split(jax.random.key(seed), count))
 
 
@@ -69,15 +70,15 @@ def make_returns_fn(
     """Compiles the evaluation of policies.
 
     Args:
-        config: of a run; what may be swept does not count, and neither does the training.
+        config: of a run; swept and training settings do not matter.
         env: the family of tasks.
-        watch: what to return of the episodes.
-        sees_task: whether the policy sees the task, as the oracle does.
-        num_updates: U.
-        num_episodes: E, of a task and update.
+        watch: the data to record.
+        sees_task: whether the policy observes the task, as the oracle does.
+        num_updates: U, gradient steps.
+        num_episodes: E, of a task and gradient step.
 
     Returns:
-        `returns(params, tasks, key, rates) -> Returns`, rates of each update [U].
+        `returns(params, tasks, key, rates) -> Returns`; rates [U] are step sizes.
     """
     training = {"meta_steps": 1, "num_tasks": 1, "num_episodes": num_episodes, "inner_steps": 1}
     same = dataclasses.replace(without_swept(config), **training)

@@ -1,4 +1,4 @@
-"""What is meta-trained: a stage for each method, scored by its return on validation tasks."""
+"""Stages of meta-training: one for each method, scored by its return on validation tasks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..core.stages import Stage
 from .config import ADAPTED, Config, make_meta_update, make_problem
 from .returns import ReturnsFn, Watch, draw_tasks, make_returns_fn
 
-VALIDATION_SEED = 1_000_002  # of no training run: those are smaller
+VALIDATION_SEED = 1_000_002  # seeds of training runs are smaller
 
 
 def make_stages(config: Config, env: Environment, watch: Watch) -> list[Stage]:
-    """One stage for each method that is trained."""
+    """Makes a stage for each trained method."""
     return [_stage(config, env, watch, name) for name in config.trained if name != "random"]
 
 
@@ -47,7 +47,7 @@ def _stage(config: Config, env: Environment, watch: Watch, name: str) -> Stage:
 def _score(
     config: Config, env: Environment, watch: Watch, name: str
 ) -> Callable[[Params], np.ndarray]:
-    """The return on validation tasks, adapted as in training."""
+    """Makes the score: the return on validation tasks, adapted as in training."""
     num_updates = config.inner_steps if name in ADAPTED else 0
 
     def score(params: Params) -> Any:

@@ -6,7 +6,8 @@
     python -m experiments.navigation --workdir=DIR --reward=squared_distance
     python -m experiments.navigation --workdir=DIR --policy=recurrent --feedback
 
-A point on the plane is to go to a goal that its policy does not see; adaptation finds out.
+A point on the plane must go to a goal. The policy does not observe the goal: it learns it from the
+rewards that it adapts to.
 """
 
 from ..core.command import main
