@@ -1,1 +1,1 @@
-"""Microbenchmarks and side-by-side runs: `python -m benchmarks.run`."""
+"""Microbenchmarks, and comparisons with other libraries: `python -m benchmarks.run`."""

@@ -1,4 +1,4 @@
-"""What a device can do at most, and which of its limits a meta-step is near."""
+"""Measures the limits of a device and names the limit that bounds a meta-step."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from benchmarks.harness import Row, rotating, sample_times
+from benchmarks.harness import SPLIT, Row, rotating, sample_times
 from maml_jax import task_mesh
-from maml_jax.mesh import TASK_AXIS, on_mesh, split_tasks
+from maml_jax.mesh import on_mesh, split_tasks
 
-SPLIT = PartitionSpec(TASK_AXIS)
-NEAR = 0.25  # of a limit, from which on a program is said to be bound by it
+NEAR = 0.25  # the share of a limit from which `nearest` reports that limit
 
 
 class Peaks(NamedTuple):
     """Measured limits of the devices.
 
     Attributes:
-        gflops: of large float32 matrix products at the default precision, 1e9 operations a second.
-        gflops_highest: of the same at precision "highest".
-        gflops_bfloat16: of bfloat16 matrix products.
-        copy_gb_s: bytes read and written by a large elementwise operation, 1e9 a second.
-        kernel_us: microseconds of a small operation that needs the one before it.
+        gflops: rate of large float32 matrix products at the default precision, in GFLOP/s.
+        gflops_highest: the same at precision "highest".
+        gflops_bfloat16: rate of large bfloat16 matrix products, in GFLOP/s.
+        copy_gb_s: rate at which a large elementwise operation reads and writes, in GB/s.
+        kernel_us: microseconds of a small operation that depends on the previous one.
     """
 
     gflops: float
@@ -36,12 +34,12 @@ class Peaks(NamedTuple):
 
 
 def measure_peaks(side: int = 8192, copy_mb: int = 1024, seconds: float = 0.5) -> Peaks:
-    """Measures the limits of the devices that JAX sees.
+    """Measures the limits of the devices that JAX uses.
 
     Args:
-        side: of the square matrices.
-        copy_mb: size of what is copied, 1e6 bytes.
-        seconds: of the copy and of the small operations.
+        side: rows and columns of the matrices.
+        copy_mb: size of the copied array, in MB of 1e6 bytes.
+        seconds: approximate time spent on the copy and on the small operations, each.
     """
     default = product_peak(side)
     with jax.default_matmul_precision("highest"):
@@ -53,11 +51,13 @@ def measure_peaks(side: int = 8192, copy_mb: int = 1024, seconds: float = 0.5) -
 
 
 def product_peak(side: int = 1024, repeats: int = 10, dtype: Any = jnp.float32) -> float:
-    """GFLOP/s of large matrix products, all devices at once, at the matrix precision that is set.
+    """Measures GFLOP/s of large matrix products on all devices at once.
+
+    The products use the current default matrix precision.
 
     Args:
-        side: of the square matrices.
-        repeats: products of a call.
+        side: rows and columns of the matrices.
+        repeats: products in a call.
         dtype: of the matrices.
     """
     mesh = task_mesh(len(jax.devices()))
@@ -72,11 +72,11 @@ def product_peak(side: int = 1024, repeats: int = 10, dtype: Any = jnp.float32) 
 
 
 def copy_peak(megabytes: int, seconds: float = 0.5) -> float:
-    """GB/s that an elementwise operation reads and writes, all devices at once.
+    """Measures the GB/s that an elementwise operation reads and writes on all devices at once.
 
     Args:
-        megabytes: read, and as many written, 1e6 bytes; more than a cache.
-        seconds: about how long to time for.
+        megabytes: MB read, and as many written; choose more than the caches hold.
+        seconds: approximate time to measure for.
     """
     mesh = task_mesh(len(jax.devices()))
     move = jax.jit(on_mesh(lambda x: x + 1, mesh, SPLIT, SPLIT))
@@ -88,14 +88,15 @@ def copy_peak(megabytes: int, seconds: float = 0.5) -> float:
 def shares_of(
     milliseconds: float, work: tuple[float, float], gflops: float, copy_gb_s: float
 ) -> Row:
-    """The share of its limits that a program reaches, from 0.
+    """Returns the share of each limit that a program reaches; 0 means none of it.
 
     Args:
-        milliseconds: that it takes.
-        work: floating-point operations of its matrix products, and bytes of their operands and
-            results (`programs.sum_products`). Other kernels move more, which is not counted.
-        gflops: of `product_peak`.
-        copy_gb_s: of `copy_peak`.
+        milliseconds: run time of the program.
+        work: floating-point operations of the program's matrix products, and bytes of their
+            operands and results (`programs.sum_products`). The traffic of other kernels is not
+            counted.
+        gflops: result of `product_peak`.
+        copy_gb_s: result of `copy_peak`.
     """
     operations, moved = work
     return {
@@ -105,11 +106,17 @@ def shares_of(
 
 
 def nearest(milliseconds: float, work: tuple[float, float], peaks: Peaks) -> Row:
-    """Which limit a program is near, and its `shares_of` each.
+    """Names the limit that bounds a program.
+
+    Args:
+        milliseconds: as for `shares_of`.
+        work: as for `shares_of`.
+        peaks: limits of the devices.
 
     Returns:
-        The shares, and `bound by`: the larger, or, where neither is `NEAR` its limit, launches:
-        kernels too many or too small for the device.
+        The `shares_of` each limit, and `bound by`: the limit with the larger share, or "launches"
+        where both shares are below `NEAR`. There are then too many or too small kernels for the
+        device.
     """
     shares = shares_of(milliseconds, work, peaks.gflops, peaks.copy_gb_s)
     most = max(shares, key=lambda name: shares[name])

@@ -1,10 +1,10 @@
-"""Two files of measurements beside each other.
+"""Compares two files of measurements.
 
     python -m benchmarks.compare BEFORE.json AFTER.json
 
-For every measurement that both have, the ratio of the medians, AFTER over BEFORE, with the smallest
-and largest ratio that their 10th and 90th percentiles allow. "slower" and "faster" are those whose
-percentiles do not overlap; the command's exit status is 1 if any is slower.
+For every measurement in both files the command prints the ratio of the medians, AFTER over BEFORE,
+and the smallest and largest ratio that the 10th and 90th percentiles allow. A measurement is
+"slower" or "faster" if its percentiles do not overlap. The exit status is 1 if any is slower.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from typing import Any, NamedTuple
 
 from absl import app
 
+from benchmarks.harness import TIMES
 from experiments.core import streams
 from experiments.core.files import NUMBER, FileError, check_object, read_json
 from experiments.core.results import format_table
 
 
 class Ratio(NamedTuple):
-    """One measurement, before and after.
+    """A measurement in both files.
 
     Attributes:
         name: suite and measurement.
-        before: median, milliseconds.
-        after: median, milliseconds.
-        low: the smallest ratio that the spread allows.
-        high: the largest.
+        before: median, in milliseconds.
+        after: median, in milliseconds.
+        low: smallest ratio that the percentiles allow.
+        high: largest ratio that the percentiles allow.
     """
 
     name: str
@@ -39,14 +40,19 @@ class Ratio(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the spread lets one say."""
+        """Whether the percentiles do not overlap: "slower", "faster", or "" if they do."""
         if self.low > 1.0:
             return "slower"
         return "faster" if self.high < 1.0 else ""
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Ratio]:
-    """The ratios of all measurements that two files share, in the order of the second."""
+    """Returns the ratios of all measurements in both files, in the order of the second.
+
+    Args:
+        before: contents of a file, as `read` returns them.
+        after: the same of the later file.
+    """
     old = {name: row for name, row in _timings(before)}
     return [
         Ratio(
@@ -61,31 +67,30 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Ratio]:
     ]
 
 
-# What tells rows of one name apart, in the suites that have such.
-TIMES = ("median_ms", "low_ms", "high_ms")
+# Columns that distinguish rows of the same name.
 APART = ("cache", "scaling", "tasks", "devices", "mode", "inner_steps", "width")
 
 
-def _timings(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _timings(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [
         (", ".join([f"{suite}: {row['name']}", *(f"{k} {row[k]}" for k in APART if k in row)]), row)
-        for suite, rows in found["suites"].items()
+        for suite, rows in report["suites"].items()
         for row in rows
         if all(row.get(name) for name in TIMES)
     ]
 
 
 def read(path: str) -> dict[str, Any]:
-    """A file of `benchmarks.run --json`.
+    """Reads a file that `benchmarks.run --json` wrote.
 
     Raises:
-        SystemExit: there is none, or it is another kind of file.
+        SystemExit: the file is missing or of another kind.
     """
     advice = "It is no file of `python -m benchmarks.run --json=FILE`."
     try:
-        found = read_json(Path(path), {"suites": dict, "environment": dict}, advice=advice)
-        for suite, rows in found["suites"].items():
-            check_object(found["suites"], {suite: list}, None, "'suites'")
+        report = read_json(Path(path), {"suites": dict, "environment": dict}, advice=advice)
+        for suite, rows in report["suites"].items():
+            check_object(report["suites"], {suite: list}, None, "'suites'")
             for number, row in enumerate(rows, 1):
                 where = f"suite {suite!r}, row {number}"
                 timed = isinstance(row, dict) and "median_ms" in row
@@ -95,21 +100,21 @@ def read(path: str) -> dict[str, Any]:
         raise SystemExit(f"error: {error}") from None
     except ValueError as error:
         raise SystemExit(f"error: {path} {error}. {advice}") from None
-    return found
+    return report
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table."""
+    """Prints the table of ratios; exits with 1 if a measurement is slower."""
     if len(argv) != 3:
         raise app.UsageError(f"expected two files, BEFORE.json AFTER.json; received {argv[1:]}.")
-    files = [read(path) for path in argv[1:]]
-    for path, found in zip(argv[1:], files, strict=True):
-        where = "  ".join(f"{key}: {value}" for key, value in found["environment"].items())
-        print(f"{path}\n  {where}")
-    devices = {found["environment"].get("device") for found in files}
+    reports = [read(path) for path in argv[1:]]
+    for path, report in zip(argv[1:], reports, strict=True):
+        environment = "  ".join(f"{key}: {value}" for key, value in report["environment"].items())
+        print(f"{path}\n  {environment}")
+    devices = {report["environment"].get("device") for report in reports}
     if len(devices) > 1:
         print("the devices differ: the ratios compare machines, not versions.")
-    ratios = compare(*files)
+    ratios = compare(*reports)
     if not ratios:
         raise SystemExit("the files share no measurement.")
     cells = [

@@ -1,4 +1,4 @@
-"""Timing: compile and steady state apart, results blocked on, median and spread."""
+"""Times functions: compilation and steady state separately, with the median and percentiles."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from experiments.core.process import CompileTimer
+from maml_jax.mesh import TASK_AXIS
 
-Row = dict[str, Any]  # one measurement, as a file holds it
+Row = dict[str, Any]  # one measurement, as in the JSON file
+TIMES = ("median_ms", "low_ms", "high_ms")  # columns of a `Row`
+SPLIT = PartitionSpec(TASK_AXIS)  # splits the leading axis over the devices
 
 
 def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0) -> Row:
-    """Compiles `fn` for some arguments and times it, on `variants` of them in turn.
+    """Compiles `fn` for `args` and times it on `variants` of them in turn.
 
     Args:
         name: of the measurement.
         fn: a function of arrays.
         *args: its arguments.
-        seconds: about how long to time for.
+        seconds: approximate time to measure for.
     """
     begun = time.perf_counter()
     compiled = jax.jit(fn).lower(*args).compile()
@@ -36,14 +40,15 @@ def measure(name: str, fn: Callable[..., Any], *args: Any, seconds: float = 1.0)
 
 
 def variants(args: Any, count: int = 4) -> list[Any]:
-    """`args`, and further inputs of the same shapes in memory of their own.
+    """Returns `args` and further inputs of the same shapes in separate memory.
 
-    A call on the input of the call before finds it in the cache, and its branches predicted.
+    Repeated calls on one input would be too fast: its data are in the cache and its branches
+    predicted.
 
     Args:
-        args: a pytree of arrays. Floating-point values are scaled by a few thousandths, keys are
-            changed, and other values copied.
-        count: of inputs, `args` among them.
+        args: a pytree of arrays. The further inputs scale floating-point values by a few
+            thousandths, change keys, and copy other values.
+        count: number of inputs, `args` included.
     """
 
     def changed(x: Any, by: int) -> Any:
@@ -59,11 +64,11 @@ def variants(args: Any, count: int = 4) -> list[Any]:
 
 
 def rotating(fn: Callable[..., Any], inputs: Sequence[Sequence[Any]]) -> Callable[[], Any]:
-    """A call of `fn` on the next of its inputs, in turn, that blocks on its results.
+    """Returns a function that calls `fn` on each of `inputs` in turn and blocks on the result.
 
     Args:
-        fn: what is called.
-        inputs: for each call the arguments.
+        fn: function to call.
+        inputs: arguments of each call.
     """
     turns = itertools.cycle(inputs)
     return lambda: jax.block_until_ready(fn(*next(turns)))
@@ -72,15 +77,15 @@ def rotating(fn: Callable[..., Any], inputs: Sequence[Sequence[Any]]) -> Callabl
 def measure_loop(
     name: str, step: Callable[[Any], Any], state: Any, calls: int, per_call: int
 ) -> Row:
-    """Times a function that takes its own output, per inner step.
+    """Times repeated calls `state, metrics = step(state)`; reports the time of one of their steps.
 
     Args:
         name: of the measurement.
-        step: `state -> (state, metrics)`, donating or not. The first call compiles and is not
-            timed; `compile_s` is what JAX says that it spent on compiling there.
-        state: to begin with.
-        calls: timed calls.
-        per_call: steps that one call takes.
+        step: `state -> (state, metrics)`; may donate its argument. The first call compiles and is
+            not timed; `compile_s` is the compile time that JAX reports for it.
+        state: initial state.
+        calls: number of timed calls.
+        per_call: steps in a call.
     """
     compiles = CompileTimer.instance()
     begun = compiles.seconds
@@ -95,12 +100,14 @@ def measure_loop(
 
 
 def sample_times(call: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
-    """Seconds a call, after a warm-up; short calls are timed in groups of 5 ms or more.
+    """Samples the seconds of a call after one warm-up call.
+
+    Short calls are timed in groups of at least 5 ms.
 
     Args:
-        call: what is timed; blocks on its results.
-        seconds: about how long to time for.
-        least: samples, however long they take.
+        call: function to time; blocks on its results.
+        seconds: approximate time to measure for.
+        least: minimum number of samples, however long they take.
     """
     call()
     begun = time.perf_counter()
@@ -108,7 +115,7 @@ def sample_times(call: Callable[[], Any], seconds: float, least: int = 5) -> lis
     one = max(time.perf_counter() - begun, 1e-7)
     group = max(1, int(5e-3 / one))
     count = int(np.clip(seconds / (group * one), least, 200))
-    samples = [one] if one > seconds else []  # what is slow need not be called once more
+    samples = [one] if one > seconds else []  # saves a repetition of a slow call
     count -= len(samples)
     for _ in range(count):
         begun = time.perf_counter()
@@ -121,18 +128,18 @@ def sample_times(call: Callable[[], Any], seconds: float, least: int = 5) -> lis
 def sample_in_turns(
     calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, pause_s: float = 0.5
 ) -> dict[str, list[float]]:
-    """Seconds a call of several contenders, one after the other in each round.
+    """Samples the seconds of a call of several contenders, one after the other in each round.
 
-    What the machine does meanwhile then meets all of them alike.
+    Other load on the machine then affects all contenders alike.
 
     Args:
-        calls: by name what is timed; each blocks on its results.
-        rounds: samples of each.
-        seconds: about how long a sample takes; one call at least.
-        pause_s: before each sample: PyTorch's idle threads spin for a while before they sleep.
+        calls: function to time by name; each blocks on its results.
+        rounds: number of samples of each.
+        seconds: approximate time of a sample, which has at least one call.
+        pause_s: pause before each sample, because PyTorch's idle threads spin before they sleep.
     """
     for call in calls.values():
-        call()  # compiles what is compiled
+        call()  # compiles
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -152,17 +159,17 @@ def summarize(
     compile_s: float | None = None,
     temporary_mb: float | None = None,
 ) -> Row:
-    """The row of a measurement.
+    """Makes the row of a measurement.
 
     Args:
-        name: what was measured.
-        samples: seconds a call in the steady state.
-        compile_s: seconds to trace, lower and compile; None where that was not looked at.
-        temporary_mb: the compiled program's scratch memory, megabytes.
+        name: of the measurement.
+        samples: seconds of a call in the steady state.
+        compile_s: seconds to trace, lower and compile; None if not measured.
+        temporary_mb: scratch memory of the compiled program, in MB; None if unknown.
 
     Returns:
-        `name`, `compile_s`; `median_ms`, `low_ms` and `high_ms`, the median, 10th and 90th
-        percentile; `temporary_mb`; `samples`, their number.
+        The columns `name`, `compile_s`, `temporary_mb`; `TIMES`: the median, 10th and 90th
+        percentile in milliseconds; and `samples`, their number.
     """
     low, median, high = (float(x) for x in np.percentile(np.array(samples) * 1e3, [10, 50, 90]))
     return {
@@ -177,17 +184,17 @@ def summarize(
 
 
 def planned_mb(compiled: Any) -> float | None:
-    """Scratch memory of a compiled program, megabytes; None where its platform does not report."""
+    """Returns a compiled program's scratch memory in MB; None if the platform hides it."""
     analysis = compiled.memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes / 1e6
 
 
 def in_fresh_process(fn: Callable[..., Any], *args: Any) -> Any:
-    """`fn(*args)` in a process of its own, whose memory nothing else has touched.
+    """Returns `fn(*args)`, computed in a new process with fresh memory.
 
     Args:
-        fn: a function of a module, which `pickle` finds by its name.
-        *args: which can be pickled, as can the result.
+        fn: a function at the top level of a module, so that `pickle` can import it.
+        *args: picklable arguments; the result must be picklable, too.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
@@ -195,13 +202,15 @@ def in_fresh_process(fn: Callable[..., Any], *args: Any) -> Any:
 
 
 def resident_mb(call: Callable[[], Any]) -> float | None:
-    """By how much the process's resident memory grows, at its peak, while `call` runs.
+    """Measures the peak growth of the process's resident memory while `call` runs.
 
-    Megabytes; None where the operating system does not tell (it is Linux that does). Call it in a
-    fresh process, and compile first: memory that was freed before is there to be used again.
+    Compile first, and run in a fresh process: reused memory does not count as growth.
+
+    Returns:
+        MB, or None on systems other than Linux.
     """
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _resident("VmRSS")
         call()
         return (_resident("VmHWM") - before) / 1e3
@@ -210,13 +219,18 @@ def resident_mb(call: Callable[[], Any]) -> float | None:
 
 
 def _resident(name: str) -> float:
-    """A line of the process's status, kilobytes."""
+    """Returns an entry of the process's status, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(name)))
 
 
 def agreement(check: Callable[..., None], *args: Any) -> str:
-    """Whether a check passes: "yes", or "NO" and by how much, as NumPy's AssertionError says."""
+    """Returns "yes" if a check passes, else "NO" and the error's summary.
+
+    Args:
+        check: raises an AssertionError, such as those of `numpy.testing`, on disagreement.
+        *args: its arguments.
+    """
     try:
         check(*args)
     except AssertionError as error:

@@ -1,4 +1,4 @@
-"""The problems that several suites train, and what a suite makes of one: tasks, programs."""
+"""Problems that several suites train, and the tasks and programs made from them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from maml_jax.networks import ImageNetwork, convolutional, fully_connected, mlp
 from maml_jax.regression import sinusoid_problem
 from maml_jax.task_gradients import TaskGradients, sum_gradient
 from maml_jax.training import TrainFn
-from maml_jax.types import Params, TaskLoss
+from maml_jax.types import Params, TaskLoss, is_float
 
 OPTIMIZER = optax.adam(1e-3)
 
 
 class Program(NamedTuple):
-    """Meta-steps in one dispatch with tasks drawn inside it, as the experiments compile them.
+    """Compiled meta-steps that draw their tasks, as in the experiments.
 
     Attributes:
-        train: `train(state, *data) -> (state, metrics)`.
-        state: to begin with.
-        data: on the devices.
+        train: `train(state, *data) -> (state, metrics)`, one dispatch.
+        state: initial state.
+        data: arguments of `train`, on the devices.
     """
 
     train: TrainFn
@@ -39,28 +39,28 @@ class Program(NamedTuple):
     data: tuple[Any, ...]
 
     def step(self, state: MetaState) -> tuple[MetaState, Any]:
-        """One dispatch."""
+        """Runs one dispatch."""
         return self.train(state, *self.data)
 
     def compile(self) -> Any:
-        """The compiled program, which says how much memory it takes."""
+        """Returns the compiled program, for its text and its memory analysis."""
         return self.train.lower(self.state, *self.data).compile()
 
     def measure(self, name: str, calls: int) -> Row:
-        """Milliseconds a meta-step, over so many dispatches."""
+        """Times a meta-step over `calls` dispatches."""
         return measure_loop(name, self.step, self.state, calls, self.train.num_meta_steps)
 
 
 class Setup(NamedTuple):
-    """A problem, how it is learned, and what its tasks are drawn from.
+    """A problem, its meta-loss, and its data.
 
     Attributes:
-        problem: its `init` and `sample` are used.
-        loss: the meta-loss of one task.
+        problem: source of `init` and `sample`.
+        loss: meta-loss of one task.
         num_tasks: T of a meta-batch.
-        data: arrays that `sample` draws from.
-        batching: tasks at once on a device.
-        steps_per_draw: meta-steps that tasks are drawn for at a time.
+        data: arrays from which `sample` draws.
+        batching: tasks computed at once on a device.
+        steps_per_draw: meta-steps whose tasks are drawn together.
     """
 
     problem: Problem
@@ -71,7 +71,11 @@ class Setup(NamedTuple):
     steps_per_draw: int = 1
 
     def program(self, num_meta_steps: int) -> Program:
-        """Its meta-training by Adam."""
+        """Makes the program that meta-trains with Adam.
+
+        Args:
+            num_meta_steps: meta-steps in a dispatch.
+        """
         update = gradient_update(self.loss, OPTIMIZER, batching=self.batching)
         train = make_train_fn(
             self.problem.sample,
@@ -83,28 +87,37 @@ class Setup(NamedTuple):
         return Program(train, init(self.params(), update, 0), replicate(self.data, train.mesh))
 
     def params(self) -> Params:
-        """Initial meta-parameters."""
+        """Returns the initial meta-parameters."""
         return jax.jit(self.problem.init)(jax.random.key(0))
 
     def tasks(self, num_tasks: int | None = None) -> Task:
-        """A meta-batch, always the same."""
+        """Draws a meta-batch, the same in each call.
+
+        Args:
+            num_tasks: T; default that of the setup.
+        """
         keys = jax.random.split(jax.random.key(1), num_tasks or self.num_tasks)
         sample = lambda data: jax.vmap(lambda key: self.problem.sample(None, key, *data))(keys)
         return jax.jit(sample)(self.data)
 
     def shapes(self) -> tuple[Params, Task]:
-        """Of the meta-parameters and of one task."""
+        """Returns the shapes of the meta-parameters and of one task."""
         sample = lambda key: self.problem.sample(None, key, *self.data)
         return tuple(jax.eval_shape(fn, jax.random.key(0)) for fn in (self.problem.init, sample))
 
     def gradient(self, params: Params, tasks: Task) -> TaskGradients:
-        """Losses, and the gradient of their sum."""
+        """Returns the tasks' losses and the gradient of their sum."""
         return sum_gradient(self.loss, params, tasks, self.batching)
 
     def work(self) -> tuple[float, float]:
-        """Operations of all matrix products in a meta-step; bytes of operands and results."""
+        """Counts a meta-step's matrix products: operations, and bytes of operands and results."""
         jaxpr = jax.make_jaxpr(jax.grad(self.loss, has_aux=True))(*self.shapes()).jaxpr
         return sum_products(jaxpr, self.num_tasks)
+
+
+def cast_floats(tree: Any, dtype: Any) -> Any:
+    """Converts the floating-point leaves of a pytree to `dtype`."""
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if is_float(x) else x, tree)
 
 
 NUM_TASKS, SHOTS, INNER_LR = 25, 10, 0.001
@@ -118,24 +131,33 @@ def sinusoid(
     num_tasks: int = NUM_TASKS,
     batching: Batching = None,
 ) -> Setup:
-    """The paper's sinusoid as the experiment trains it, network 1-40-40-1."""
+    """Makes the paper's sinusoid problem, with network 1-40-40-1, as in the experiment.
+
+    Args:
+        mode: of the meta-gradient.
+        num_inner_steps: S.
+        inner_lr: alpha.
+        num_tasks: T of a meta-batch.
+        batching: tasks computed at once.
+    """
     problem = sinusoid_problem(mlp(1, 1), SHOTS, SHOTS)
     loss = maml(problem, inner_lr, num_inner_steps, mode=mode).loss
     return Setup(problem, loss, num_tasks, batching=batching, steps_per_draw=50)
 
 
 class ImageCase(NamedTuple):
-    """A cell of the paper's Table 1, as it is trained.
+    """Training settings of a cell of the paper's Table 1.
 
     Attributes:
         name: of the cell.
         ways: N.
         shots: K.
-        queries: query images of a class.
-        tasks: of a meta-batch.
-        steps: inner steps.
-        data: "omniglot", "omniglot, not convolutional" or "mini_imagenet": shapes and network.
-        rate: inner step size, if it is not the experiment's.
+        queries: Q, query images of a class.
+        tasks: T of a meta-batch.
+        steps: S, inner steps.
+        data: "omniglot", "omniglot, not convolutional" or "mini_imagenet"; determines the image
+            shape and the network.
+        rate: inner learning rate; None for the experiment's.
     """
 
     name: str
@@ -149,23 +171,23 @@ class ImageCase(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """H, W, C."""
+        """Height, width and channels."""
         return (84, 84, 3) if self.data == "mini_imagenet" else (28, 28, 1)
 
     @property
     def mode(self) -> str:
-        """Of the meta-gradient, as the experiments choose it."""
+        """The experiments' choice of meta-gradient mode."""
         return "reverse" if self.steps == 1 else "mixed"
 
     @property
     def inner_lr(self) -> float:
-        """On the mean loss."""
+        """Inner learning rate on the mean loss."""
         if self.rate is not None:
             return self.rate
         return 0.05 if self.data == "mini_imagenet" else 2.0
 
     def network(self, **options: Any) -> ImageNetwork:
-        """The paper's network for this data."""
+        """Returns the paper's network for this data."""
         if self.data == "omniglot, not convolutional":
             return fully_connected(self.image_shape, self.ways, **options)
         if self.data == "mini_imagenet":
@@ -187,13 +209,13 @@ MINI_5_SHOT = ImageCase("MiniImagenet 5-way 5-shot, 5 steps", 5, 5, 15, 4, 5, "m
 def images(
     case: ImageCase, mode: str | None = None, *, batching: Batching = "scan", **network: Any
 ) -> Setup:
-    """A case on random pixels: how long a meta-step takes does not depend on what is drawn.
+    """Makes an image problem on random pixels, which take as much time as real images.
 
     Args:
-        case: the cell.
+        case: training settings.
         mode: of the meta-gradient; default the case's.
-        batching: tasks at once.
-        **network: options of its network.
+        batching: tasks computed at once.
+        **network: options of the network.
     """
     made = case.network(**network)
     problem = classification_problem(made, case.ways, case.shots, case.queries, "augment")

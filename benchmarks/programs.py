@@ -1,4 +1,4 @@
-"""What a program says of itself: its matrix products, its collectives, and what these carry."""
+"""Counts the matrix products of a jaxpr, and the collectives of a compiled program."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _BITS = re.compile(r"\d+")
 
 
 def collectives(text: str) -> dict[str, int]:
-    """How many of each collective a compiled program has.
+    """Counts the collectives of a compiled program by name.
 
     Args:
-        text: of the program, `compiled.as_text()`. Collectives in a loop are counted once.
+        text: `compiled.as_text()`. A collective in a loop counts once.
     """
     return {
-        name: len(re.findall(rf" {name}(?:-start)?\(", text))  # in two halves on accelerators
+        name: len(re.findall(rf" {name}(?:-start)?\(", text))  # accelerators split them in two
         for name in COLLECTIVES
     }
 
 
 def all_reduce_bytes(text: str) -> int:
-    """Bytes that a device puts into the all-reduces of a compiled program.
+    """Returns the bytes that a device contributes to a compiled program's all-reduces.
 
     Args:
-        text: as in `collectives`; an all-reduce in a loop is counted once.
+        text: as in `collectives`.
     """
     total = 0
     for result in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text):
@@ -40,24 +40,24 @@ def all_reduce_bytes(text: str) -> int:
 
 
 def _bits(kind: str) -> int:
-    """Of an element of a type as XLA names it: f32, bf16, s8."""
+    """Returns the bits of an element of an XLA type such as f32, bf16, s8."""
     bits = _BITS.search(kind)
     return int(bits.group()) if bits else 8
 
 
 def sum_products(jaxpr: Any, times: float = 1.0) -> tuple[float, float]:
-    """Sums of what `products_in` yields."""
+    """Sums the operations and the bytes that `products_in` yields."""
     products = list(products_in(jaxpr, times))
     return sum(operations for operations, _ in products), sum(moved for _, moved in products)
 
 
 def products_in(jaxpr: Any, times: float = 1.0) -> Iterator[tuple[float, float]]:
-    """For each matrix product in a jaxpr its operations, and bytes of its operands and result.
+    """Yields operations, and bytes of operands and result, of each matrix product in a jaxpr.
 
     Args:
-        jaxpr: in which products in a loop are counted as often as it turns. A loop that ends by a
-            condition is taken to turn once.
-        times: that it is run.
+        jaxpr: the program. A product in a `scan` counts once an iteration; one in a `while` loop
+            counts once.
+        times: executions of the jaxpr.
     """
     for equation in jaxpr.eqns:
         operations = _operations(equation)
@@ -65,14 +65,14 @@ def products_in(jaxpr: Any, times: float = 1.0) -> Iterator[tuple[float, float]]
             variables = (*equation.invars, *equation.outvars)
             yield times * operations, times * sum(_size(v.aval) for v in variables)
             continue
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(value):
-                yield from products_in(getattr(value, "jaxpr", value), times * turns)
+                yield from products_in(getattr(value, "jaxpr", value), times * repeats)
 
 
 def _operations(equation: Any) -> float | None:
-    """Of one product; None for what is none."""
+    """Returns the floating-point operations of a matrix product, None of another equation."""
     name, out = equation.primitive.name, equation.outvars[0].aval.shape if equation.outvars else ()
     if name == "gemm":
         a = equation.invars[0].aval.shape

@@ -1,24 +1,24 @@
-"""The benchmark command: `python -m benchmarks.run [--suite=core] [--json=FILE]`.
+"""Runs benchmark suites: `python -m benchmarks.run [--suite=core] [--json=FILE]`.
 
-core                 the parts of a meta-step
-sinusoid             the paper's whole meta-training of the sinusoid
-memory               each meta-gradient mode against inner steps and width; a chart
+core                 parts of a meta-step
+sinusoid             the paper's whole meta-training on sinusoids
+memory               meta-gradient modes against inner steps and network width, with a chart
 fits                 whether 100 inner steps fit into 1,000 MB, in mixed and in reverse mode
-peers                other libraries beside ours on the sinusoid; `make bench-peers` installs them
-scaling              simulated devices: what is measured beside what the formulas say
-startup              from the command to the first finished dispatch
+peers                other libraries on the sinusoid; `make bench-peers` installs them
+scaling              simulated devices: measurements beside the formulas' values
+startup              time from the command to the end of the first dispatch
 classification       meta-steps of the image classifiers
-image_memory         MiniImagenet's meta-gradient by mode
+image_memory         memory of MiniImagenet's meta-gradient by mode
 image_peers          other libraries on Omniglot and MiniImagenet
 reinforcement        meta-iterations of navigation, phase by phase
 estimators           bias and deviation of the policy gradients' meta-gradients
-reinforcement_peers  navigation beside pytorch-maml-rl
+reinforcement_peers  navigation in pytorch-maml-rl
 physics              the robots' steps a second and deviation from MuJoCo's engine
 locomotion           meta-iterations of locomotion, phase by phase
-accelerator          whether all is right and fast on a GPU, in one command under ten minutes
+accelerator          correctness and speed on a GPU, in under ten minutes
 
-From classification on they split a CPU into one device a core, as their experiments do, and go into
-a run of their own. Run on an idle machine: nothing here can tell what else runs.
+The suites from classification on split a CPU into one device a core, as their experiments do. Run
+them separately from the others. Run on an idle machine: the suites do not notice other load.
 """
 
 from __future__ import annotations
@@ -60,32 +60,37 @@ CORE_PER_DEVICE = {
     "accelerator": "suites.accelerator",
 }
 _SUITE = flags.DEFINE_list(
-    "suite", ["core"], f"What to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
+    "suite", ["core"], f"Suites to run: {', '.join(SUITES)}; or {', '.join(CORE_PER_DEVICE)}."
 )
-_JSON = flags.DEFINE_string("json", None, "File to write the measurements to.")
+_JSON = flags.DEFINE_string("json", None, "File for the measurements.")
 _THREADS = flags.DEFINE_integer(
-    "cpu_threads", 1, "Threads of XLA for each CPU device; the experiments use 1.", 1
+    "cpu_threads", 1, "XLA's threads for each CPU device; the experiments use 1.", 1
 )
 _DEVICES = flags.DEFINE_integer(
     "cpu_devices",
     None,
-    "Devices that a CPU is split into; default one, or one a core for the last suites.",
+    "Number of devices to split a CPU into; default 1, or one a core for the suites from "
+    "classification on.",
     1,
 )
-_BUDGET = flags.DEFINE_float("budget_s", 540.0, "Wall-clock seconds of the suite accelerator.", 0.0)
+_BUDGET = flags.DEFINE_float(
+    "budget_s", 540.0, "Wall-clock seconds for the suite accelerator.", 0.0
+)
 _FAMILIES = flags.DEFINE_list(
-    "families", list(FAMILIES), f"Of the suite locomotion; of {', '.join(FAMILIES)}."
+    "families",
+    list(FAMILIES),
+    f"Task families for the suite locomotion, out of {', '.join(FAMILIES)}.",
 )
 flags.register_validator(
     "families", lambda names: set(names) <= set(FAMILIES), f"must be of {', '.join(FAMILIES)}"
 )
 _QUICK = flags.DEFINE_bool(
-    "quick", False, "The suite accelerator with tiny sizes, to try the command."
+    "quick", False, "Run the suite accelerator with tiny sizes, to try the command."
 )
 
 
 def main(argv: list[str]) -> None:
-    """Runs the suites and prints a table for each."""
+    """Runs the suites and prints a table of each."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}.")
     logging.set_verbosity(logging.ERROR)
@@ -94,14 +99,14 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise app.UsageError(f"--suite must be of {', '.join(known)}; received {unknown[0]!r}.")
-    spread = _all_or_none(names, CORE_PER_DEVICE, "lay out the CPU in their own way")
-    small = _all_or_none(names, SMALL_KERNELS, "have XLA compile sums in their own way")
+    spread = _all_or_none(names, CORE_PER_DEVICE, "split the CPU into one device a core")
+    small = _all_or_none(names, SMALL_KERNELS, "set XLA's compilation of small sums")
     devices = _DEVICES.value or (num_cores() if spread else 1)
     lay_out_cpu(_THREADS.value, devices, small)
 
-    where = environment()
-    print("  ".join(f"{key}: {value}" for key, value in where.items()))
-    report: dict[str, Any] = {"environment": where, "suites": {}}
+    described = environment()
+    print("  ".join(f"{key}: {value}" for key, value in described.items()))
+    report: dict[str, Any] = {"environment": described, "suites": {}}
     for name in names:
         print(f"\n{name}", flush=True)
         rows = report["suites"][name] = []
@@ -121,27 +126,27 @@ def main(argv: list[str]) -> None:
 
 
 def _all_or_none(names: list[str], group: Iterable[str], reason: str) -> bool:
-    """Whether all suites are of a group; a usage error where only some are."""
+    """Returns whether all suites are in a group; raises a usage error if only some are."""
     members = [name in group for name in names]
     if any(members) and not all(members):
-        raise app.UsageError(f"{', '.join(group)} {reason}: run them apart.")
+        raise app.UsageError(f"{', '.join(group)} {reason}: run them separately.")
     return all(members)
 
 
 def run_suite(name: str) -> Iterable[Row]:
-    """The measurements of one suite, as they are made."""
+    """Runs a suite and yields its measurements."""
     module = importlib.import_module(f"benchmarks.{({**SUITES, **CORE_PER_DEVICE})[name]}")
     suite = getattr(module, f"{name}_suite")
     return suite(_FAMILIES.value) if name == "locomotion" else suite()
 
 
 def collect(suite: Iterable[Row], rows: list[Row], save: Callable[[], None]) -> None:
-    """Appends the rows of a suite, names and saves each as it comes.
+    """Appends the rows of a suite to `rows`; prints the name of each and saves it at once.
 
     Args:
-        suite: its rows.
-        rows: that are appended to.
-        save: called after each of them.
+        suite: new rows.
+        rows: list to append to.
+        save: called after each row.
     """
     for row in suite:
         rows.append(row)
@@ -155,10 +160,9 @@ def _write(report: dict[str, Any]) -> None:
 
 
 def _accelerator(report: dict[str, Any], rows: list[Row]) -> list[Row]:
-    """The suite, on from where the file leaves off if that is of the same device and commit.
+    """Runs the suite accelerator and returns its summary.
 
-    Returns:
-        Its summary.
+    Resumes from the file `--json` if that is of the same environment.
     """
     from benchmarks.suites.accelerator import accelerator_suite, summary
 
@@ -168,22 +172,22 @@ def _accelerator(report: dict[str, Any], rows: list[Row]) -> list[Row]:
         if before.get("environment") == report["environment"]:
             done = before["suites"].get("accelerator", [])
 
-    def save(made: list[Row]) -> None:
-        rows[:] = made
+    def save(measured: list[Row]) -> None:
+        rows[:] = measured
         _write(report)
 
     return summary(accelerator_suite(_BUDGET.value, _QUICK.value, done, save))
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions, commit, threads, and flags of XLA where there are any."""
-    where = {**environment_lib.environment(), "cpu_threads": int(os.environ["PJRT_NPROC"])}
+    """Returns device, versions, commit, threads, and XLA's flags if any are set."""
+    described = {**environment_lib.environment(), "cpu_threads": int(os.environ["PJRT_NPROC"])}
     xla_flags = os.environ.get("XLA_FLAGS")
-    return {**where, "xla_flags": xla_flags} if xla_flags else where
+    return {**described, "xla_flags": xla_flags} if xla_flags else described
 
 
 def table(rows: list[Row]) -> str:
-    """A text table of whatever keys the rows have; numbers with four digits."""
+    """Formats rows as a text table with a column for each key; floats have four digits."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return format_table(keys, [[_cell(row.get(key)) for key in keys] for row in rows])
 

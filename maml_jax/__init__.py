@@ -1,15 +1,32 @@
-"""Model-agnostic meta-learning in JAX: pure functions on pytrees.
+"""Model-agnostic meta-learning (MAML) in JAX: pure functions on pytrees.
 
-    theta' = inner_update(loss_fn, theta, support, inner_lr)       one gradient step on one task
-    theta', metrics = adapt(...)                                   S of them
-    loss, metrics = meta_loss(loss_fn, theta, task, inner_lr)      to be differentiated in theta
+============== =======================================================================
+`inner_update` takes one gradient step on the support batch of one task
+`adapt`        takes S such steps
+`meta_loss`    returns the query loss after adaptation, to differentiate in theta
+`meta_step`    takes one optimizer step on the mean meta-loss of T tasks
+============== =======================================================================
 
-Compose them with `jax.grad`, `jax.vmap` and `jax.jit`, or let `make_train_fn` do so. A `Problem`
-says what is to be learned, a `MetaLearner` how, a `MetaUpdate` how meta-parameters move.
+Compose these functions with `jax.grad`, `jax.vmap` and `jax.jit`, or train with `make_train_fn`. A
+`Problem` defines what is learned, a `MetaLearner` defines how one task is learned, and a
+`MetaUpdate` defines how the meta-parameters move.
+
+Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from maml_jax import Task, meta_loss
+    >>> def loss_fn(theta, target):
+    ...     return (theta - target) ** 2, {}
+    >>> task = Task(support=jnp.array(1.0), query=jnp.array(2.0))
+    >>> meta_gradient, metrics = jax.grad(meta_loss, argnums=1, has_aux=True)(
+    ...     loss_fn, jnp.array(0.0), task, inner_lr=0.25)
+    >>> float(meta_gradient), float(metrics["query"]["loss"])
+    (-1.5, 2.25)
 """
 
 from maml_jax import algorithms
 from maml_jax.evaluation import Evaluation, adaptation_curve, confidence_interval, make_evaluate_fn
+from maml_jax.finiteness import check_finite
 from maml_jax.fitting import Selection, fit
 from maml_jax.inner_loop import PerStep
 from maml_jax.maml import adapt, inner_update, meta_loss, meta_step
@@ -17,7 +34,7 @@ from maml_jax.members import over_members
 from maml_jax.memory import MemoryUse, advise, fitting_modes, format_memory_report, memory_report
 from maml_jax.mesh import member_mesh, task_mesh
 from maml_jax.meta_gradient import MODES
-from maml_jax.training import MetaState, check_finite, init, make_train_fn
+from maml_jax.training import MetaState, init, make_train_fn
 from maml_jax.types import MetaLearner, MetaUpdate, NonFiniteError, Problem, Task
 from maml_jax.updates import gradient_update
 

@@ -1,4 +1,4 @@
-"""Hands the command line to the experiments, if they are installed: `python -m maml_jax`."""
+"""Runs the experiments' command line: `python -m maml_jax`, or `maml-jax`."""
 
 import importlib
 import importlib.util
@@ -6,7 +6,11 @@ import sys
 
 
 def main() -> None:
-    """Runs `maml-jax`: the installed experiments, or those of the checkout around it."""
+    """Runs the installed experiments, or those of the surrounding checkout.
+
+    Raises:
+        SystemExit: neither is available.
+    """
     for package in ("maml_jax_experiments", "experiments"):
         if importlib.util.find_spec(package) is not None:
             importlib.import_module(f"{package}.__main__").main()

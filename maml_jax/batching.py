@@ -1,9 +1,15 @@
-"""The task axis on one device: one task's function becomes a meta-batch's.
+"""The task axis on one device: applies a function of one task to a meta-batch.
 
-Problems and losses are written for one task. `"vmap"` runs all tasks as one batched program,
-`"scan"` one task after the other, and a whole number runs chunks of that many vmapped tasks one
-after the other. The result is the same; time and memory are not (measured:
-benchmarks/README.md). `kernels.preferences` says what networks with convolutions prefer.
+Problems and losses are written for one task. `batching` sets how many tasks run at once:
+
+============= ========================================================
+`"vmap"`      all tasks, as one batched program; the default
+`"scan"`      one task after the other
+an integer n  chunks of n vmapped tasks, one chunk after the other
+============= ========================================================
+
+The choice changes time and memory (benchmarks/README.md), not the result. `kernels.preferences`
+lists the fastest choice for convolutional networks on each platform.
 """
 
 from __future__ import annotations
@@ -21,14 +27,19 @@ Batching = str | int | None
 
 
 def resolve_batching(batching: Batching, num_tasks: int) -> int:
-    """The number of tasks that are vmapped together, from 1 (scan) to `num_tasks` (vmap).
+    """Returns how many tasks are vmapped together, from 1 (scan) to `num_tasks` (vmap).
 
     Args:
         batching: "vmap", "scan", a chunk size of 1 or more, or None for "vmap".
         num_tasks: T.
 
     Raises:
-        ValueError: `batching` is none of these.
+        ValueError: `batching` has another value.
+
+    Example:
+        >>> from maml_jax.batching import resolve_batching
+        >>> [resolve_batching(batching, num_tasks=32) for batching in ("vmap", "scan", 8)]
+        [32, 1, 8]
     """
     if batching is None or batching == "vmap":
         return num_tasks
@@ -43,7 +54,22 @@ def resolve_batching(batching: Batching, num_tasks: int) -> int:
 
 
 def map_tasks(fn: Callable[[Any], Any], tasks: PyTree, batching: Batching = None) -> PyTree:
-    """Applies `fn` to each task: `jax.vmap(fn)(tasks)`, in the batches of `batching`."""
+    """Applies `fn` to each task, as `jax.vmap(fn)(tasks)` does, with bounded memory.
+
+    Args:
+        fn: a function of one task.
+        tasks: a pytree with a leading axis of T on every leaf.
+        batching: how many tasks run at once, see the module.
+
+    Returns:
+        The outputs of `fn`, with a leading axis of T.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.batching import map_tasks
+        >>> map_tasks(jnp.sum, jnp.ones((4, 3)), batching=2).tolist()
+        [3.0, 3.0, 3.0, 3.0]
+    """
     chunk = resolve_batching(batching, axis_size(tasks))
     if chunk == axis_size(tasks):
         return jax.vmap(fn)(tasks)
@@ -51,10 +77,16 @@ def map_tasks(fn: Callable[[Any], Any], tasks: PyTree, batching: Batching = None
 
 
 def axis_size(tasks: PyTree) -> int:
-    """T, the length of the leading axis that every leaf of `tasks` shares.
+    """Returns T, the length of the leading axis that all leaves of `tasks` share.
 
     Raises:
-        ValueError: there is no leaf, or leaves disagree.
+        ValueError: the tree has no leaves, or leaves of different lengths.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.batching import axis_size
+        >>> axis_size({"inputs": jnp.ones((4, 3)), "targets": jnp.ones(4)})
+        4
     """
     leaves = jax.tree.leaves(tasks)
     sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else -1 for leaf in leaves}

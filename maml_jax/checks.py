@@ -1,6 +1,7 @@
-"""Checks on what users hand over, with errors that name the expected and the received.
+"""Checks of user input; their errors name the expected and the received value.
 
-Shapes, dtypes and structures are known while JAX traces: these checks cost nothing in a program.
+JAX knows shapes, dtypes and structures while it traces, so that these checks cost nothing in the
+compiled program.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from maml_jax.types import Array, Batch, LossFn, Metrics, Params, PyTree, Task, 
 
 
 def check_num_inner_steps(num_inner_steps: int) -> int:
-    """Returns S if it is a whole number of inner steps, 0 or more.
+    """Returns S if it is an integer of 0 or more.
 
     Raises:
-        TypeError: it is not an integer (a traced value included: S is part of the program).
-        ValueError: it is negative.
+        TypeError: S is not an integer, or is a traced value: it fixes the shape of the program.
+        ValueError: S is negative.
     """
     _check_is_int("num_inner_steps", num_inner_steps)
     if num_inner_steps < 0:
@@ -31,7 +32,15 @@ def check_num_inner_steps(num_inner_steps: int) -> int:
 
 
 def check_counts(**counts: int) -> None:
-    """Raises an error that names the first count that is not an integer of 1 or more."""
+    """Checks that counts are integers of 1 or more.
+
+    Args:
+        **counts: values by the names that errors report.
+
+    Raises:
+        TypeError: a count is not an integer.
+        ValueError: a count is below 1.
+    """
     for name, value in counts.items():
         _check_is_int(name, value)
         if value < 1:
@@ -47,7 +56,7 @@ def _check_is_int(name: str, value: Any) -> None:
 
 
 def check_has_float_leaf(params: Params, what: str = "params") -> None:
-    """Raises a ValueError if nothing in `params` can be differentiated."""
+    """Raises a ValueError if `params` has no floating-point leaf."""
     leaves = jax.tree.leaves(params)
     if not any(is_float(leaf) for leaf in leaves):
         kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves})
@@ -64,8 +73,8 @@ def check_not_complex(params: Params, what: str = "params") -> None:
         lambda leaf: (
             not (has_dtype(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating))
         ),
-        f"{what} must hold real arrays where they are adapted; complex: {{}}. Keep real and "
-        "imaginary parts as two leaves, or exclude them by mask=.",
+        f"{what} must hold real arrays in all adapted leaves; complex: {{}}. Split them into real "
+        "and imaginary leaves, or exclude them by mask=.",
     )
 
 
@@ -77,7 +86,7 @@ def _refuse_leaves(params: Params, fits: Callable[[Any], bool], message: str) ->
 
 
 def check_all_float(params: Params, what: str = "params") -> None:
-    """Raises a TypeError that names the leaves of `params` that cannot be differentiated."""
+    """Raises a TypeError that names the leaves of `params` that are not floating point."""
     check_has_float_leaf(params, what)
     _refuse_leaves(
         params,
@@ -89,20 +98,23 @@ def check_all_float(params: Params, what: str = "params") -> None:
 
 
 def check_not_empty(batch: Batch, what: str) -> None:
-    """Raises a ValueError if no array of a batch has elements: a mean over it would be NaN."""
+    """Raises a ValueError if all arrays of a batch are empty: their mean would be NaN."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)]
     if shapes and all(0 in shape for shape in shapes):
         raise ValueError(f"{what} must have examples; received arrays of shapes {shapes}.")
 
 
 def check_fits(what: str, expected: PyTree, received: PyTree, advice: str) -> None:
-    """Raises a ValueError that names the first leaf whose structure or shape is not as expected.
+    """Checks that a pytree has the expected structure and shapes.
 
     Args:
-        what: is checked, in words.
+        what: name of the checked value, for the message.
         expected: a pytree of arrays or `jax.ShapeDtypeStruct`s.
-        received: what should be like it.
-        advice: what to do, the end of the sentence.
+        received: the pytree to check.
+        advice: the remedy, for the end of the message.
+
+    Raises:
+        ValueError: structures or shapes differ; names the first such leaf.
     """
     structures = jax.tree.structure(expected), jax.tree.structure(received)
     if structures[0] != structures[1]:
@@ -119,10 +131,14 @@ def check_fits(what: str, expected: PyTree, received: PyTree, advice: str) -> No
 
 
 def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
-    """Returns `(loss, metrics)` if a loss function returned a float scalar and a mapping.
+    """Returns the output of a loss function if it is `(loss, metrics)`.
+
+    Args:
+        output: a pair of a float scalar and a mapping.
+        what: name of the loss function, for the message.
 
     Raises:
-        TypeError: it is not a pair of an array and a mapping.
+        TypeError: `output` is not a pair of a float array and a mapping.
         ValueError: the loss is not a scalar.
     """
     if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)):
@@ -136,7 +152,7 @@ def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
     if jnp.shape(loss) != ():
         raise ValueError(
             f"{what} must return a scalar loss for one task; received shape {jnp.shape(loss)}. "
-            "Take the mean over examples, and leave the task axis to the core."
+            "Take the mean over examples; the library maps the loss over tasks."
         )
     if not is_float(loss):
         raise TypeError(f"{what} must return a float loss; received {jnp.result_type(loss)}.")
@@ -144,10 +160,10 @@ def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
 
 
 def check_metrics(metrics: Metrics, what: str) -> Metrics:
-    """Returns metrics whose mean can be taken over tasks.
+    """Returns `metrics` if all of them are real, so that they have a mean over tasks.
 
     Raises:
-        TypeError: one is no real number or array of them.
+        TypeError: a metric is not a real number or an array of real numbers.
     """
     return _check_metrics(metrics, _is_real, "real numbers", what)
 
@@ -173,7 +189,7 @@ def _is_real(leaf: Any) -> bool:
 
 
 def check_is_task(task: Any) -> None:
-    """Raises a TypeError unless a task, or a batch of tasks, has a support and a query."""
+    """Raises a TypeError unless `task` has the attributes `support` and `query`."""
     if not hasattr(task, "support") or not hasattr(task, "query"):
         raise TypeError(
             f"a task must have the attributes support and query (maml_jax.Task); "
@@ -182,7 +198,7 @@ def check_is_task(task: Any) -> None:
 
 
 def check_same_structure(task: Task) -> None:
-    """Raises a ValueError if one loss is to serve a support and a query of different form."""
+    """Raises a ValueError if the support and query batches differ in structure."""
     check_is_task(task)
     support, query = jax.tree.structure(task.support), jax.tree.structure(task.query)
     if support != query:
@@ -193,16 +209,16 @@ def check_same_structure(task: Task) -> None:
 
 
 def checked_outer_loss(loss_fn: LossFn, outer_loss: LossFn | None, task: Task) -> LossFn:
-    """The loss on a task's query batch, with `"loss"` among its metrics and its output checked.
+    """Returns the outer loss with a checked output and `"loss"` among its metrics.
 
     Args:
         loss_fn: the inner loss.
-        outer_loss: the outer loss; None if the inner loss serves both.
-        task: support and query.
+        outer_loss: the outer loss; None selects the inner loss.
+        task: support and query batches.
 
     Raises:
-        ValueError: one loss is to serve batches of different structure; the query is empty.
-        TypeError: `task` has no support or query.
+        ValueError: support and query share one loss but differ in structure, or the query is empty.
+        TypeError: `task` has no support or no query.
     """
     if outer_loss is None or outer_loss is loss_fn:
         check_same_structure(task)
@@ -222,7 +238,7 @@ def check_optimizer(optimizer: Any) -> None:
     """Raises a TypeError unless `optimizer` is an optax transformation."""
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
         raise TypeError(
-            f"optimizer must be an optax transformation, optax.adam(1e-3) say; received "
+            "optimizer must be an optax transformation, for example optax.adam(1e-3); received "
             f"{optimizer!r}."
         )
 

@@ -1,4 +1,4 @@
-"""Which derivative rules in a program were written by its user, and so need not be derivatives."""
+"""Detects derivative rules from outside JAX, which need not be the true derivatives."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ import jax
 from jax.interpreters import ad
 
 JAX_FILES = str(Path(jax.__file__).parent) + os.sep
-# Primitives whose rules, or whose content, come from outside JAX; jax 0.11 makes the last one of
-# jax.lax.custom_root.
+# Primitives whose derivative rules or contents come from outside JAX. jax 0.11 traces
+# jax.lax.custom_root to the last one.
 ALWAYS_OF_USERS = ("custom_vjp_call", "custom_transpose_call", "linear_call", "call_hi_primitive")
 
 
 def may_not_commute(jaxpr: Any) -> bool:
-    """Whether a program calls, at any depth, a function with a derivative rule from outside JAX.
+    """Returns whether a program calls, at any depth, a derivative rule from outside JAX.
 
-    A rule that JAX ships is the derivative of its function, so that second derivatives commute.
-    Any other may be anything. A rule whose origin is unknown counts as a user's.
+    The rules of JAX are derivatives of their functions, so that second derivatives commute. Other
+    rules may compute anything. A rule of unknown origin counts as one from outside.
 
     Args:
-        jaxpr: a `jax.extend.core.Jaxpr`, not differentiated yet.
+        jaxpr: a `jax.extend.core.Jaxpr` before differentiation.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.derivative_rules import may_not_commute
+        >>> straight_through = jax.custom_jvp(lambda x: jnp.round(x))
+        >>> _ = straight_through.defjvp(lambda x, t: (jnp.round(*x), *t))
+        >>> [may_not_commute(jax.make_jaxpr(f)(0.5).jaxpr) for f in (jax.nn.relu, straight_through)]
+        [False, True]
     """
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -45,14 +54,14 @@ def may_not_commute(jaxpr: Any) -> bool:
 
 
 def _functions(rule: Any) -> list[Any]:
-    """The functions that a primitive's derivative rule is made of."""
+    """Returns the functions that make up a primitive's derivative rule."""
     if not isinstance(rule, functools.partial):
         return [rule] if callable(rule) else []
     return [fn for part in (rule.func, *jax.tree.leaves(rule.args)) for fn in _functions(part)]
 
 
 def _is_known(rule: Any) -> bool:
-    """Whether JAX or this library defines the rule of a primitive."""
+    """Returns whether JAX or this library defines a primitive's rule."""
     return str(getattr(rule, "__module__", "")).split(".")[0] in ("jax", "jaxlib", "maml_jax")
 
 
@@ -66,7 +75,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def _source(traced: Any) -> tuple[str, str]:
-    """The name and the file of the function that was traced, or empty strings."""
+    """Returns the name and the file of a traced function, or empty strings."""
     info = getattr(getattr(traced, "debug_info", None), "func_src_info", "")
     name, _, place = str(info).partition(" at ")
     return name, place.rpartition(":")[0]
@@ -77,10 +86,10 @@ def _is_of_jax(source: tuple[str, str]) -> bool:
 
 
 def _is_custom_jvp_of_jax(equation: Any) -> bool:
-    """Whether JAX itself defines both a `custom_jvp` function and its rule.
+    """Returns whether JAX itself defines both a `custom_jvp` function and its rule.
 
-    `jax.lax.custom_root` is one, but differentiates by a solver that its user writes. Rules that
-    were given by `defjvps` cannot be told apart: only those of one argument are taken for JAX's.
+    Excludes `jax.lax.custom_root`, which differentiates by a solver that its user writes. The
+    origin of rules set by `defjvps` is unknown; they count as JAX's for functions of one argument.
     """
     name, file = _source(equation.params["call_jaxpr"].jaxpr)
     _, rule_file = rule = _source(equation.params.get("jvp_jaxpr_fun"))

@@ -1,4 +1,4 @@
-"""What adaptation achieves: metrics after 0 to S inner steps, with intervals over tasks."""
+"""Evaluates adaptation: query metrics after 0 to S inner steps, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ from maml_jax.types import Batch, LossFn, Metrics, Params, PyTree, Task
 
 
 class Evaluation(NamedTuple):
-    """Query metrics over the course of adaptation, each a dict from the metric's name.
+    """Metrics of T tasks, from `make_evaluate_fn`; dicts by metric name.
 
     Attributes:
-        per_task: arrays of shape [T, S + 1, ...]; column s is after s inner steps.
-        mean: over tasks, [S + 1, ...].
-        ci95: half-width of the 95 % interval of that mean, [S + 1, ...].
+        per_task: arrays [T, ...]; of an `adaptation_curve` [T, S + 1, ...], where column s holds
+            the metric after s inner steps.
+        mean: means over tasks, [...].
+        ci95: half-widths of the 95 % confidence intervals of these means, [...].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.evaluation import summarize
+        >>> evaluation = summarize({"loss": jnp.array([[4.0, 1.0], [2.0, 1.0]])})  # T = 2, S = 1
+        >>> evaluation.mean["loss"].tolist()
+        [3.0, 1.0]
     """
 
     per_task: Metrics
@@ -45,28 +53,34 @@ def adaptation_curve(
     last_only: bool = False,
     **inner: Unpack[Inner],
 ) -> Metrics:
-    """The query metrics of one task before adaptation and after each of its S steps.
-
-        curve = functools.partial(adaptation_curve, loss_fn, num_inner_steps=10)
-        evaluation = make_evaluate_fn(curve)(params, tasks, 0.01)
+    """Returns the query metrics of one task before adaptation and after each of S inner steps.
 
     Args:
         loss_fn: the inner loss, as in `maml_jax.adapt`.
         params: the meta-parameters.
-        task: support and query.
-        inner_lr: alpha, as in `maml_jax.adapt`: for all steps, for each parameter, or `PerStep`.
-        num_inner_steps: S; may be more than in training.
+        task: support and query batches.
+        inner_lr: alpha, as in `maml_jax.adapt`.
+        num_inner_steps: S; may exceed the number of steps in training.
         outer_loss: the loss whose metrics are reported; default `loss_fn`.
-        initial: `initial(params, support)`, the parameters that adaptation starts from, where they
-            depend on the task: a head of prototypes, say. Default `params`.
-        last_only: evaluates the query after the last step alone, where that is expensive.
+        initial: `initial(params, support)` returns initial parameters that depend on the task, for
+            example a classifier head of prototypes. Default: `params`.
+        last_only: evaluates the query batch after the last step only, which costs less.
         **inner: `inner_optimizer`, `mask` and `batch_per_step` of `maml_jax.adapt`.
 
     Returns:
-        The metrics of the outer loss with `"loss"`, with a leading axis of S + 1 (or of 1).
+        The metrics of the outer loss with `"loss"`; leading axis S + 1, or 1 with `last_only`.
 
     Raises:
         ValueError, TypeError: as `maml_jax.meta_loss`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import Task, adaptation_curve
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> task = Task(support=jnp.array(1.0), query=jnp.array(1.0))
+        >>> curve = adaptation_curve(loss_fn, jnp.array(0.0), task, 0.25, num_inner_steps=2)
+        >>> curve["loss"].tolist()
+        [1.0, 0.25, 0.0625]
     """
     outer = checks.checked_outer_loss(loss_fn, outer_loss, task)
     start = params if initial is None else initial(params, task.support)
@@ -94,22 +108,33 @@ def make_evaluate_fn(
     batching: Batching = None,
     mesh: Mesh | None = None,
 ) -> Callable[..., Evaluation]:
-    """Compiles the evaluation of any number of tasks into one call.
+    """Makes a compiled function that evaluates T tasks and averages their metrics.
 
     Args:
-        metrics_of_task: `metrics_of_task(params, task, *arguments) -> metrics` of one task: an
-            `adaptation_curve`, a meta-learner's `evaluate`, or any function that returns a dict of
-            arrays.
-        batching: how many tasks at once on each device, see `maml_jax.batching`.
-        mesh: a mesh with the one axis "tasks"; default one that fits the tasks of each call.
+        metrics_of_task: `metrics_of_task(params, task, *arguments) -> metrics` for one task: an
+            `adaptation_curve`, a meta-learner's `evaluate`, or another function that returns a
+            dict of arrays.
+        batching: how many tasks run at once on each device, see `maml_jax.batching`.
+        mesh: a mesh with the one axis "tasks"; default `task_mesh(T)` in each call.
 
     Returns:
-        `evaluate(params, tasks, *arguments) -> Evaluation`, compiled once for each number of
-        tasks. `tasks` is any pytree with a leading axis of T; the arguments are the same for all
-        tasks.
+        `evaluate(params, tasks, *arguments) -> Evaluation`, compiled once for each T. `tasks` is a
+        pytree with a leading axis of T; all tasks receive the same arguments.
 
     Raises:
-        ValueError: an unknown batching; from the function, no tasks, or a mesh that does not fit.
+        ValueError: `batching` is unknown; from `evaluate`: T is 0, or not a multiple of the mesh's
+            devices.
+
+    Example:
+        >>> import functools
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import Task, adaptation_curve, make_evaluate_fn
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> tasks = Task(support=jnp.array([1.0, 3.0]), query=jnp.array([1.0, 3.0]))
+        >>> curve = functools.partial(adaptation_curve, loss_fn, num_inner_steps=1)
+        >>> evaluation = make_evaluate_fn(curve)(jnp.array(0.0), tasks, 0.25)
+        >>> evaluation.mean["loss"].tolist()  # before and after one inner step
+        [5.0, 1.25]
     """
     resolve_batching(batching, 1)
 
@@ -140,7 +165,7 @@ def make_evaluate_fn(
 
 
 def summarize(per_task: Metrics) -> Evaluation:
-    """Mean and 95 % interval over the leading axis of T of every metric."""
+    """Returns the mean and the 95 % interval of each metric over its leading axis of T."""
     return Evaluation(
         per_task,
         jax.tree.map(lambda x: jnp.mean(types.widen(x), axis=0), per_task),
@@ -149,15 +174,22 @@ def summarize(per_task: Metrics) -> Evaluation:
 
 
 def confidence_interval(values: Any, axis: int = 0) -> Any:
-    """Half-width of the 95 % interval of a mean, `1.96 std / sqrt(T)`, as the paper reports it.
+    """Returns `1.96 std / sqrt(T)`, the half-width of the 95 % interval of a mean (paper table 1).
 
-    The standard deviation is the population's (divided by T), as in the original code.
+    The standard deviation divides by T, as in the original code.
 
     Args:
-        values: one value a task along `axis`; NumPy arrays stay on the host.
-        axis: the axis of tasks.
+        values: one value per task along `axis`. NumPy arrays are reduced on the host.
+        axis: the task axis.
+
+    Example:
+        >>> import numpy as np
+        >>> from maml_jax import confidence_interval
+        >>> accuracy = np.array([0.0, 1.0, 0.0, 1.0])
+        >>> round(float(confidence_interval(accuracy)), 2)
+        0.49
     """
-    if isinstance(values, np.ndarray):  # in its own precision: float64 stays
+    if isinstance(values, np.ndarray):  # keeps float64
         return 1.96 * np.std(values, axis=axis) / np.sqrt(values.shape[axis])
     values = types.widen(values)
     return 1.96 * jnp.std(values, axis=axis) / jnp.sqrt(jnp.shape(values)[axis])

@@ -1,4 +1,4 @@
-"""Meta-training from beginning to end: dispatches, validation, the best parameters."""
+"""Runs meta-training with validation, early stopping and selection of the best parameters."""
 
 from __future__ import annotations
 
@@ -10,20 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from maml_jax import checks
+from maml_jax.finiteness import check_finite
 from maml_jax.mesh import bring_home
-from maml_jax.training import MetaState, TrainFn, check_finite
+from maml_jax.training import MetaState, TrainFn
 from maml_jax.types import Array, NonFiniteError, Params
 
 
 class Selection(NamedTuple):
-    """A training state with the parameters that scored best on validation tasks.
+    """A training state and the parameters with the best validation score, from `fit`.
+
+    All fields have the leading axis M of the states, if there is one.
 
     Attributes:
-        state: of training, with any leading axes of members.
-        best_params: copies of the chosen parameters.
+        state: the last training state.
+        best_params: copies of the parameters with the best score.
         best_score: their score, higher is better; minus infinity before the first validation, NaN
-            without a score. One for each member.
-        best_step: the meta-step that they were reached at.
+            without a score.
+        best_step: the number of meta-steps that led to them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import Selection, gradient_update, init
+        >>> update = gradient_update(lambda theta, task: (theta**2, {}), optax.sgd(0.1))
+        >>> state = init(jnp.array(1.0), update, key=0)
+        >>> selection = Selection(state, state.params, best_score=0.9, best_step=state.step)
+        >>> float(selection.best_params), selection.best_score
+        (1.0, 0.9)
     """
 
     state: MetaState
@@ -33,19 +46,32 @@ class Selection(NamedTuple):
 
 
 def begin(state: MetaState) -> Selection:
-    """The selection before the first validation."""
+    """Returns the selection before the first validation, with a score of minus infinity."""
     best = jax.tree.map(lambda p: jnp.array(p, copy=True), state.params)
     score = jnp.full(jnp.shape(state.step), -jnp.inf, jnp.float32)
     return Selection(state, best, score, jnp.zeros_like(state.step))
 
 
 def choose(selection: Selection, score: Any | None) -> Selection:
-    """Takes the current parameters where they score higher than the best so far.
+    """Replaces the best parameters by the current ones where their score is higher.
 
     Args:
-        selection: with the current state of training.
-        score: of its parameters on validation tasks, one for each member; None, for want of
-            validation tasks, takes them in any case.
+        selection: holds the current training state.
+        score: validation score of the current parameters, a number or [M]; None replaces the best
+            parameters unconditionally.
+
+    Returns:
+        The selection with new best parameters, score and step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import gradient_update, init
+        >>> from maml_jax.fitting import begin, choose
+        >>> update = gradient_update(lambda theta, task: (theta**2, {}), optax.sgd(0.1))
+        >>> selection = begin(init(jnp.array(1.0), update, key=0))
+        >>> [float(choose(choose(selection, 0.5), score).best_score) for score in (0.25, 0.75)]
+        [0.5, 0.75]
     """
     before = np.asarray(selection.best_score)
     if score is None:
@@ -55,7 +81,7 @@ def choose(selection: Selection, score: Any | None) -> Selection:
         better = score > before
 
     def pick(new: Any, old: Any) -> Array:
-        """On the host: training donates its state, which lies on other devices than the best."""
+        """Selects on the host: the two may lie on different devices, and `new` may be donated."""
         chosen = np.reshape(better, before.shape + (1,) * (np.ndim(old) - before.ndim))
         return jnp.asarray(np.where(chosen, np.asarray(new), np.asarray(old)))
 
@@ -79,27 +105,42 @@ def fit(
 ) -> Selection:
     """Meta-trains, validates after each dispatch, and keeps the best parameters.
 
-        losses = {}
-        log = lambda step, metrics: losses.update({step: metrics["loss"]})
-        selection = fit(train, init(params, update, key=0), num_meta_steps=10_000, callback=log)
-
     Args:
-        train: from `make_train_fn`; what it donates stays inside.
-        state: from `init`, or the `state` of an earlier selection; it can be used no longer.
-        *data: what `train` takes beside the state.
-        num_meta_steps: meta-steps to take, a multiple of the meta-steps of one call of `train`.
-        score: `score(params)` on validation tasks, a number, higher is better; None takes the last
-            parameters.
-        patience: dispatches without a better score after which training stops; None for never.
-        callback: `callback(step, metrics)` after each dispatch, for a logger: the meta-steps taken,
-            and the dispatch's metrics averaged, as NumPy numbers, with `"score"` if there is one.
+        train: the compiled meta-steps, from `make_train_fn`.
+        state: from `init`, or the `state` of an earlier selection. `fit` donates it: do not use it
+            afterwards.
+        *data: further arguments of `train`.
+        num_meta_steps: meta-steps to take, a multiple of `train.num_meta_steps`.
+        score: `score(params)` returns a validation score, higher is better. Default: `fit` selects
+            the last parameters.
+        patience: number of successive dispatches without a better score that stops training; None
+            disables early stopping.
+        callback: `callback(step, metrics)`, called after each dispatch with the number of
+            meta-steps so far and the dispatch's mean metrics as NumPy numbers, with `"score"` if
+            `score` is set.
 
     Returns:
         The last state, and the best parameters with their score and step.
 
     Raises:
-        ValueError: counts that do not fit, or patience without a score.
-        NonFiniteError: a loss, gradient or parameter is not finite, or a score is NaN; says where.
+        ValueError: `num_meta_steps` is below 1 or no multiple of `train.num_meta_steps`, or
+            `patience` is set without `score`.
+        NonFiniteError: a loss, gradient or parameter is not finite, or a score is NaN; names the
+            meta-step.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import fit, gradient_update, init, make_train_fn
+        >>> sample = lambda params, key: 2.0 + 0.1 * jax.random.normal(key)  # a task: its optimum
+        >>> loss = lambda theta, target: ((theta - target) ** 2, {})
+        >>> update = gradient_update(loss, optax.sgd(0.25))
+        >>> train = make_train_fn(sample, update, num_tasks=2, num_meta_steps=10)
+        >>> state = init(jnp.array(0.0), update, key=0)
+        >>> selection = fit(train, state, num_meta_steps=20, score=lambda theta: -abs(theta - 2.0))
+        >>> round(float(selection.best_params))
+        2
     """
     checks.check_counts(num_meta_steps=num_meta_steps)
     if num_meta_steps % train.num_meta_steps:
@@ -110,7 +151,7 @@ def fit(
     if patience is not None:
         checks.check_counts(patience=patience)
         if score is None:
-            raise ValueError(f"patience={patience} needs score=, which says what is better.")
+            raise ValueError(f"patience={patience} needs score=, which compares parameters.")
     selection, at, since = begin(state), int(state.step), 0
     for _ in range(num_meta_steps // train.num_meta_steps):
         state, metrics = train(selection.state, *data)

@@ -1,6 +1,6 @@
-"""What the inner loop of `maml.adapt` needs around its equation: masks, rates, and the loop itself.
+"""Parts of the inner loop of `maml.adapt`: masks, learning rates, and the loop itself.
 
-Errors of masks and learning rates are raised here, where their shapes meet those of the parameters.
+This module raises the errors for masks and learning rates that do not fit the parameters.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from maml_jax.types import Array, Batch, Params, PyTree
 
 
 class PerStep(NamedTuple):
-    """Inner learning rates that differ from step to step.
+    """Inner learning rates that differ between steps.
 
     Attributes:
         rates: an array [S], or a pytree prefix of the parameters whose leaves have a leading axis
             of S.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import PerStep, adapt
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> rates = PerStep(jnp.array([0.25, 0.5]))
+        >>> theta, _ = adapt(loss_fn, jnp.array(0.0), jnp.array(1.0), rates, num_inner_steps=2)
+        >>> float(theta)
+        1.0
     """
 
     rates: PyTree
@@ -32,18 +41,21 @@ Mask = PyTree | Callable[[Params], PyTree] | None
 
 
 class Inner(TypedDict, total=False):
-    """Keyword arguments of `maml.adapt`, which the functions around it pass on.
+    """Keyword arguments of `maml.adapt`, which `meta_loss` and the meta-learners pass on.
 
     Attributes:
-        mask: what is adapted: a pytree prefix of the parameters of Python bools, or a function from
-            the parameters to one. The rest stays, and still gets its meta-gradient.
-        mode: how the steps are differentiated, one of `meta_gradient.MODES`.
-        inner_optimizer: any optax transformation, started afresh for each task; alpha times what it
-            returns is added, so it has to point downhill: `optax.clip_by_global_norm(1.0)` alone
-            ascends, `optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))` descends. One
-            with a rate, `optax.adam(0.01)`, goes with `inner_lr=1.0`. It receives the support loss
-            as `value=` and the gradient as `grad=`. Default: minus the gradient.
-        batch_per_step: whether every leaf of the support has a leading axis of S, a batch a step.
+        mask: selects the leaves to adapt: a pytree prefix of the parameters with Python bools, or
+            a function from the parameters to one. Other leaves stay fixed in the inner loop and
+            still receive a meta-gradient.
+        mode: how the inner steps are differentiated, one of `meta_gradient.MODES`.
+        inner_optimizer: an optax transformation, initialised for each task. `adapt` adds alpha
+            times its update, which therefore must descend: `optax.clip_by_global_norm(1.0)` alone
+            ascends, `optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))` descends. Use
+            `inner_lr=1.0` with optimizers that have a learning rate, such as `optax.adam(0.01)`.
+            They receive the support loss as `value=` and its gradient as `grad=`. Default: gradient
+            descent.
+        batch_per_step: whether the support holds a separate batch for each step, as a leading axis
+            of S on every leaf.
     """
 
     mask: Mask
@@ -62,10 +74,10 @@ class Options(NamedTuple):
 
 
 def options(**inner: Unpack[Inner]) -> Options:
-    """The options of an inner loop.
+    """Returns the options of an inner loop, with defaults.
 
     Raises:
-        TypeError: an unknown one.
+        TypeError: an option is unknown.
     """
     unknown = sorted(set(inner) - set(Options._fields))
     if unknown:
@@ -76,12 +88,12 @@ def options(**inner: Unpack[Inner]) -> Options:
 
 
 class Partition(NamedTuple):
-    """Parameters in two parts: those that a mask selects, and the rest.
+    """Parameters split by a mask.
 
     Attributes:
-        params: all of them.
+        params: all parameters.
         mask: a Python bool for each leaf of `params`.
-        selected: the leaves that the mask selects, as arrays; None in the place of the others.
+        selected: the selected leaves as arrays, with None in place of the others.
     """
 
     params: Params
@@ -89,34 +101,42 @@ class Partition(NamedTuple):
     selected: PyTree
 
     def combine(self, selected: PyTree) -> Params:
-        """All parameters, with `selected` in the place of the selected leaves."""
+        """Returns all parameters, with `selected` in place of the selected leaves."""
         return jax.tree.map(lambda keep, p, s: s if keep else p, self.mask, self.params, selected)
 
     def loss(self, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`loss_fn(params, batch)` as a function of the selected leaves."""
+        """Returns `loss_fn(params, batch)` as a function of the selected leaves."""
         return lambda selected, batch: loss_fn(self.combine(selected), batch)
 
     def rates(self, inner_lr: InnerRate) -> PyTree:
-        """A learning rate for each selected leaf.
+        """Returns a learning rate for each selected leaf.
 
         Raises:
-            ValueError: `inner_lr` does not fit the parameters, or is for several steps.
+            ValueError: `inner_lr` does not fit the parameters, or is a `PerStep`.
         """
         rates = _broadcast_rates(inner_lr, self.params)
         return jax.tree.map(lambda keep, rate: rate if keep else None, self.mask, rates)
 
 
 def partition(params: Params, mask: Mask = None) -> Partition:
-    """Splits parameters by a mask; without one, into floating-point leaves and others.
+    """Splits parameters by a mask; the default mask selects all floating-point leaves.
 
     Args:
         params: any pytree.
-        mask: a pytree prefix of `params` of Python bools, or a function from `params` to one.
-            Leaves that are not floating point are never selected.
+        mask: a pytree prefix of `params` with Python bools, or a function from `params` to one.
+            It never selects leaves that are not floating point.
 
     Raises:
-        ValueError: the mask does not fit, or selects nothing that is floating point.
-        TypeError: a complex leaf is selected.
+        ValueError: the mask does not fit `params`, or selects no floating-point leaf.
+        TypeError: the mask selects a complex leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.inner_loop import partition
+        >>> params = {"body": jnp.ones(3), "head": jnp.ones(2)}
+        >>> part = partition(params, mask={"body": False, "head": True})
+        >>> part.selected["body"] is None, part.selected["head"].shape
+        (True, (2,))
     """
     checks.check_has_float_leaf(params)
     full = _full_mask(mask, params)
@@ -127,14 +147,14 @@ def partition(params: Params, mask: Mask = None) -> Partition:
 def schedule(
     part: Partition, inner_lr: InnerRate, support: Batch, num_inner_steps: int, batch_per_step: bool
 ) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, Batch]]]:
-    """The learning rates and the batch of each inner step.
+    """Returns the learning rates and the batch of each inner step.
 
     Returns:
-        A pytree with a leading axis of S of what differs from step to step; and a function from
-        one step's part of it to the rates of the selected leaves and the batch.
+        A pytree of the values that differ between steps, with a leading axis of S; and a function
+        from one entry of it to the rates of the selected leaves and the batch.
 
     Raises:
-        ValueError, TypeError: a number of steps, rates or batches that are not as expected.
+        ValueError, TypeError: the number of steps, the rates or the support have a wrong form.
     """
     num_inner_steps = checks.check_num_inner_steps(num_inner_steps)
     per_step: dict[str, Any] = {}
@@ -142,14 +162,14 @@ def schedule(
         _check_leading_axis(inner_lr.rates, num_inner_steps, "PerStep(rates): rates")
         per_step["rate"] = jax.tree.map(jnp.asarray, inner_lr.rates)
     else:
-        part.rates(inner_lr)  # what does not fit is an error even if there is no step
+        part.rates(inner_lr)  # checks the rates even for S = 0
     if batch_per_step:
         _check_leading_axis(support, num_inner_steps, "the support, with batch_per_step,")
         per_step["batch"] = support
 
     def of_step(this_step: dict[str, Any]) -> tuple[PyTree, Batch]:
         batch = this_step.get("batch", support)
-        if num_inner_steps == 0:  # the step is traced but never taken: no examples are needed
+        if num_inner_steps == 0:  # JAX traces the step but never takes it
             batch = jax.tree.map(_with_elements, batch)
         return part.rates(this_step.get("rate", inner_lr)), batch
 
@@ -164,12 +184,12 @@ def repeat(
     *,
     recompute: bool,
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan(step, start, per_step)`; `recompute` keeps no step's intermediates."""
+    """Runs `jax.lax.scan(step, start, per_step)`; `recompute` rematerialises each step."""
     if recompute:
         step = jax.checkpoint(step, prevent_cse=False)
     if num_inner_steps == 1:
-        # Without a loop, vmap over tasks leaves the first step's parameters unbatched, and its
-        # matrix products are those of one large batch: a meta-step of S=1 is a third faster.
+        # Without a loop, vmap over tasks leaves the first step's parameters unbatched, so that its
+        # matrix products run as one large batch: a meta-step with S=1 takes a third less time.
         end, outputs = step(start, jax.tree.map(lambda x: x[0], per_step))
         return end, jax.tree.map(lambda x: jnp.asarray(x)[None], outputs)
     return jax.lax.scan(step, start, per_step, length=num_inner_steps)
@@ -181,17 +201,17 @@ def append(stacked: PyTree, last: PyTree) -> PyTree:
 
 
 def _with_elements(x: Any) -> Any:
-    """The array, or zeros of length 1 along axes of length 0."""
+    """Returns the array, or zeros with axes of length 1 in place of length 0."""
     shape = jnp.shape(x)
     return jnp.zeros([max(n, 1) for n in shape], jnp.result_type(x)) if 0 in shape else x
 
 
 def _full_mask(mask: Mask, params: Params) -> PyTree:
-    """The mask as a pytree of Python bools with the structure of `params`."""
+    """Returns the mask as a pytree of Python bools with the structure of `params`."""
     if mask is None:
         checks.check_not_complex(params)
         return jax.tree.map(types.is_float, params)
-    # A module that is itself a pytree (Equinox) is a mask, although it can be called.
+    # A callable pytree, such as an Equinox module, is a mask and not a function.
     prefix = mask(params) if callable(mask) and _is_bare(mask) else mask
     try:
         full = jax.tree.broadcast(prefix, params)
@@ -224,7 +244,7 @@ def _check_leading_axis(tree: PyTree, num_inner_steps: int, what: str) -> None:
 
 
 def _broadcast_rates(inner_lr: InnerRate, params: Params) -> PyTree:
-    """A rate for each leaf of `params`."""
+    """Returns a rate for each leaf of `params`."""
     if isinstance(inner_lr, PerStep):
         raise ValueError(
             "one step takes one rate: a number or a pytree prefix of params; received PerStep with "
@@ -233,7 +253,7 @@ def _broadcast_rates(inner_lr: InnerRate, params: Params) -> PyTree:
     if _is_bare(inner_lr) and jnp.ndim(inner_lr) and not _is_bare(params):
         raise ValueError(
             "inner_lr must be a number, a pytree prefix of params, or PerStep(rates); received an "
-            f"array of shape {jnp.shape(inner_lr)}. For rates of each step: "
+            f"array of shape {jnp.shape(inner_lr)}. For per-step rates, pass "
             "maml_jax.PerStep(array)."
         )
     try:
@@ -253,8 +273,8 @@ def _broadcast_rates(inner_lr: InnerRate, params: Params) -> PyTree:
         )
         if not fits:
             raise ValueError(
-                f"inner_lr must broadcast against the parameter it is for: at "
+                f"inner_lr must broadcast against its parameter: at "
                 f"{jax.tree_util.keystr(path) or 'the only leaf'} expected shape () or {target}, "
-                f"received {shape}. For rates of each step: maml_jax.PerStep(rates)."
+                f"received {shape}. For per-step rates, pass maml_jax.PerStep(rates)."
             )
     return rates

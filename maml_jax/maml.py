@@ -1,12 +1,13 @@
 """Model-agnostic meta-learning: Algorithm 1 of the paper and nothing else.
 
-Finn, Abbeel, Levine 2017, arXiv 1703.03400v3; docs/algorithm.md has its lines beside these. Every
-function is pure and raises ValueError or TypeError for what does not fit. Shared arguments:
+Finn, Abbeel, Levine 2017, arXiv 1703.03400v3; docs/algorithm.md shows the paper's lines beside this
+code. Every function is pure and raises ValueError or TypeError for invalid arguments. Shared
+arguments:
 
     loss_fn          loss_fn(params, batch) -> (scalar loss, metrics), for one task
     params           theta, any pytree; floating-point leaves are adapted, others pass through
-    inner_lr         alpha: a number, or a pytree prefix of params (differentiable); for steps that
-                     differ, PerStep(rates) with a leading axis of S
+    inner_lr         alpha: a number, a pytree prefix of params, or PerStep(rates) with a leading
+                     axis of S for rates that differ between steps; differentiable
     num_inner_steps  S, a Python int
     **inner          mask, mode, inner_optimizer, batch_per_step: see `inner_loop.Inner`
 """
@@ -37,6 +38,14 @@ def inner_update(
 
     Returns:
         theta' in the form of `params`; and the metrics of `loss_fn` with `"loss"`, at theta.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import inner_update
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> theta, metrics = inner_update(loss_fn, jnp.array(0.0), jnp.array(1.0), inner_lr=0.25)
+        >>> float(theta), float(metrics["loss"])
+        (0.5, 1.0)
     """
     part = inner_loop.partition(params, mask)
     theta, alpha = part.selected, part.rates(inner_lr)
@@ -55,12 +64,21 @@ def adapt(
     monitor: Callable[[Params], PyTree] | None = None,
     **inner: Unpack[Inner],
 ) -> tuple[Params, Any]:
-    """Adapts to one task: `inner_update`, S times.
+    """Adapts to one task: takes S steps of `inner_update` on the support batch.
+
+    `monitor(params)` returns values to record before the first step and after each step.
 
     Returns:
-        The adapted parameters; and the metrics of each step [S], taken before the step. With a
-        `monitor`, a function of the parameters, the second is the pair `(metrics, monitored)`, the
-        latter before the first and after each step [S + 1].
+        The adapted parameters; and the metrics at the start of each step [S]. With a `monitor`,
+        the second output is the pair of these metrics and the recorded values [S + 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import adapt
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> theta, metrics = adapt(loss_fn, jnp.array(0.0), jnp.array(1.0), 0.25, num_inner_steps=2)
+        >>> float(theta), metrics["loss"].tolist()
+        (0.75, [1.0, 0.25])
     """
     options = inner_loop.options(**inner)
     part = inner_loop.partition(params, options.mask)
@@ -99,7 +117,7 @@ def meta_loss(
     outer_loss: LossFn | None = None,
     **inner: Unpack[Inner],
 ) -> tuple[Array, Metrics]:
-    """The loss on a task's query batch after adapting on its support batch (section 2.2).
+    """Returns a task's query loss after adaptation on its support batch (section 2.2).
 
     Its gradient in `params` is the task's term of the meta-gradient (line 8). `outer_loss` is the
     loss on the query batch, in the form of `loss_fn`, which is the default.
@@ -107,6 +125,16 @@ def meta_loss(
     Returns:
         The query loss, a scalar; and `{"support": ..., "query": ...}`: the metrics of each inner
         step [S] and those on the query batch, both with `"loss"`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import Task, meta_loss
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> task = Task(support=jnp.array(1.0), query=jnp.array(2.0))
+        >>> loss = lambda theta, mode: meta_loss(loss_fn, theta, task, 0.25, mode=mode)[0]
+        >>> [float(jax.grad(loss)(jnp.array(0.0), mode)) for mode in ("reverse", "first_order")]
+        [-1.5, -3.0]
     """
     outer = checks.checked_outer_loss(loss_fn, outer_loss, task)
     adapted, support = adapt(loss_fn, params, task.support, inner_lr, num_inner_steps, **inner)
@@ -126,14 +154,28 @@ def meta_step(
 ) -> tuple[Params, PyTree, Metrics]:
     """Takes one meta-step: theta <- theta - beta grad sum_i L_i(theta_i') (lines 4 to 8).
 
-    `task_loss(params, task)` is a meta-learner's loss, or `functools.partial(meta_loss, loss_fn,
-    inner_lr=0.1)`; `tasks` has a leading axis of T (on a device mesh, this device's tasks), and
-    `batching` says how many are taken at once (`maml_jax.batching`). The optimizer gets the mean
-    over tasks, with the loss as `value=` and the gradient as `grad=`, if it takes them.
+    `task_loss(params, task) -> (loss, metrics)` is a meta-learner's loss, for example. `tasks` has
+    a leading axis of T, or of this device's share of T on a mesh. `batching` sets how many tasks
+    run at once (`maml_jax.batching`); `single_out` is that of `task_gradients.sum_gradient`. The
+    optimizer receives the mean gradient over tasks, where the paper has the sum; those with extra
+    arguments receive the loss as `value=` and the gradient as `grad=`.
 
     Returns:
-        theta, the optimizer's state, and metrics: the means of `task_loss`'s over tasks, `"loss"`,
-        and those of `pooling.report`, for `check_finite`.
+        theta, the optimizer's state, and metrics: the means of the task metrics over tasks,
+        `"loss"`, and the counts of non-finite values that `check_finite` reads.
+
+    Example:
+        >>> import functools
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import Task, meta_loss, meta_step
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> task_loss = functools.partial(meta_loss, loss_fn, inner_lr=0.25)
+        >>> tasks = Task(support=jnp.array([1.0, 3.0]), query=jnp.array([1.0, 3.0]))  # T = 2
+        >>> sgd, theta = optax.sgd(1.0), jnp.array(0.0)
+        >>> theta, _, metrics = meta_step(task_loss, theta, sgd.init(theta), tasks, sgd)
+        >>> float(theta), float(metrics["loss"])
+        (1.0, 1.25)
     """
     terms = task_gradients.sum_gradient(task_loss, params, tasks, batching, single_out)
     pooled = pooling.pool(terms.losses, terms.nonfinite, terms.metrics, terms.gradient)

@@ -1,4 +1,4 @@
-"""Members of a run: seeds and swept values, meta-trained in one program."""
+"""Meta-trains the members of a run, seeds and swept values, in one program."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class MemberTrainFn:
     """Meta-steps of M members in one dispatch, from `over_members`; donates the states.
 
     Attributes:
-        compiled: the program, of the states, the tuple `(values, member_data)` and the tuple
-            `data`.
-        mesh: the mesh that it runs on.
-        specs: how these three lie on it.
+        compiled: the compiled program; its arguments are the states, the tuple `(values,
+            member_data)` and the tuple `data`.
+        mesh: the mesh of the program.
+        specs: the partition specs of these three arguments.
         draw: `draw(params, key, *data)`, the sampler of one member.
     """
 
@@ -44,7 +44,7 @@ class MemberTrainFn:
         values: Values | None = None,
         member_data: tuple[Any, ...] = (),
     ) -> tuple[MetaState, Metrics, Array]:
-        """Puts the arguments in place, runs the program, and returns what it returns."""
+        """Places the arguments on the mesh and runs the program; see `over_members`."""
         given = jax.tree.leaves((data, member_data))
         arguments = mesh_lib.place(
             (states, (dict(values or {}), member_data), data), self.mesh, self.specs
@@ -56,7 +56,7 @@ class MemberTrainFn:
 
     def _draw_first(self, params: Params, key: Array, data: Any, member_data: Any) -> Any:
         first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
-        with jax.ensure_compile_time_eval():  # values, for the sampler's checks
+        with jax.ensure_compile_time_eval():  # the sampler's checks read concrete values
             member_data = first(member_data)
         return self.draw(first(params), key[0], *data, *member_data)
 
@@ -67,7 +67,7 @@ class MemberTrainFn:
         values: Values | None = None,
         member_data: tuple[Any, ...] = (),
     ) -> jax.stages.Lowered:
-        """The program for arguments of these shapes, without running it; as `TrainFn.lower`."""
+        """Lowers the program for arguments of these shapes, as `TrainFn.lower` does."""
         arguments = states, (dict(values or {}), member_data), data
         return self.compiled.lower(*mesh_lib.shapes(arguments, self.mesh, self.specs))
 
@@ -78,27 +78,43 @@ def over_members(
     *,
     one_by_one: bool = False,
 ) -> MemberTrainFn:
-    """Meta-trains several members side by side: states from other seeds, other learning rates.
+    """Meta-trains M members in one program: several seeds, or several learning rates.
 
-    On a `member_mesh` each device has its share of the members, on a `task_mesh` all of them.
-    Members do not communicate. A device with one member runs the program of that member alone.
-
-        seeds = over_members(train)
-        rates = over_members(train, lambda values: make_train(inner_lr=values["inner_lr"]))
+    A `member_mesh` splits the members over devices; on a `task_mesh` every device runs all of them.
+    Members do not communicate. A device with one member runs the program of a single run.
 
     Args:
-        train: the meta-steps of one member, from `make_train_fn`; says mesh, sampler and data.
-        make: `make(values)`, the meta-steps of a member with these values, on the same mesh; the
-            values are traced scalars by name. Default: members differ in their states alone.
-        one_by_one: runs a device's members in sequence. It is faster on a CPU where products are
-            small, which weights of each member's own make smaller still (`kernels.preferences`).
+        train: the meta-steps of one member, from `make_train_fn`; fixes mesh, sampler and data.
+        make: `make(values)` returns the meta-steps of a member on the same mesh; `values` holds
+            traced scalars by name. Default: members differ only in their states.
+        one_by_one: runs the members of a device in sequence. This is faster on a CPU for small
+            networks, whose products shrink further with separate weights per member
+            (`kernels.preferences`).
 
     Returns:
         `train(states, *data, values={}, member_data=()) -> (states, metrics, kept)`, which donates
-        the states. Leaves of states, values and member_data have a leading axis of M, metrics
-        [M, num_meta_steps]. The sampler gets `(*data, *member_data)`. `kept`, bool [M], is False
-        for members of which something was not finite; such a one of several keeps the state that
-        it had, and the others go on.
+        the states. States, values and member_data have a leading axis of M; metrics have shape
+        [M, num_meta_steps]. The sampler receives `(*data, *member_data)`. `kept`, bool [M], is
+        False for members with a non-finite loss, gradient or parameter. If M > 1, these keep their
+        previous state and the others continue.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import gradient_update, init, make_train_fn, over_members, task_mesh
+        >>> loss = lambda theta, target: ((theta - target) ** 2, {})
+        >>> def make(values):
+        ...     update = gradient_update(loss, optax.sgd(values["meta_lr"]))
+        ...     return make_train_fn(lambda params, key: jnp.array(1.0), update, num_tasks=1,
+        ...                          num_meta_steps=1, mesh=task_mesh(1))
+        >>> update = gradient_update(loss, optax.sgd(1.0))  # its state does not depend on the rate
+        >>> states = jax.vmap(lambda key: init(jnp.array(0.0), update, key))(
+        ...     jax.random.split(jax.random.key(0), 2))
+        >>> train = over_members(make({"meta_lr": 1.0}), make)
+        >>> states, _, kept = train(states, values={"meta_lr": jnp.array([0.25, 0.5])})
+        >>> states.params.tolist(), kept.tolist()
+        ([0.5, 1.0], [True, True])
     """
     mesh, data_specs = train.mesh, train.data_specs
     split = mesh_lib.MEMBER_AXIS in mesh.axis_names
@@ -135,7 +151,7 @@ def over_members(
 
 
 def _choose(kept: Array, new: MetaState, old: MetaState) -> MetaState:
-    """The new state of members that are kept, the old one of the others."""
+    """Returns the new state of the kept members and the old state of the others."""
 
     def pick(a: Array, b: Array) -> Array:
         return jnp.where(jnp.reshape(kept, (-1,) + (1,) * (a.ndim - 1)), a, b)

@@ -1,4 +1,4 @@
-"""How much memory a meta-gradient needs in each mode, and which modes fit: nothing is run."""
+"""Predicts the memory of a meta-gradient in each mode from compiled programs, without runs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from maml_jax import checks
 from maml_jax.meta_gradient import MODES
 from maml_jax.types import Params, PyTree, Task, TaskLoss
 
-# Fastest first where memory is plenty; the last is another gradient.
+# Fastest first. The last mode is an approximation of the meta-gradient.
 PREFERENCE = ("reverse", "mixed", "remat", "first_order")
 
 
 class MemoryUse(NamedTuple):
-    """What a compiled meta-gradient needs, in bytes.
+    """Memory of a compiled meta-gradient, in bytes.
 
     Attributes:
-        temporary: scratch memory, where activations and tapes live; what the modes differ in.
-        arguments: the parameters and tasks that go in.
-        outputs: the loss and gradient that come out.
+        temporary: scratch memory for activations and residuals; the modes differ here.
+        arguments: parameters and tasks.
+        outputs: loss, metrics and gradient.
+
+    Example:
+        >>> from maml_jax import MemoryUse
+        >>> MemoryUse(temporary=700, arguments=200, outputs=100).total
+        1000
     """
 
     temporary: int
@@ -31,7 +36,7 @@ class MemoryUse(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All three, bytes."""
+        """The sum of all three, in bytes."""
         return sum(self)
 
 
@@ -41,28 +46,32 @@ def memory_report(
     modes: Sequence[str] = MODES,
     has_aux: bool = True,
 ) -> dict[str, MemoryUse]:
-    """Compiles the meta-gradient of a user's own problem in each mode and reports its memory.
-
-    Nothing is run, so that a mode which would not fit can be asked about: `args` may be arrays or
-    `jax.ShapeDtypeStruct`s.
-
-        report = memory_report(
-            lambda mode: functools.partial(meta_loss, loss_fn, inner_lr=0.1, num_inner_steps=10,
-                                           mode=mode),
-            params, task)
+    """Compiles a meta-gradient in each mode and reports its memory; runs nothing.
 
     Args:
         loss_of_mode: `loss_of_mode(mode) -> fn(params, ...)`, to be differentiated in `params`.
-        *args: the arguments of `fn`.
-        modes: which of `MODES` to compile.
-        has_aux: whether `fn` returns `(loss, metrics)` rather than the loss alone.
+        *args: arguments of `fn`, arrays or `jax.ShapeDtypeStruct`s.
+        modes: the modes to compile, out of `MODES`.
+        has_aux: whether `fn` returns `(loss, metrics)` instead of the loss.
 
     Returns:
-        For each mode its `MemoryUse`, as the compiler accounts for it.
+        The `MemoryUse` of each mode, as the compiler reports it.
 
     Raises:
         ValueError: a mode is none of `MODES`.
         NotImplementedError: the platform's compiler does not report memory.
+
+    Example:
+        >>> import functools
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import Task, memory_report, meta_loss
+        >>> loss_fn = lambda theta, target: (jnp.mean((theta - target) ** 2), {})
+        >>> loss = functools.partial(meta_loss, loss_fn, inner_lr=0.1)
+        >>> loss_of_mode = lambda mode: functools.partial(loss, mode=mode)
+        >>> theta = jnp.zeros(1000)  # 4,000 bytes
+        >>> report = memory_report(loss_of_mode, theta, Task(theta, theta), modes=("reverse",))
+        >>> report["reverse"].arguments
+        12000
     """
     report = {}
     for mode in modes:
@@ -82,18 +91,24 @@ def memory_report(
 
 
 def fitting_modes(report: Mapping[str, MemoryUse], available: int) -> tuple[str, ...]:
-    """The modes of a memory report that fit, the one to take first.
+    """Returns the modes of a memory report that fit into memory, the fastest first.
 
     Args:
-        report: what `memory_report` gave.
-        available: bytes that may be taken, arguments and outputs included.
+        report: from `memory_report`.
+        available: bytes for scratch memory, arguments and outputs together.
 
     Returns:
-        Those that need no more than that: `"reverse"`, `"mixed"`, `"remat"`, and last
-        `"first_order"`, which is another gradient.
+        The fitting modes in the order `"reverse"`, `"mixed"`, `"remat"`, `"first_order"`. The last
+        one approximates the meta-gradient.
 
     Raises:
         ValueError: `available` is negative.
+
+    Example:
+        >>> from maml_jax import MemoryUse, fitting_modes
+        >>> report = {"reverse": MemoryUse(900, 50, 50), "mixed": MemoryUse(300, 50, 50)}
+        >>> fitting_modes(report, available=500)
+        ('mixed',)
     """
     _check_available(available)
     return tuple(m for m in PREFERENCE if m in report and report[m].total <= available)
@@ -105,12 +120,19 @@ def _check_available(available: int) -> None:
 
 
 def format_memory_report(report: Mapping[str, MemoryUse], available: int | None = None) -> str:
-    """A memory report as a text table in megabytes, one mode a line.
+    """Formats a memory report as a text table in megabytes, one mode per line.
 
     Args:
-        report: what `memory_report` gave.
-        available: bytes that may be taken. With it, modes that need more are marked, and a last
-            sentence says which mode to take, or what to do if none fits.
+        report: from `memory_report`.
+        available: bytes of memory, optional. The table then marks modes that need more and ends
+            with a recommendation.
+
+    Example:
+        >>> from maml_jax import MemoryUse, format_memory_report
+        >>> report = {"reverse": MemoryUse(9_000_000, 0, 0), "mixed": MemoryUse(3_000_000, 0, 0)}
+        >>> table = format_memory_report(report, available=5_000_000)
+        >>> table.splitlines()[-1]
+        "mode='mixed' fits."
     """
     fitting = tuple(report) if available is None else fitting_modes(report, available)
     lines = [f"{'mode':<12} {'temporary MB':>13} {'arguments MB':>13} {'outputs MB':>11}"]
@@ -125,13 +147,13 @@ def format_memory_report(report: Mapping[str, MemoryUse], available: int | None 
 
 
 class Advice(NamedTuple):
-    """Whether a meta-gradient fits into memory, and what to change if it does not.
+    """Whether a meta-gradient fits into memory, and the changes that make it fit.
 
     Attributes:
-        needed: bytes of the meta-gradient that was asked about; an upper bound, where that fits.
-        available: bytes that may be taken.
-        changes: arguments with the values that make it fit, `{"mode": "mixed"}` say; empty if it
-            fits as it is, None if nothing does.
+        needed: bytes of the meta-gradient; only an upper bound if that fits.
+        available: bytes of memory.
+        changes: arguments with values that make it fit, for example `{"mode": "mixed"}`; empty if
+            no change is needed, None if no change helps.
     """
 
     needed: int
@@ -140,11 +162,11 @@ class Advice(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether nothing has to change."""
+        """Whether the meta-gradient fits without changes."""
         return self.changes is not None and not self.changes
 
     def sentence(self, write: Callable[[str, str], str] = "{}={!r}".format) -> str:
-        """The advice as a sentence; `write(argument, value)` names a change, as code by default."""
+        """Returns the advice as a sentence; `write(argument, value)` formats each change."""
         if self.changes is None:
             return (
                 "No mode fits: take fewer tasks at once, a smaller network, fewer or smaller "
@@ -154,7 +176,7 @@ class Advice(NamedTuple):
             return "It fits."
         changes = " ".join(write(name, value) for name, value in self.changes.items())
         if self.changes.get("mode") == "first_order":
-            return f"Only {changes} fits, which is another gradient."
+            return f"Only {changes} fits, which approximates the meta-gradient."
         return f"{changes} fits."
 
 
@@ -167,27 +189,38 @@ def advise(
     available: int,
     tasks_at_once: int = 1,
 ) -> Advice:
-    """Whether a meta-gradient fits into memory; if not, the first other setting that does.
+    """Checks whether a meta-gradient fits into memory; if not, finds a setting that fits.
 
-    Nothing is run. Compiling takes seconds, or half a minute, so that is done only where
-    `upper_bound` is more than is available; tracing for that takes half a second. An optimizer and
-    an evaluation need memory beside this, and less of it.
+    Runs nothing. Traces first (half a second) and compiles (up to half a minute) only if
+    `upper_bound` exceeds the available memory. Optimizers and evaluations need additional memory.
 
     Args:
         loss_of_mode: `loss_of_mode(mode) -> loss(params, task)`, as in `memory_report`.
         params: meta-parameters, or their `jax.ShapeDtypeStruct`s.
         task: one task, or its shapes.
-        mode: of `MODES`, the one to be used.
-        available: bytes that one device may take.
-        tasks_at_once: tasks that one device takes as one batch, from 1, `batching="scan"`.
+        mode: the intended mode, out of `MODES`.
+        available: bytes of memory of one device.
+        tasks_at_once: tasks that one device runs as one batch; 1 for `batching="scan"`.
 
     Returns:
-        The advice. It tries mixed mode before one task after the other, and first order last,
-        which is another gradient; rematerialising needs what mixed mode needs.
+        The advice. It prefers mixed mode, then one task at a time, then both. It falls back to
+        first order, which approximates the meta-gradient. It omits remat, which needs as much
+        memory as mixed mode.
 
     Raises:
-        ValueError: an unknown mode, `tasks_at_once` below 1, or `available` below 0.
+        ValueError: `mode` is unknown, `tasks_at_once` is below 1, or `available` is below 0.
         NotImplementedError: the platform's compiler does not report memory.
+
+    Example:
+        >>> import functools
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import Task, advise, meta_loss
+        >>> loss_fn = lambda theta, target: ((theta - target) ** 2, {})
+        >>> loss = functools.partial(meta_loss, loss_fn, inner_lr=0.1)
+        >>> loss_of_mode = lambda mode: functools.partial(loss, mode=mode)
+        >>> task = Task(support=jnp.array(1.0), query=jnp.array(2.0))
+        >>> advise(loss_of_mode, jnp.array(0.0), task, mode="reverse", available=10**6).sentence()
+        'It fits.'
     """
     checks.check_choice(mode, MODES, "mode")
     checks.check_counts(tasks_at_once=tasks_at_once)
@@ -208,7 +241,7 @@ def advise(
 
 
 def _alternatives(mode: str, tasks_at_once: int) -> list[tuple[str, int]]:
-    """Modes with tasks at once, in the order in which they are tried."""
+    """Returns pairs of a mode and a number of tasks at once, in the order of preference."""
     modes = dict.fromkeys((mode, mode if mode == "first_order" else "mixed"))
     exact = [(m, count) for count in (tasks_at_once, 1) for m in modes]
     return list(dict.fromkeys([*exact, ("first_order", 1)]))[1:]
@@ -221,14 +254,14 @@ def _needs(
     tasks_at_once: int,
     mode: str,
 ) -> int:
-    """Bytes, as the compiler plans them."""
+    """Returns the bytes that the compiler reports."""
     loss, tasks = _batched(loss_of_mode(mode), task, tasks_at_once)
     report = memory_report(lambda _: loss, params, tasks, modes=(mode,), has_aux=False)
     return report[mode].total
 
 
 def _batched(loss: TaskLoss, task: Task, count: int) -> tuple[Callable[..., Any], PyTree]:
-    """The summed loss of tasks, and the shapes of that many; of one without an axis of tasks."""
+    """Returns the summed loss of `count` tasks and their shapes; one task has no task axis."""
     if count == 1:
         return lambda p, t: loss(p, t)[0], task
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), task)
@@ -236,11 +269,10 @@ def _batched(loss: TaskLoss, task: Task, count: int) -> tuple[Callable[..., Any]
 
 
 def upper_bound(fn: Callable[..., Any], *args: Any) -> int:
-    """Bytes of all values that a function computes, as if none could be freed or fused.
+    """Returns the bytes of all values that a function computes, an upper bound of its memory.
 
-    An upper bound of what the compiled program keeps: that frees a value after its last use, and
-    never makes most of them. It is 3 to 30 times as much on the paper's networks. Nothing is
-    compiled: `args` may be shapes.
+    The compiled program frees values after their last use and fuses most of them away; it needs
+    1/30 to 1/3 of this bound on the paper's networks. Compiles nothing: `args` may be shapes.
     """
     jaxpr = jax.make_jaxpr(fn)(*args)
     inputs = sum(_bytes(v.aval) for v in jaxpr.jaxpr.invars)
@@ -248,7 +280,7 @@ def upper_bound(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def _computed(jaxpr: Any) -> Iterator[Any]:
-    """The results of all equations, at any depth; a loop keeps what it stacks, and one turn."""
+    """Yields the results of all equations at any depth; counts one iteration of each loop."""
     for equation in jaxpr.eqns:
         yield from equation.outvars
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):

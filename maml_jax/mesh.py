@@ -1,7 +1,7 @@
-"""The task axis over devices and hosts, and members of a run beside it.
+"""Splits tasks and members of a run over devices and hosts.
 
-A mesh has the axis "tasks", or "members" and "tasks". Tasks of one meta-step are added up by one
-all-reduce; members do not communicate.
+A mesh has the axis "tasks", or the axes "members" and "tasks". One all-reduce per meta-step sums
+over tasks; members do not communicate.
 """
 
 from __future__ import annotations
@@ -24,30 +24,47 @@ MEMBER_AXIS = "members"
 
 
 def task_mesh(num_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with one axis, `TASK_AXIS`, over as many devices as divide the tasks evenly.
+    """Makes a mesh with the axis `TASK_AXIS` over as many devices as divide T evenly.
 
-    Where several processes make up the run (`jax.distributed`), each gives as many devices. Tasks
-    that cannot be split evenly between the processes are not split between them: the mesh then has
-    this process's devices only, and every process does the same work.
+    In a run of several processes (`jax.distributed`) every process contributes the same number of
+    devices. If no such number divides T, the mesh has the devices of this process only, and all
+    processes do the same work.
 
     Args:
         num_tasks: T.
-        devices: to choose from; default all that JAX sees. Of D devices the largest number that
-            divides T is used: 25 tasks on 8 devices run on 5.
+        devices: candidates; default `jax.devices()`. The mesh uses the largest number of them that
+            divides T: 5 of 8 devices for 25 tasks.
+
+    Example:
+        >>> from maml_jax import task_mesh
+        >>> mesh = task_mesh(num_tasks=32)
+        >>> mesh.axis_names, 32 % mesh.size
+        (('tasks',), 0)
     """
     return Mesh(member_mesh(1, num_tasks, devices).devices[0], (TASK_AXIS,))
 
 
 def member_mesh(num_members: int, num_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes `MEMBER_AXIS` and `TASK_AXIS` over as many devices as both can use.
+    """Makes a mesh with the axes `MEMBER_AXIS` and `TASK_AXIS` over as many devices as possible.
 
-    Members need nothing of each other, tasks an all-reduce: where there is a choice, members are
-    split first. 4 members of 32 tasks on 8 devices make it 4 x 2, 2 members of 25 tasks 2 x 1.
+    Splits members before tasks, because members do not communicate. On 8 devices, 4 members of 32
+    tasks give a 4 x 2 mesh, and 2 members of 25 tasks a 2 x 1 mesh. Handles several processes as
+    `task_mesh` does.
 
     Args:
-        num_members: M, states that are trained at a time by `over_members`.
-        num_tasks: T of each.
-        devices: as for `task_mesh`, as are several processes.
+        num_members: M, the number of states that `over_members` trains together.
+        num_tasks: T of each member.
+        devices: candidates; default `jax.devices()`.
+
+    Raises:
+        TypeError: a count is not an integer.
+        ValueError: a count is below 1, or the devices belong to other processes only.
+
+    Example:
+        >>> from maml_jax import member_mesh
+        >>> mesh = member_mesh(num_members=4, num_tasks=32)
+        >>> mesh.axis_names, 4 % mesh.shape["members"]
+        (('members', 'tasks'), 0)
     """
     checks.check_counts(num_members=num_members, num_tasks=num_tasks)
     by_process: dict[int, list[Any]] = {}
@@ -55,11 +72,11 @@ def member_mesh(num_members: int, num_tasks: int, devices: Sequence[Any] | None 
         by_process.setdefault(device.process_index, []).append(device)
     most = min(len(group) for group in by_process.values())
     groups = 0
-    for count in range(most, 0, -1):  # devices of each process
+    for count in range(most, 0, -1):  # devices per process
         groups = _member_groups(num_members, num_tasks, count * len(by_process))
         if groups:
             break
-    else:  # the processes cannot share the work: each does all of it
+    else:  # no even split: each process does all the work
         if jax.process_index() not in by_process:
             raise ValueError(
                 f"{num_tasks} tasks cannot be split evenly over {len(by_process)} processes, and "
@@ -71,7 +88,7 @@ def member_mesh(num_members: int, num_tasks: int, devices: Sequence[Any] | None 
 
 
 def _member_groups(num_members: int, num_tasks: int, num_devices: int) -> int:
-    """The most groups of members with which all devices have the same work, or 0."""
+    """Returns the largest number of member groups that loads all devices equally, or 0."""
     fitting = (
         groups
         for groups in range(min(num_members, num_devices), 0, -1)
@@ -81,10 +98,10 @@ def _member_groups(num_members: int, num_tasks: int, num_devices: int) -> int:
 
 
 def check_mesh(mesh: Mesh, num_tasks: int) -> int:
-    """The number of devices that the tasks are split between.
+    """Returns the number of devices that share the tasks.
 
     Raises:
-        ValueError: the mesh is no task or member mesh, or does not divide the tasks.
+        ValueError: the mesh has other axes, or does not divide the tasks evenly.
     """
     if mesh.axis_names not in ((TASK_AXIS,), (MEMBER_AXIS, TASK_AXIS)):
         raise ValueError(
@@ -95,31 +112,46 @@ def check_mesh(mesh: Mesh, num_tasks: int) -> int:
     if num_tasks % count:
         raise ValueError(
             f"the number of tasks must be a multiple of the mesh's devices; received {num_tasks} "
-            f"tasks for {count} devices. task_mesh({num_tasks}) makes one that fits, or "
-            "member_mesh for several members."
+            f"tasks for {count} devices. Use task_mesh({num_tasks}), or member_mesh for several "
+            "members."
         )
     return count
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree with a copy of every leaf on every device of the mesh."""
+    """Copies every leaf to every device of the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.mesh import replicate, task_mesh
+        >>> replicate(jnp.ones(3), task_mesh(2)).is_fully_replicated
+        True
+    """
     return place(tree, mesh, PartitionSpec())
 
 
 def split_tasks(tasks: PyTree, mesh: Mesh) -> PyTree:
-    """The tasks with their leading axis split over the devices of the mesh."""
+    """Splits the leading axis of all leaves over the devices of the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.mesh import split_tasks, task_mesh
+        >>> mesh = task_mesh(2)
+        >>> len(split_tasks(jnp.ones((2, 3)), mesh).addressable_shards) == mesh.size
+        True
+    """
     return place(tasks, mesh, PartitionSpec(TASK_AXIS))
 
 
 def place(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
-    """The tree on the devices of the mesh; a leaf that lies there as asked stays where it is.
+    """Places a tree on the devices of the mesh; does not copy leaves that are in place already.
 
-    On a mesh of several processes every process calls this with the same values.
+    On a mesh of several processes, all processes must call this function with the same values.
 
     Args:
-        tree: arrays, typed keys among them.
-        mesh: a task or a member mesh.
-        specs: a `PartitionSpec` for all leaves, or a pytree prefix of `tree` with them.
+        tree: arrays and typed keys.
+        mesh: a task or member mesh.
+        specs: a `PartitionSpec` for all leaves, or a pytree prefix of `tree` with such specs.
     """
     shardings = _shardings(mesh, specs)
     if not mesh.is_multi_process:
@@ -129,11 +161,11 @@ def place(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
 
 
 def shapes(tree: PyTree, mesh: Mesh, specs: Any) -> PyTree:
-    """A `jax.ShapeDtypeStruct` for every leaf, as `place` would put it; to compile for.
+    """Returns a `jax.ShapeDtypeStruct` for every leaf, sharded as by `place`, to compile with.
 
     Args:
-        tree: arrays, or anything else with a shape and a dtype.
-        mesh: a task or a member mesh.
+        tree: arrays, or other leaves with a shape and a dtype.
+        mesh: a task or member mesh.
         specs: as in `place`.
     """
     shardings = jax.tree.broadcast(_shardings(mesh, specs), tree)
@@ -165,7 +197,7 @@ def _place_between_processes(x: Any, sharding: NamedSharding) -> Array:
 
 
 def gather(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Makes leaves whole on every device, to be read; inside a program over several processes."""
+    """Replicates leaves on a mesh of several processes; for use inside a compiled program."""
     if not mesh.is_multi_process:
         return tree
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
@@ -175,7 +207,7 @@ def bring_home(tree: PyTree) -> PyTree:
     """Copies replicated leaves of a mesh of several processes to this process; keeps others.
 
     Args:
-        tree: arrays, typed keys among them, that are whole on every device.
+        tree: replicated arrays and typed keys.
     """
 
     def local(x: Any) -> Any:
@@ -191,14 +223,13 @@ def bring_home(tree: PyTree) -> PyTree:
 
 
 def on_mesh(fn: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
-    """`fn` on every device of a mesh, which reduces over devices itself."""
-    # Replication is not tracked (check_vma): users' losses should not have to annotate what varies
-    # between devices.
+    """Maps `fn` over the devices of a mesh; `fn` itself reduces over devices."""
+    # check_vma would require annotations of device-varying values in users' losses.
     return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def num_devices() -> int:
-    """The number of devices that share the tasks; 1 outside of a program over a mesh."""
+    """Returns the number of devices that share the tasks; 1 outside `on_mesh`."""
     try:
         return jax.lax.axis_size(TASK_AXIS)
     except NameError:
@@ -206,12 +237,12 @@ def num_devices() -> int:
 
 
 def first_task(num_local_tasks: int) -> Array | int:
-    """The index, among all devices' tasks, of the first task of this device."""
+    """Returns the index of this device's first task in the meta-batch."""
     return jax.lax.axis_index(TASK_AXIS) * num_local_tasks if num_devices() > 1 else 0
 
 
 def sum_over_devices(values: PyTree) -> PyTree:
-    """The sum of each device's values over a task mesh, by one all-reduce."""
+    """Sums values over the devices of a task mesh, by one all-reduce."""
     if num_devices() == 1:
         return values
     flat, unravel = ravel_pytree(values)
@@ -219,7 +250,7 @@ def sum_over_devices(values: PyTree) -> PyTree:
 
 
 def mean_over_devices(values: PyTree) -> PyTree:
-    """The mean of each device's values over a task mesh, by one all-reduce."""
+    """Averages values over the devices of a task mesh, by one all-reduce."""
     if num_devices() == 1:
         return values
     flat, unravel = ravel_pytree(values)

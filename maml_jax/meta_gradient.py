@@ -1,30 +1,30 @@
-"""Ways to differentiate the inner loop: the same meta-gradient, other memory and time.
+"""Modes of differentiating the inner loop, which trade time for memory.
 
-The meta-gradient needs, for each inner step, the product of a vector with the Hessian of the inner
-loss. The modes differ in how they come by it:
+The meta-gradient needs a Hessian-vector product of the inner loss for each inner step. The modes
+compute it in different ways:
 
-=============== ==================================================================== ==============
-mode            how                                                                  kept per step
-=============== ==================================================================== ==============
-`"reverse"`     reverse over reverse: `jax.grad` of a loss that contains `jax.grad`  activations
-`"remat"`       the same, each inner step recomputed in the backward pass            parameters
-`"mixed"`       each inner step's backward pass is a forward-over-reverse product    parameters
-`"first_order"` the Hessian is taken as zero (paper section 5.2): another gradient   nothing
-=============== ==================================================================== ==============
+=============== ================================================================ ================
+mode            Hessian-vector product                                           stored per step
+=============== ================================================================ ================
+`"reverse"`     reverse over reverse: `jax.grad` of a loss that calls `jax.grad` activations
+`"remat"`       as reverse; the backward pass recomputes each inner step         parameters
+`"mixed"`       forward over reverse, in each inner step's backward pass         parameters
+`"first_order"` zero (paper section 5.2): approximates the meta-gradient         nothing
+=============== ================================================================ ================
 
-Remat recomputes an inner step and then differentiates its gradient in reverse, which holds the
-intermediates of a gradient's gradient while it does so; mixed mode pushes a tangent forward through
-the gradient instead and holds those of a plain gradient. The idea of mixed mode is that of
-MixFlow-MG (Kemaev et al. 2025, arXiv 2505.00793).
+Remat differentiates the inner gradient in reverse and holds the intermediates of a second-order
+gradient for one step at a time. Mixed mode pushes a tangent forward through the inner gradient and
+holds only those of a first-order gradient, as MixFlow-MG does (Kemaev et al. 2025, arXiv
+2505.00793).
 
-Mixed mode assumes that second derivatives commute. JAX's own functions satisfy that. A derivative
-rule that a user writes need not (`jax.custom_jvp`, `jax.custom_vjp`, `jax.lax.custom_root`, ...:
+Mixed mode assumes that second derivatives commute. The functions of JAX satisfy this. Derivative
+rules that users write (`jax.custom_jvp`, `jax.custom_vjp`, `jax.lax.custom_root`, ...) may not:
 straight-through, clipped or reversed gradients, quantisers with a learned step, implicit solvers
-that stop early). An inner loss with such a rule is therefore differentiated as in remat mode, which
-assumes nothing: the meta-gradient is that of every exact mode, the memory is remat's.
+that stop early. Mixed mode falls back to remat for inner losses with such rules, so that all exact
+modes return the same meta-gradient.
 
-In mixed mode the meta-loss itself cannot be differentiated in forward mode (`jax.jvp`,
-`jax.jacfwd`): JAX raises a TypeError. Any other mode can.
+JAX raises a TypeError for forward-mode derivatives (`jax.jvp`, `jax.jacfwd`) of the meta-loss in
+mixed mode. The other modes support them.
 """
 
 from __future__ import annotations
@@ -49,21 +49,28 @@ LossAndGradientFn = Callable[[Params, Batch], tuple[Params, tuple[Array, Metrics
 def gradient(
     loss_fn: LossFn, mode: str = "reverse"
 ) -> Callable[[Params, Batch], tuple[Params, Metrics]]:
-    """Returns the gradient of an inner loss, to be differentiated again in the given mode.
+    """Returns a function for the gradient of an inner loss, differentiable in the given mode.
 
     Args:
         loss_fn: `loss_fn(params, batch) -> (scalar, metrics)`, of floating-point parameters.
-        mode: one of `MODES`. `"remat"` is the same as `"reverse"` here: what is recomputed is a
-            whole inner step, by `maml.adapt`.
+        mode: one of `MODES`. `"remat"` equals `"reverse"` here; `maml.adapt` recomputes whole
+            inner steps.
 
     Returns:
         `fn(params, batch) -> (gradient, metrics)`: the gradient in the form of `params`, and the
         loss's metrics with `"loss"`.
 
     Raises:
-        ValueError: an unknown mode; from the function, a batch without elements, or a loss that is
-            not a scalar.
-        TypeError: from the function, a loss function that does not return a loss and a dict.
+        ValueError: `mode` is unknown; from `fn`: the batch is empty, or the loss is not a scalar.
+        TypeError: from `fn`: `loss_fn` does not return a loss and a dict.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.meta_gradient import gradient
+        >>> grad = gradient(lambda p, batch: (p**3, {}), "mixed")
+        >>> float(jax.grad(lambda p: grad(p, ())[0])(jnp.array(2.0)))  # 6 p
+        12.0
     """
     checks.check_choice(mode, MODES, "mode")
 
@@ -79,7 +86,7 @@ def gradient(
     def fn(params: Params, batch: Batch) -> tuple[Params, Metrics]:
         checks.check_not_empty(batch, "batch")
         grads, (loss, metrics) = differentiate(params, batch)
-        if mode == "first_order":  # the one place where second-order terms are dropped
+        if mode == "first_order":  # drops the second-order terms
             grads = jax.lax.stop_gradient(grads)
         return grads, {**metrics, "loss": loss}
 
@@ -87,14 +94,14 @@ def gradient(
 
 
 def _mixed_gradient(loss_fn: LossFn, recomputed: LossAndGradientFn) -> LossAndGradientFn:
-    """The gradient whose own reverse derivative is a forward-over-reverse product.
+    """Returns a gradient function whose reverse derivative is a forward-over-reverse product.
 
-    `recomputed` takes over where second derivatives need not commute.
+    Uses `recomputed` instead where second derivatives may not commute.
     """
 
     def fn(params: Params, batch: Batch) -> tuple[Params, tuple[Array, Metrics]]:
-        # Everything the loss depends on becomes an argument, what it closes over included: a
-        # custom derivative rule may neither lose a derivative nor keep a tracer past its time.
+        # Closed-over values become arguments too: a custom derivative rule must propagate their
+        # derivatives and must not leak their tracers.
         closed, shape = jax.make_jaxpr(loss_fn, return_shape=True)(params, batch)
         if derivative_rules.may_not_commute(closed.jaxpr):
             return recomputed(params, batch)
@@ -118,12 +125,12 @@ def _mixed_gradient(loss_fn: LossFn, recomputed: LossAndGradientFn) -> LossAndGr
 def _forward_over_reverse(
     pure_loss: Callable[[Params, PyTree, PyTree], tuple[Array, Metrics]],
 ) -> Callable[[Params, PyTree, PyTree], tuple[Params, tuple[Array, Metrics]]]:
-    """`(params, smooth, rest) -> (gradient, (loss, metrics))` with a derivative rule of its own.
+    """Returns `(params, smooth, rest) -> (gradient, (loss, metrics))` with a custom derivative.
 
     With L the loss, p the parameters, z the other differentiable inputs and v the cotangent of the
     gradient dL/dp, reverse mode has to return v' d2L/dp2 and v' d2L/dpdz. Second derivatives
-    commute, so both are the tangent of (dL/dp, dL/dz) along (v, 0): one `jvp` of one `grad`. Its
-    primal output, (dL/dp, dL/dz), is what the cotangent of the loss itself multiplies.
+    commute, so both are the tangent of (dL/dp, dL/dz) along (v, 0): one `jvp` of one `grad`. The
+    cotangent of the loss multiplies the primal output, (dL/dp, dL/dz).
     """
 
     def value(params, smooth, rest):

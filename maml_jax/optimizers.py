@@ -1,4 +1,4 @@
-"""How optax transformations are called: with the loss and the gradient for those that ask."""
+"""Calls optax transformations, with the loss and the gradient for those that accept them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,31 @@ def update(
     loss: Array,
     name: str,
 ) -> tuple[PyTree, PyTree]:
-    """`optimizer.update`, which gets `value=` (the loss) and `grad=` if it takes them.
+    """Calls `optimizer.update`, with `value=` (the loss) and `grad=` if it accepts them.
 
     Args:
-        optimizer: any optax transformation.
-        gradient: of `loss` in `params`.
-        state: of the optimizer.
-        params: that are updated.
-        loss: at `params`, a scalar.
-        name: of the argument that `optimizer` is, for the message.
+        optimizer: an optax transformation.
+        gradient: gradient of `loss` in `params`.
+        state: state of the optimizer.
+        params: the current parameters.
+        loss: loss at `params`, a scalar.
+        name: name of the argument that holds `optimizer`, for the message.
 
     Returns:
-        What is to be added to `params`, and the next state.
+        The update to add to `params`, and the next state.
 
     Raises:
-        TypeError: the optimizer needs more than that.
+        TypeError: the optimizer requires further arguments.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import optimizers
+        >>> theta, sgd = jnp.array(1.0), optax.sgd(0.5)
+        >>> step, _ = optimizers.update(
+        ...     sgd, 2 * theta, sgd.init(theta), theta, loss=theta**2, name="meta_optimizer")
+        >>> float(step)
+        -1.0
     """
     parameters = inspect.signature(optimizer.update).parameters.values()
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -47,7 +57,7 @@ def update(
             raise
         raise TypeError(
             f"{name} receives value= (the loss) and grad= beside the gradient, its state and the "
-            f"parameters; it asks for more: {error}."
+            f"parameters; it requires further arguments: {error}."
         ) from error
 
 
@@ -60,23 +70,23 @@ def optimizer_step(
     inner_lr: PyTree,
     mode: str,
 ) -> tuple[Params, PyTree, Metrics]:
-    """One inner step of an optimizer, in the place of `maml.inner_update`.
+    """Takes one inner step with an optimizer, in place of `maml.inner_update`.
 
     Args:
-        optimizer: any optax transformation.
+        optimizer: an optax transformation.
         loss_fn: as in `maml.inner_update`, of floating-point parameters.
         params: theta.
-        state: of the optimizer.
+        state: state of the optimizer.
         batch: the support batch.
-        inner_lr: a rate for each leaf of `params`, times which the optimizer's step is added.
-        mode: how the step is differentiated.
+        inner_lr: a rate for each leaf of `params`; multiplies the optimizer's update.
+        mode: how the step is differentiated, one of `meta_gradient.MODES`.
 
     Returns:
         theta', the optimizer's next state, and the metrics at theta.
     """
     gradient, metrics = meta_gradient.gradient(loss_fn, mode)(params, batch)
     loss = metrics["loss"]
-    if mode == "first_order":  # the step is taken as independent of theta
+    if mode == "first_order":  # the update must not depend on theta through the loss
         loss = jax.lax.stop_gradient(loss)
 
     def step(params: Params, gradient: PyTree, loss: Array, state: PyTree, inner_lr: PyTree):
@@ -86,7 +96,7 @@ def optimizer_step(
         )
         return moved, state
 
-    if mode == "mixed":  # of an optimizer's step, too, only what goes in is kept
+    if mode == "mixed":  # stores only the inputs of the optimizer's step
         step = jax.checkpoint(step, prevent_cse=False)
     params, state = step(params, gradient, loss, state, inner_lr)
     return params, state, metrics

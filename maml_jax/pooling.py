@@ -1,7 +1,7 @@
-"""From the tasks of all devices to one report: the place that forms means and counts.
+"""Reduces task results over tasks and devices to the metrics of a meta-step.
 
-Every meta-update ends here: `pool` adds up over tasks and devices with one all-reduce, `report`
-makes the metrics that `training.check_finite` reads.
+Every meta-update ends with these functions: `pool` sums over tasks and devices with one all-reduce,
+and `report` makes the metrics that `check_finite` reads.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from maml_jax.types import Array, Metrics, Params, PyTree
 
 
 class Pooled(NamedTuple):
-    """The results of a meta-step's tasks, the same on every device.
+    """Results of the tasks of a meta-step, equal on all devices.
 
     Attributes:
-        losses: of every task, [T].
-        nonfinite: whether a task's loss or gradient is not finite, bool [T].
+        losses: the loss of each task, [T].
+        nonfinite: whether the loss or gradient of each task is not finite, bool [T].
         metrics: means over tasks.
-        values: means over tasks: the meta-gradient, most often.
+        values: means over tasks of `sums` in `pool`, for example the meta-gradient.
     """
 
     losses: Array
@@ -38,14 +38,21 @@ class Pooled(NamedTuple):
 
 
 def pool(losses: Array, nonfinite: Array | None, metrics: Metrics, sums: PyTree = ()) -> Pooled:
-    """Adds up what each device has of its tasks, by one all-reduce.
+    """Averages the results of all devices' tasks, by one all-reduce.
 
     Args:
-        losses: of this device's tasks, [t].
-        nonfinite: whether the loss or gradient of a task is not finite, bool [t]; None to go by
-            the losses.
-        metrics: of the tasks, leaves [t, ...].
-        sums: pytree of sums over this device's tasks, such as the gradient of the sum of losses.
+        losses: losses of this device's t tasks, [t].
+        nonfinite: whether the loss or gradient of each task is not finite, bool [t]; None derives
+            it from the losses.
+        metrics: metrics of the tasks, leaves [t, ...].
+        sums: pytree of sums over this device's tasks, for example the gradient of the summed loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.pooling import pool
+        >>> pooled = pool(jnp.array([1.0, 3.0]), None, {}, sums={"gradient": jnp.array(4.0)})
+        >>> float(pooled.loss), float(pooled.values["gradient"])
+        (2.0, 2.0)
     """
     losses = types.widen(losses)
     bad = ~jnp.isfinite(losses) if nonfinite is None else nonfinite
@@ -54,7 +61,7 @@ def pool(losses: Array, nonfinite: Array | None, metrics: Metrics, sums: PyTree 
     counts = bad.astype(jnp.float32)
     means = jax.tree.map(lambda x: jnp.sum(_as_float(x), axis=0) / num_tasks, metrics)
     values = jax.tree.map(lambda x: x / num_tasks, sums)
-    if mesh.num_devices() > 1:  # each device fills in its tasks
+    if mesh.num_devices() > 1:  # the sum then joins the tasks of all devices
         start = mesh.first_task(local_tasks)
         losses, counts = (
             jax.lax.dynamic_update_slice(jnp.zeros((num_tasks,), x.dtype), x, (start,))
@@ -65,18 +72,31 @@ def pool(losses: Array, nonfinite: Array | None, metrics: Metrics, sums: PyTree 
 
 
 def report(pooled: Pooled, gradient: PyTree, params: Params) -> Metrics:
-    """The metrics of a meta-step: means over tasks, and what is not finite.
+    """Returns the metrics of a meta-step: means over tasks, and counts of non-finite values.
 
     Args:
-        pooled: of the step's tasks.
-        gradient: of all tasks together, or its norm.
-        params: after the step.
+        pooled: the results of the step's tasks.
+        gradient: the meta-gradient, or its norm.
+        params: the parameters after the step.
 
     Returns:
-        `pooled.metrics` with `"loss"`, `"nonfinite_losses"` and `"nonfinite_tasks"` (how many
-        tasks had a loss, or a loss or a gradient, that is not finite), `"first_nonfinite_task"`
-        (the first of these, or -1) and `"nonfinite_update"` (1 if the gradient of all tasks, or a
-        parameter after the step, is not finite).
+        `pooled.metrics` and these scalars:
+
+        ======================== ===================================================================
+        `"loss"`                 mean loss over tasks
+        `"nonfinite_losses"`     number of tasks with a non-finite loss
+        `"nonfinite_tasks"`      number of tasks with a non-finite loss or gradient
+        `"first_nonfinite_task"` index of the first of these tasks, or -1
+        `"nonfinite_update"`     1 if the meta-gradient or a new parameter is not finite, else 0
+        ======================== ===================================================================
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.pooling import pool, report
+        >>> pooled = pool(jnp.array([1.0, jnp.nan]), None, {})
+        >>> metrics = report(pooled, gradient=(), params=jnp.zeros(3))
+        >>> [int(metrics[name]) for name in ("first_nonfinite_task", "nonfinite_update")]
+        [1, 0]
     """
     bad = pooled.nonfinite
     return {
@@ -90,11 +110,17 @@ def report(pooled: Pooled, gradient: PyTree, params: Params) -> Metrics:
 
 
 def mean_over_tasks(values: PyTree) -> PyTree:
-    """The mean over the leading axis of T, and over the devices of a task mesh.
+    """Returns the mean over the leading task axis and the devices of a task mesh.
 
     Args:
-        values: floating-point arrays with a leading axis of a device's tasks; on a mesh every
-            device has the same number of tasks, and one all-reduce carries all values.
+        values: floating-point arrays with a leading axis of this device's tasks. All devices hold
+            the same number of tasks. One all-reduce carries all values.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.pooling import mean_over_tasks
+        >>> float(mean_over_tasks(jnp.array([1.0, 3.0])))
+        2.0
     """
     return mesh.mean_over_devices(jax.tree.map(lambda x: jnp.mean(types.widen(x), axis=0), values))
 

@@ -1,4 +1,4 @@
-"""The gradient of a sum of losses over tasks on one device, chunk by chunk, and who spoils it."""
+"""Sums loss gradients over tasks on one device and detects tasks with non-finite gradients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from maml_jax.types import Array, Metrics, Params, Task, TaskLoss
 
 
 class TaskGradients(NamedTuple):
-    """The terms of T tasks in a meta-step.
+    """Losses and summed gradient of T tasks.
 
     Attributes:
-        losses: [T].
-        metrics: with a leading axis of T.
-        gradient: of the sum of the losses, in the form of the parameters, at least float32.
-        nonfinite: bool [T]: whether the loss or the gradient of a task is not finite.
+        losses: the loss of each task, [T].
+        metrics: metrics with a leading axis of T.
+        gradient: the gradient of the summed loss, in the form of the parameters, at least float32.
+        nonfinite: whether the loss or gradient of each task is not finite, bool [T].
     """
 
     losses: Array
@@ -37,31 +37,41 @@ def sum_gradient(
     batching: Batching = None,
     single_out: bool = True,
 ) -> TaskGradients:
-    """The gradient of the sum of a loss over tasks, in bounded memory.
+    """Returns the gradient of the summed loss of T tasks, in the memory of one chunk of tasks.
 
-    Chunks are differentiated one by one and their gradients added up, so that the memory needed is
-    that of one chunk, whatever the number of tasks. Gradients of half-precision parameters are
-    added up in float32.
+    Differentiates one chunk after the other and accumulates their gradients, at least in float32.
 
-    Where the gradient is not finite although losses are, the same program runs again for single
-    tasks, to tell which they are. The loop around it has no reverse-mode derivative; only `"scan"`
-    does without it.
+    If the sum is not finite although some losses are, the program runs again for single tasks to
+    identify those with a non-finite gradient. The loop for this has no reverse-mode derivative;
+    `"scan"` does not need it.
 
     Args:
         task_loss: `task_loss(params, task) -> (scalar, metrics)` for one task.
-        params: what to differentiate in.
+        params: the parameters to differentiate in.
         tasks: a task pytree with a leading axis of T on every leaf.
         batching: see `maml_jax.batching`.
-        single_out: whether to tell which task of a chunk has a gradient that is not finite; else
-            all tasks of that chunk are named. For losses that talk to other devices, which must
-            not run again on one of them alone.
+        single_out: whether to identify single tasks; False marks all tasks of a chunk with a
+            non-finite gradient. Set it to False for losses that communicate between devices, which
+            must not run again on one device alone.
+
+    Raises:
+        ValueError: T is 0, or `batching` is unknown.
+        TypeError: `task_loss` does not return a scalar and real metrics.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.task_gradients import sum_gradient
+        >>> loss = lambda theta, target: ((theta - target) ** 2, {})
+        >>> terms = sum_gradient(loss, jnp.array(0.0), jnp.array([1.0, 2.0]), batching="scan")
+        >>> float(terms.gradient), terms.losses.tolist()
+        (-6.0, [1.0, 4.0])
     """
     num_tasks = axis_size(tasks)
     if num_tasks < 1:
         raise ValueError("tasks must hold 1 task or more; received a leading axis of 0.")
     chunk = resolve_batching(batching, num_tasks)
 
-    if chunk == 1 or not single_out:  # no task is looked at again
+    if chunk == 1 or not single_out:  # a single pass suffices
         terms, bad = _gradients(task_loss, params, tasks, chunk, None)
         bad = jnp.repeat(bad, chunk)[:num_tasks]
         return terms._replace(nonfinite=bad | ~jnp.isfinite(terms.losses))
@@ -69,10 +79,10 @@ def sum_gradient(
     def one_pass(turn: Array) -> tuple[TaskGradients, Array]:
         return _gradients(task_loss, params, tasks, chunk, turn)
 
-    # Traced once, for the shapes of what the loop carries and for the loop.
+    # One trace provides both the shapes of the loop's carry and its body.
     closed, shapes = jax.make_jaxpr(one_pass, return_shape=True)(np.int32(0))
     evaluate, form = jex.jaxpr_as_fun(closed), jax.tree.structure(shapes)
-    # The task of each chunk that pass i looks at, from i = 1; of a shorter last chunk, the last.
+    # Pass i >= 1 checks task i of each chunk, or the last task of a shorter chunk.
     starts = jnp.arange(0, num_tasks, chunk)
     sizes = jnp.minimum(chunk, num_tasks - starts)
 
@@ -83,7 +93,7 @@ def sum_gradient(
         terms = jax.tree.map(lambda a, b: jnp.where(first, a, b), new, terms)
         index = starts + jnp.clip(turn, 1, sizes) - 1
         nonfinite = nonfinite.at[index].set(jnp.where(first, nonfinite[index], bad))
-        # Where no loss is finite the parameters are to blame, and no task.
+        # If no loss is finite, the cause is in the parameters, not in single tasks.
         search = jnp.any(jnp.isfinite(new.losses)) & ~types.all_finite(new.gradient)
         return turn + 1, jnp.where(first, search, turn < chunk), nonfinite, terms
 
@@ -96,10 +106,10 @@ def sum_gradient(
 def _gradients(
     task_loss: TaskLoss, params: Params, tasks: Task, chunk: int, turn: Array | None
 ) -> tuple[TaskGradients, Array]:
-    """One pass over the tasks, and whether the gradient of each chunk is not finite.
+    """Runs one pass over the tasks; also returns whether each chunk's gradient is not finite.
 
-    Pass 0 takes the tasks of a chunk and checks nothing; pass i takes its i-th task in the place of
-    all. Without a number of the pass it takes the tasks and checks their gradient.
+    Pass `turn` = 0 takes all tasks of each chunk and skips the check. Pass i >= 1 replaces them by
+    the chunk's i-th task. With `turn` None, the pass takes all tasks and checks their gradient.
     """
     num_tasks = axis_size(tasks)
 
@@ -148,8 +158,8 @@ def _gradients(
 def _chunk_gradient(
     task_loss: TaskLoss, params: Params, tasks: Task
 ) -> tuple[Array, Metrics, Params]:
-    """Losses, metrics, and the gradient of the losses' sum, of tasks that are vmapped."""
-    if axis_size(tasks) == 1:  # an axis of one task costs copies between layouts on a CPU
+    """Returns losses, metrics and the gradient of the summed loss of vmapped tasks."""
+    if axis_size(tasks) == 1:  # avoids copies between layouts on a CPU
         alone = jax.tree.map(lambda x: jnp.asarray(x)[0], tasks)
         (loss, metrics), grads = jax.value_and_grad(task_loss, has_aux=True)(params, alone)
         loss, metrics = jax.tree.map(lambda x: jnp.asarray(x)[None], (loss, metrics))

@@ -1,7 +1,7 @@
-"""Meta-training: the one loop, many meta-steps in one compiled dispatch on a device mesh.
+"""The meta-training loop: runs many meta-steps in one compiled dispatch on a device mesh.
 
-Each meta-step draws T tasks and hands them to a `MetaUpdate`. Every problem and every update runs
-through it: supervised or reinforcement learning, an optimizer on the meta-gradient or TRPO.
+Each meta-step draws T tasks and passes them to a `MetaUpdate`. The loop serves every problem and
+every update: supervised and reinforcement learning, gradient updates and TRPO.
 """
 
 from __future__ import annotations
@@ -21,22 +21,30 @@ from jax.sharding import Mesh, PartitionSpec
 from maml_jax import checks
 from maml_jax import mesh as mesh_lib
 from maml_jax.kernels.dispatch import settle
-from maml_jax.types import Array, MetaUpdate, Metrics, NonFiniteError, Params, Task
+from maml_jax.types import Array, MetaUpdate, Metrics, Params, Task
 
-DRAWN_AT_ONCE_MB = 64  # of a device's tasks; more are drawn chunk by chunk
+DRAWN_AT_ONCE_MB = 64  # size of a device's tasks above which they are drawn chunk by chunk
 WHOLE = PartitionSpec()
 
 Sampler = Callable[..., Task]
 
 
 class MetaState(NamedTuple):
-    """Everything that meta-training carries from one meta-step to the next.
+    """The state of meta-training, from `init`.
 
     Attributes:
-        params: the meta-parameters: theta, and whatever else is meta-learned.
-        update_state: of the meta-update: the meta-optimizer's state, most often.
-        step: meta-steps taken, int32.
-        key: PRNG key of the run; never used itself, only folded with the step and the task.
+        params: the meta-parameters: theta and other meta-learned values.
+        update_state: state of the meta-update, for example of its optimizer.
+        step: number of meta-steps taken, int32.
+        key: typed PRNG key of the run. Each use folds in the step and the task.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import gradient_update, init
+        >>> update = gradient_update(lambda theta, task: (theta**2, {}), optax.sgd(0.1))
+        >>> init(jnp.array(1.0), update, key=0)._fields
+        ('params', 'update_state', 'step', 'key')
     """
 
     params: Params
@@ -46,27 +54,37 @@ class MetaState(NamedTuple):
 
 
 def init(params: Params, update: Any, key: Array | int) -> MetaState:
-    """A `MetaState` at step 0.
+    """Makes a `MetaState` at step 0.
 
     Args:
-        params: initial meta-parameters.
-        update: the `MetaUpdate` that they are trained by; its `init` makes the update's state.
+        params: initial meta-parameters; copied, because training donates the state.
+        update: the `MetaUpdate` of the training; its `init` makes the update's state.
         key: a typed PRNG key (`jax.random.key`), or a seed.
 
     Raises:
-        TypeError: the update refuses a leaf of `params` (`gradient_update` without a mask moves
-            floating-point arrays only), or `key` is not a typed key.
+        ValueError: `params` has no floating-point leaf.
+        TypeError: the update refuses a leaf of `params` (`gradient_update` without a mask requires
+            floating-point leaves), or `key` is not a typed key.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import gradient_update, init
+        >>> update = gradient_update(lambda theta, task: (theta**2, {}), optax.sgd(0.1))
+        >>> state = init(jnp.array(1.0), update, key=0)
+        >>> int(state.step), float(state.params)
+        (0, 1.0)
     """
     checks.check_has_float_leaf(params)
     if isinstance(key, (int, np.integer)):
         key = jax.random.key(int(key))
     if not jnp.issubdtype(getattr(key, "dtype", object), jax.dtypes.prng_key):
         raise TypeError(f"key must be a typed PRNG key, jax.random.key(seed); received {key!r}.")
-    # Copies, because training donates the state and must not eat the caller's arrays; with a dtype,
-    # because a weak one would become strong in the first step, and the program be compiled twice.
+    # Copies protect the caller's arrays from donation. An explicit dtype avoids a second
+    # compilation, because the first step turns a weak type into a strong one.
     params = jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p), copy=True), params)
     step = jnp.zeros((), jnp.int32)
-    # Some optimizers keep the initial parameters themselves, which cannot be donated twice.
+    # Some optimizers store the initial parameters, and a buffer can be donated only once.
     update_state = jax.tree.map(lambda x: jnp.array(x, copy=True), update.init(params))
     return MetaState(params, update_state, step, jnp.array(key, copy=True))
 
@@ -76,11 +94,11 @@ class TrainFn:
     """Meta-steps in one dispatch, `train(state, *data) -> (state, metrics)`; donates `state`.
 
     Attributes:
-        compiled: the program, of `state` and the tuple `data`.
-        mesh: the mesh that it runs on.
-        num_meta_steps: meta-steps of one call.
-        data_specs: how `data` lies on the mesh.
-        on_device: what each device runs, `on_device(state, data)`.
+        compiled: the compiled program; its arguments are `state` and the tuple `data`.
+        mesh: the mesh of the program.
+        num_meta_steps: meta-steps per call.
+        data_specs: the partition specs of `data` on the mesh.
+        on_device: `on_device(state, data)`, the part of the program that each device runs.
         draw: `draw(params, key, *data)`, the sampler.
     """
 
@@ -93,23 +111,23 @@ class TrainFn:
     _checked: list[Any] = dataclasses.field(default_factory=list, repr=False)
 
     def __call__(self, state: MetaState, *data: Any) -> tuple[MetaState, Metrics]:
-        """Puts the arguments in place, runs the program, and returns what it returns."""
+        """Places the arguments on the mesh and runs the program; see `make_train_fn`."""
         given = jax.tree.leaves(data)
-        # One placement for every call, or the first call (a state fresh from `init`) and the
-        # second (one that came out of the mesh) would each compile a program.
+        # A state from `init` and one from an earlier call are placed differently, which would
+        # compile the program twice.
         state, data = mesh_lib.place((state, data), self.mesh, (WHOLE, self.data_specs))
         check_data(self.draw, self._checked, given, state, data)
         return settle(self.compiled(state, data), self.mesh)
 
     def lower(self, state: MetaState, *data: Any) -> jax.stages.Lowered:
-        """The program for arguments of these shapes, as `jax.jit(...).lower`, without running it.
+        """Lowers the program for arguments of these shapes, as `jax.jit(...).lower` does.
 
-        `train.lower(state, *data).compile()` compiles ahead of time: calls with arguments of these
-        shapes then compile nothing.
+        `train.lower(state, *data).compile()` compiles ahead of time: later calls with arguments of
+        these shapes compile nothing.
 
         Args:
-            state: as in a call, or `jax.ShapeDtypeStruct`s of it; it is not donated.
-            *data: the same.
+            state: a state or its `jax.ShapeDtypeStruct`s; not donated.
+            *data: further arguments of the call, or their shapes.
         """
         specs = (WHOLE, self.data_specs)
         return self.compiled.lower(*mesh_lib.shapes((state, data), self.mesh, specs))
@@ -118,20 +136,20 @@ class TrainFn:
 def check_data(
     draw: Sampler, checked: list[Any], given: list[Any], state: MetaState, data: tuple[Any, ...]
 ) -> None:
-    """Traces the sampler with the values of new data, once: the program sees only shapes.
+    """Traces the sampler once with new data, so that its checks read concrete values.
 
     Args:
         draw: the sampler.
-        checked: leaves of the data that was checked last; updated.
-        given: leaves of the data, as the caller gave them.
-        state: of which `draw` gets parameters and key.
-        data: placed on the mesh.
+        checked: leaves of the last checked data; updated in place.
+        given: leaves of the caller's data.
+        state: holds the parameters and the key for `draw`.
+        data: the data on the mesh.
     """
     known = len(given) == len(checked) and all(map(operator.is_, given, checked))
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((given, data)))
     if known or traced:
         return
-    # A sampler that talks to other devices names an axis that is not there outside the program.
+    # A sampler with collectives names a mesh axis, which is undefined outside the program.
     with contextlib.suppress(NameError):
         jax.eval_shape(lambda params, key: draw(params, key, *data), state.params, state.key)
     checked[:] = given
@@ -147,45 +165,56 @@ def make_train_fn(
     mesh: Mesh | None = None,
     data_specs: Any = WHOLE,
 ) -> TrainFn:
-    """Compiles many meta-steps into one dispatch, with the tasks drawn inside it.
+    """Makes a compiled function that draws tasks and takes many meta-steps in one dispatch.
 
-    The result is `train(state, *data) -> (state, metrics)`. It donates `state` (to keep parameters,
-    copy them before the next call: `best = jax.tree.map(jnp.copy, state.params)`), moves nothing
-    between host and device, and splits the tasks over the devices of `mesh`: each device draws and
-    differentiates its share of the tasks, one all-reduce adds up, and every device takes the same
-    step. Which task is drawn depends on the state's key, the step and the task's index alone, so
-    that results do not depend on the number of devices, on `num_meta_steps` or `steps_per_draw`.
+    The function splits the tasks over the devices of `mesh`. Each device draws and differentiates
+    its share, one all-reduce sums the gradients, and every device takes the same step. Each task
+    depends only on the state's key, the step and the task's index. Results therefore do not depend
+    on the number of devices, on `num_meta_steps` or on `steps_per_draw`.
 
     Args:
-        sample: `sample(params, key, *data) -> Task`, one task; a problem's.
-        update: how the meta-parameters move, `gradient_update(learner.loss, optax.adam(1e-3))` say.
-        num_tasks: T, tasks of a meta-batch.
-        num_meta_steps: meta-steps of one dispatch.
-        steps_per_draw: for how many meta-steps tasks are drawn at a time. More than 1 is faster for
-            small problems, at the memory of that many meta-batches, and `sample` then gets None as
-            its `params`. Default 1, which suits samplers that use the parameters.
-        mesh: a mesh with the axis "tasks", or with "members" and "tasks" where `over_members`
-            follows; default `task_mesh(num_tasks)`.
-        data_specs: how `data` lies on the mesh: a `PartitionSpec`, or a pytree prefix of the tuple
-            `data` with them. Default: whole on every device. `sample` sees its device's part, and
-            may fetch from other parts by collectives over the mesh's axis.
+        sample: `sample(params, key, *data) -> Task` draws one task, for example a problem's.
+        update: the meta-update, for example `gradient_update(learner.loss, optax.adam(1e-3))`.
+        num_tasks: T, tasks per meta-step.
+        num_meta_steps: meta-steps per call.
+        steps_per_draw: number of meta-steps whose tasks are drawn together. Values above 1 save
+            time for small problems, need memory for as many meta-batches, and pass None to `sample`
+            as `params`. Default: 1, for samplers that use the parameters.
+        mesh: a mesh with the axis "tasks", or with "members" and "tasks" for `over_members`;
+            default `task_mesh(num_tasks)`.
+        data_specs: partition of `data` over the mesh: a `PartitionSpec`, or a pytree prefix of the
+            tuple `data` with such specs. Default: replicated. `sample` receives its device's part
+            and may fetch other parts by collectives over the axes of the mesh.
 
     Returns:
-        A function that runs the compiled program; it composes with `jax.jit` and `jax.vmap`, and
-        has a method `lower`, to compile ahead of time. `data` are arrays that `sample` needs (a
-        data set, say), placed on the mesh; metrics have a leading axis of `num_meta_steps`.
+        `train(state, *data) -> (state, metrics)`; metrics have a leading axis of `num_meta_steps`.
+        `data` holds arrays for `sample`, such as a data set. `train` donates `state`: copy
+        parameters to keep them (`jax.tree.map(jnp.copy, state.params)`). It composes with
+        `jax.jit` and `jax.vmap`; its method `lower` compiles ahead of time.
 
     Raises:
-        ValueError: a count below 1, or a mesh that does not fit; (from the function) the state is
-            that of another update, or what `sample` raises for `data`: it is traced once with the
-            values of new data.
-        TypeError: a count that is no integer; `update` is no `MetaUpdate`.
+        ValueError: a count is below 1, or the mesh does not fit; from `train`: the state belongs to
+            another update. `train` traces `sample` once with new data and raises its errors.
+        TypeError: a count is not an integer, or `update` is not a `MetaUpdate`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import gradient_update, init, make_train_fn
+        >>> sample = lambda params, key: 2.0 + jax.random.normal(key)  # a task: its target
+        >>> loss = lambda theta, target: ((theta - target) ** 2, {})
+        >>> update = gradient_update(loss, optax.sgd(0.1))
+        >>> train = make_train_fn(sample, update, num_tasks=4, num_meta_steps=10)
+        >>> state, metrics = train(init(jnp.array(0.0), update, key=0))
+        >>> int(state.step), metrics["loss"].shape
+        (10, (10,))
     """
     checks.check_counts(num_tasks=num_tasks, num_meta_steps=num_meta_steps)
     if not isinstance(update, MetaUpdate):
         raise TypeError(
-            "update must be a MetaUpdate, gradient_update(learner.loss, optax.adam(1e-3)) say; "
-            f"received {type(update).__name__}."
+            "update must be a MetaUpdate, for example gradient_update(learner.loss, "
+            f"optax.adam(1e-3)); received {type(update).__name__}."
         )
     mesh = mesh_lib.task_mesh(num_tasks) if mesh is None else mesh
     local_tasks = num_tasks // mesh_lib.check_mesh(mesh, num_tasks)
@@ -194,7 +223,7 @@ def make_train_fn(
     block = min(steps_per_draw or 1, num_meta_steps)
 
     def keys_of(step: Array, key: Array) -> Array:
-        """A PRNG key for each of this device's tasks."""
+        """Returns a PRNG key for each of this device's tasks."""
         indices = mesh_lib.first_task(local_tasks) + jnp.arange(local_tasks)
         return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), indices)
 
@@ -208,7 +237,7 @@ def make_train_fn(
         drawn_mb = _size_mb(jax.eval_shape(jax.vmap(draw), keys))
         if drawn_mb <= DRAWN_AT_ONCE_MB or update.update_by_keys is None:
             return take_step(state, jax.vmap(draw)(keys), update.update)
-        # A sampler of data that is spread talks to other devices: it must not run on one alone.
+        # Samplers of partitioned data use collectives, which must not run on one device alone.
         return take_step(state, keys, update.update_by_keys(draw, data_specs == WHOLE))
 
     def one_block(state: MetaState, data: tuple[Any, ...], length: int) -> Any:
@@ -222,7 +251,7 @@ def make_train_fn(
             "state.update_state",
             jax.eval_shape(update.init, state.params),
             state.update_state,
-            "Make the state by maml_jax.init(params, update, key) with this update.",
+            "Make the state with maml_jax.init(params, update, key) and this update.",
         )
         if block == 1:
             return jax.lax.scan(lambda s, _: one_step(s, data), state, length=num_meta_steps)
@@ -241,49 +270,3 @@ def make_train_fn(
 
 def _size_mb(tree: Any) -> float:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
-
-
-CAUSES = (
-    "Likely causes: an inner learning rate that makes the inner loop diverge, a meta learning rate "
-    "that is too large, inputs or targets that are not finite, or a square root, logarithm or "
-    "division at 0 in the loss or the inner optimizer (optax.adam needs eps_root > 0 to be "
-    "differentiated)."
-)
-
-
-def check_finite(metrics: Metrics, first_step: int = 0) -> None:
-    """Raises if a loss, a gradient or a parameter was not finite; reads metrics to the host.
-
-    Args:
-        metrics: from a train function, with any leading axes (members, steps).
-        first_step: the meta-step that the metrics begin at.
-
-    Raises:
-        NonFiniteError: says at which meta-step, in how many tasks and in which first, and why that
-            most often happens.
-    """
-
-    def by_run(name: str) -> np.ndarray:
-        values = np.atleast_1d(np.asarray(metrics[name]))
-        return values.reshape(-1, values.shape[-1])  # [runs, meta-steps]
-
-    tasks, update = by_run("nonfinite_tasks"), by_run("nonfinite_update")
-    bad = (tasks > 0) | (update > 0)
-    if not bad.any():
-        return
-    index = int(np.argmax(bad.any(axis=0)))
-    run = int(np.argmax(bad[:, index]))
-    where = f"at meta-step {first_step + index}" + (f" of run {run}" if len(bad) > 1 else "")
-    if not tasks[run, index]:
-        raise NonFiniteError(
-            f"the meta-gradient, or a parameter after the step, is not finite {where}, and no "
-            "single task is to blame: the sum of gradients or the meta-optimizer's step is too "
-            "large for its type, or tasks were differentiated together. " + CAUSES
-        )
-    of_loss = by_run("nonfinite_losses")[run, index] > 0
-    first = by_run("first_nonfinite_task")[run, index]
-    raise NonFiniteError(
-        f"the meta-{'loss' if of_loss else 'gradient'} is not finite {where}"
-        + ("" if of_loss else ", although the losses are")
-        + f": {int(tasks[run, index])} task(s), the first of them task {int(first)}. {CAUSES}"
-    )

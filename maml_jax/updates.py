@@ -1,4 +1,4 @@
-"""How meta-parameters move: the meta-gradient handed to an optimizer."""
+"""Meta-updates that pass the meta-gradient to an optimizer."""
 
 from __future__ import annotations
 
@@ -19,22 +19,31 @@ def gradient_update(
     batching: batching_lib.Batching = None,
     mask: Mask = None,
 ) -> MetaUpdate:
-    """The update of Algorithm 1: one step of an optimizer on the mean loss over tasks.
-
-        learner = algorithms.maml(problem, inner_lr=0.1)
-        train = make_train_fn(problem.sample, gradient_update(learner.loss, optax.adam(1e-3)), ...)
+    """Makes the meta-update of Algorithm 1: one optimizer step on the mean loss over tasks.
 
     Args:
-        loss: `loss(params, task) -> (loss, metrics)` for one task: a meta-learner's, or any other.
-        optimizer: any optax transformation. It receives the mean loss as `value=` and the gradient
-            as `grad=`, if it takes them.
-        batching: how many tasks at once on each device, see `maml_jax.batching`.
-        mask: which meta-parameters move: a pytree prefix of bools, or a function from the
-            parameters to one. Others stay bit for bit. Default all, which have to be floats.
+        loss: `loss(params, task) -> (loss, metrics)` for one task, for example a meta-learner's.
+        optimizer: an optax transformation. Those with extra arguments receive the mean loss as
+            `value=` and the gradient as `grad=`.
+        batching: how many tasks run at once on each device, see `maml_jax.batching`.
+        mask: selects the leaves to update: a pytree prefix of bools, or a function from the
+            parameters to one. Other leaves do not change. Default: all leaves, which must be
+            floating point.
 
     Raises:
-        ValueError: an unknown batching.
-        TypeError: `optimizer` is no optax transformation.
+        ValueError: `batching` is unknown.
+        TypeError: `optimizer` is not an optax transformation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from maml_jax import gradient_update
+        >>> loss = lambda theta, target: ((theta - target) ** 2, {})
+        >>> update = gradient_update(loss, optax.sgd(0.25))
+        >>> theta = jnp.array(0.0)
+        >>> theta, state, _ = update.update(theta, update.init(theta), jnp.array([1.0, 3.0]))
+        >>> float(theta)
+        1.0
     """
     checks.check_optimizer(optimizer)
     batching_lib.resolve_batching(batching, 1)

@@ -1,14 +1,13 @@
-"""Eight simulated CPU devices, float64 where a test asks for it, and compiled functions to share.
+"""Sets up eight simulated CPU devices, float64 on request, and a shared compilation cache.
 
-JAX tests are compile-bound: what several tests need compiled is made once here, and LLVM does not
-optimize, which would take longer than all the arithmetic. `make test-all` has programs as users
-have them (MAML_JAX_TEST_OPTIMIZED=1), and so have commands that are started with `XLA_FLAGS` empty:
-those of several processes, of interruptions and of the soak.
+Compiling takes most of the tests' time, so LLVM does not optimize. `make test-all` compiles as
+users do (MAML_JAX_TEST_OPTIMIZED=1), and so do the commands that tests start with `XLA_FLAGS`
+empty: those of several processes, of interruptions and of the soak.
 
     MAML_JAX_TEST_PLATFORM=cuda python -m pytest -n0 -m accelerator
 
-runs on a GPU what says something new there. Those tests need one device only, float64 or the
-fixture `full_precision` where their tolerance is that of float32, and no CPU beside it.
+runs the tests that check something new on a GPU. They need one device and no CPU device; if their
+tolerance is that of float32, they use float64 or the fixture `full_precision`.
 """
 
 import atexit
@@ -31,7 +30,7 @@ import pytest
 
 from maml_jax import Task
 
-# For commands that tests start again and again: what one has compiled, the next one need not.
+# A compilation cache shared by the commands that tests start.
 PROGRAMS = tempfile.mkdtemp(prefix="maml_jax_programs_")
 atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 KEEP_COMPILED = {
@@ -39,30 +38,30 @@ KEEP_COMPILED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
-# Seconds after which a command counts as hanging: many times what it takes on a slow, busy machine.
+# Seconds until a command counts as hanging: many times its duration on a slow, busy machine.
 PATIENCE_S = 3000
 
-# So do tests of one process: runs that are resumed, loaded or made anew compile the same programs.
+# In this process, too, runs that are repeated, resumed or loaded compile the same programs.
 jax.config.update("jax_compilation_cache_dir", PROGRAMS)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture
 def x64():
-    """Float64 for one test: differences are then of the mathematics, not of the rounding."""
+    """Enables float64 for one test, so that differences are not due to rounding."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def full_precision():
-    """Float32 products in float32 for one test: an accelerator's own way is coarser (TF32)."""
+    """Computes float32 products in float32 for one test; accelerators default to TF32."""
     with jax.default_matmul_precision("highest"):
         yield
 
 
 def mlp_params(key, sizes=(3, 16, 16, 4), dtype=jnp.float64):
-    """A tanh network's parameters, with weights large enough for the curvature to matter."""
+    """Makes a tanh network's parameters, large enough for the curvature to matter."""
     keys = jax.random.split(key, len(sizes) - 1)
     return [
         {
@@ -74,7 +73,7 @@ def mlp_params(key, sizes=(3, 16, 16, 4), dtype=jnp.float64):
 
 
 def cross_entropy(params, batch):
-    """A loss with metrics and integer labels."""
+    """Returns the cross-entropy of integer labels, and metrics."""
     x, labels = batch
     for layer in params[:-1]:
         x = jnp.tanh(x @ layer["w"] + layer["b"])
@@ -85,7 +84,7 @@ def cross_entropy(params, batch):
 
 
 def classification_task(key, num_tasks=None, dtype=jnp.float64):
-    """Random inputs and labels; with a leading task axis if `num_tasks` is given."""
+    """Draws random inputs and labels, with a leading task axis if `num_tasks` is given."""
     lead = () if num_tasks is None else (num_tasks,)
 
     def batch(k):
@@ -98,7 +97,7 @@ def classification_task(key, num_tasks=None, dtype=jnp.float64):
 
 
 def assert_trees_close(actual, expected, tolerance):
-    """Largest absolute difference of two pytrees of the same structure."""
+    """Asserts that two pytrees have the same structure and close leaves."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)

@@ -1,10 +1,10 @@
-"""One process of a run of several, for test_distributed: trains in float64, stops, goes on.
+"""Runs one of several processes for test_distributed: trains in float64, stops, resumes.
 
     python distributed_worker.py PORT PROCESSES PROCESS DIRECTORY STEPS
 
-JAX_ENABLE_X64 and JAX_NUM_CPU_DEVICES are set outside. Trains from the newest checkpoint in
-DIRECTORY to meta-step STEPS and saves; process 0 writes the parameters, and the losses of an
-evaluation, to DIRECTORY/STEPS.npz.
+The caller sets JAX_ENABLE_X64 and JAX_NUM_CPU_DEVICES. The process trains from the newest
+checkpoint in DIRECTORY to meta-step STEPS and saves. Process 0 writes the parameters and the losses
+of an evaluation to DIRECTORY/STEPS.npz.
 """
 
 import functools
@@ -41,23 +41,23 @@ from maml_jax.networks import fully_connected
 
 TASKS = 12
 network = fully_connected((6, 6, 1), 3, (8,))
-optimizer = optax.adam(1e-2, eps=1e-3)  # by default it would step by rounding errors
+optimizer = optax.adam(1e-2, eps=1e-3)  # the default would amplify rounding errors
 
 
 def update_of(inner_loss, **inner):
-    """MAML's update for an inner loss."""
+    """Makes MAML's update for an inner loss."""
     return gradient_update(functools.partial(meta_loss, inner_loss, **inner), optimizer)
 
 
 def image_set():
-    """10 classes of 5 random images."""
+    """Makes 10 classes of 5 random images."""
     rng = np.random.Generator(np.random.PCG64(0))
     images = rng.integers(0, 256, (10, 5, 6, 6, 1), dtype=np.uint8)
     return ImageSet(images, np.full(10, 5, np.int32))
 
 
 def train(state, count, spread):
-    """`count` meta-steps with the images whole on every device, or spread over the devices."""
+    """Trains for `count` meta-steps, with all images on every device or spread over the devices."""
     problem = classification_problem(network, 3, 1, 2, class_axis="tasks" if spread else None)
     step = make_train_fn(
         problem.sample,
@@ -71,7 +71,7 @@ def train(state, count, spread):
 
 
 def train_members():
-    """Two seeds of a linear model, in groups of devices of their own where there are several."""
+    """Trains two seeds of a linear model, on separate groups of devices if possible."""
     sample = lambda params, key: Task(*jax.random.normal(key, (2, 3), jnp.float64))
     loss = lambda params, batch: (jnp.mean((batch - params) ** 2), {})
     mesh = member_mesh(2, TASKS)
@@ -84,14 +84,14 @@ def train_members():
 
 
 def start():
-    """The state at step 0, in float64."""
+    """Returns the state at step 0, in float64."""
     params = network.init(jax.random.key(0))
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
     return init(params, update_of(None), 1)
 
 
 def outcome(state):
-    """Parameters, and losses of an evaluation, by name."""
+    """Returns parameters and losses of an evaluation by name."""
     problem = classification_problem(network, 3, 1, 2)
     episodes = draw_episodes(problem.sample, jax.random.key(5), jax.device_put(image_set()), TASKS)
     curve = functools.partial(
@@ -111,9 +111,9 @@ def main(port, processes, process, directory, steps):
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
     state = start()
     store = Checkpoints(Path(directory) / "checkpoints")
-    found = store.restore(lambda: state, warn=print)
-    if found is not None:
-        state = found.state
+    restored = store.restore(lambda: state, warn=print)
+    if restored is not None:
+        state = restored.state
     missing = int(steps) - int(state.step)
     state = train(train(state, missing - 2, spread=False), 2, spread=True)
     store.save(int(steps), state, {})

@@ -1,4 +1,4 @@
-"""Files of unknown origin, made by tests, and how a data set of them is read."""
+"""Writes files that imitate user input, and reads data sets made of them."""
 
 import io
 import warnings
@@ -31,7 +31,7 @@ def write(path, data=None):
 
 
 def notes(action):
-    """What an action returns, and its warnings as one text."""
+    """Returns an action's result and the text of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = action()
@@ -53,7 +53,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def splits(tmp_path):
-    """A folder with one class of two images in each of train and test."""
+    """Writes a folder with the splits train and test, each of one class of two images."""
     where = tmp_path / "mine"
     for split in ("train", "test"):
         for i in range(2):

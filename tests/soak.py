@@ -1,12 +1,14 @@
-"""A long run, disturbed again and again, beside the same run left alone: all must come out equal.
+"""Disturbs a long run repeatedly and checks that its outcome equals that of an undisturbed run.
 
-Both are runs of `experiments.omniglot` with the same settings. One is left alone; the other is
-killed, stopped, given a full disk and robbed of half a checkpoint, at random steps, and started
-again each time. Checked are: parameters, results and losses, bit for bit; how each process ended
-and what it said; growth of memory and of open files in training; that no file is half written.
-The full disk is a file system in memory, which takes the right to mount (root), or else a limit on
-the size of files. What each start said on stderr stays beside the runs. Linux only.
-`tests/test_soak.py` says how long it takes.
+Both are runs of `experiments.omniglot` with the same settings. One is undisturbed. The other is
+killed, stopped, given a full disk, or loses half of a checkpoint file, at random steps, and is
+restarted each time. The soak compares parameters, results and losses bit for bit. It also checks
+how each process ends and its messages, the growth of memory and open files during training, and
+that no file is half written.
+
+The full disk is a file system in memory, for which the process needs the right to mount (root), or
+else a limit on file sizes. The stderr of each start is kept beside the runs. Linux only. For the
+duration see `tests/test_soak.py`.
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ from experiments import omniglot
 from experiments.core import checkpoints, runner
 from experiments.core.logbook import read_metrics
 
-GROWTH_MB, GROWTH_SHARE = 20.0, 0.02  # of resident memory, that pass for none
+GROWTH_MB, GROWTH_SHARE = 20.0, 0.02  # tolerated growth of resident memory
 
 
 class Check(NamedTuple):
-    """One line of the last table.
+    """A line of the final table.
 
     Attributes:
-        what: was checked.
-        passed: whether it is as it should be.
-        found: what was found.
+        name: of the check.
+        passed: whether it passed.
+        outcome: what happened or was measured.
     """
 
-    what: str
+    name: str
     passed: bool
-    found: str
+    outcome: str
 
 
 def soak(
@@ -50,14 +52,14 @@ def soak(
     minutes: float = 30.0,
     seed: int = 0,
 ) -> list[Check]:
-    """Both runs, and what was checked.
+    """Runs both runs and returns all checks.
 
     Args:
-        workdir: directory for both runs; made here.
+        workdir: directory for both runs; must not exist.
         line: flags of `experiments.omniglot`, for both runs.
-        num_disturbances: how many, of each kind at least one.
-        steps: meta-steps of a run; None for as many as fill the minutes.
-        minutes: about how long a run alone takes.
+        num_disturbances: number of disturbances; includes each kind at least once.
+        steps: meta-steps of a run; None for as many as fill `minutes`.
+        minutes: approximate duration of the undisturbed run.
         seed: of the schedule; the runs have seed 0.
     """
     workdir.mkdir(parents=True)
@@ -72,10 +74,10 @@ def soak(
 
 
 def steps_for(seconds: float, workdir: Path, line: list[str]) -> int:
-    """Meta-steps that take so long, a whole number of dispatches, from a run that is then killed.
+    """Returns the number of meta-steps, in whole dispatches, that take about `seconds`.
 
-    The first two dispatches compile. It runs for a tenth of the time, or until it has dispatched
-    as often as that takes.
+    Measures the speed of a run, which is killed after a tenth of the time, but not before its third
+    dispatch: the first two compile.
     """
     child = Child(workdir, [*line, "--meta_steps=100000000"])
     first = child.wait_for_entries(3)
@@ -91,16 +93,16 @@ def steps_for(seconds: float, workdir: Path, line: list[str]) -> int:
 
 
 def run_alone(workdir: Path, line: list[str], steps: int) -> list[Check]:
-    """The run that is left alone, and how its process grew."""
+    """Runs the undisturbed run and checks its growth."""
     child = Child(workdir, line)
     code = child.wait()
     if code != 0:
-        raise SystemExit(f"the run that was left alone ended with {code}:\n{child.err}")
+        raise SystemExit(f"the undisturbed run ended with {code}:\n{child.err}")
     return growth(child.samples, steps)
 
 
 def growth(samples: list[disturbances.Sample], steps: int) -> list[Check]:
-    """Memory and open files in the last third of training against those in the second.
+    """Compares memory and open files in the last third of training with those in the second.
 
     The first third is warm-up: compiling, the first validation and the first checkpoints.
     """
@@ -125,15 +127,15 @@ def _median(values: list[Any]) -> Any:
 
 
 def run_disturbed(workdir: Path, line: list[str], plan: list[Disturbance]) -> list[Check]:
-    """The run that is disturbed and started again, and whether each process ended as it should."""
-    checks, expected = [], ""  # what the next start has to say
+    """Runs the disturbed run, restarts it each time, and checks the end of each process."""
+    checks, expected = [], ""  # in the stderr of the next start
     for number, disturbance in enumerate(plan, 1):
         ended, child = disturbances.disturb(workdir, line, disturbance)
         passed = ended.passed and expected in child.err
-        found = ended.found if expected in child.err else f"{ended.found}; did not say {expected!r}"
-        where = f"{number}. {disturbance.kind} at step {disturbance.step:,}"
-        print(f"  {where}: {found}", flush=True)
-        checks.append(Check(where, passed, found))
+        missing = "" if expected in child.err else f"; {expected!r} is missing on stderr"
+        name = f"{number}. {disturbance.kind} at step {disturbance.step:,}"
+        print(f"  {name}: {ended.outcome}{missing}", flush=True)
+        checks.append(Check(name, passed, ended.outcome + missing))
         expected = "is damaged and is passed over" if disturbance.kind == "truncated" else ""
     child = Child(workdir, line)
     code = child.wait()
@@ -142,10 +144,10 @@ def run_disturbed(workdir: Path, line: list[str], plan: list[Disturbance]) -> li
 
 
 def compare(alone: Path, disturbed: Path) -> list[Check]:
-    """Everything that must not depend on how a run was disturbed."""
+    """Compares all results that must not depend on the disturbances."""
     try:
         one, other = outcome(alone), outcome(disturbed)
-    except Exception as error:  # a run that is not done, or cannot be read
+    except Exception as error:  # a run that is unfinished or unreadable
         return [Check("the same outcome", False, str(error).splitlines()[0])]
     return [
         Check(f"the same {name}", one[name] == other[name], f"{len(one[name])} compared")
@@ -154,7 +156,7 @@ def compare(alone: Path, disturbed: Path) -> list[Check]:
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
-    """Settings, digests of all states, results and losses of a finished run."""
+    """Returns settings, digests of all states, results and losses of a finished run."""
     run = runner.load(omniglot.EXPERIMENT, workdir)
     return {
         "settings": json.loads((workdir / "config.json").read_text()),
@@ -168,7 +170,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
 
 
 def left_behind(workdir: Path, truncated: int) -> Check:
-    """Whether a finished run has files that are half written, or more set aside than were cut."""
+    """Checks that a finished run has no half-written files, nor more damaged ones than were cut."""
     names = [path.relative_to(workdir) for path in workdir.rglob("*")]
     bad = [str(name) for name in names if ".tmp" in name.name or "checkpoint-tmp" in name.name]
     for line in (workdir / "metrics.jsonl").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""What the soak does to a run: a process that is watched, and the ways to disturb it."""
+"""Starts, watches and disturbs the processes of the soak's runs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from typing import Any, NamedTuple
 from experiments.core.logbook import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-# A kill at a random moment, a kill while a checkpoint is being written, a request to stop, a disk
-# that is full when the next checkpoint is due, and a file of the newest checkpoint cut in half.
+# SIGKILL at a random moment; SIGKILL while a checkpoint is being written; SIGTERM; a full disk when
+# the next checkpoint is due; a file of the newest checkpoint cut in half.
 KINDS = ("killed", "killed in a save", "stopped", "full disk", "truncated")
 POLL_S = 0.01
 SAMPLE_S = 0.25
-PATIENCE_S = 1800.0  # until a run is taken for stuck
+PATIENCE_S = 1800.0  # seconds after which a run counts as stuck
 DISK_MB = 256
 
 
 class Disturbance(NamedTuple):
-    """One entry of the schedule.
+    """An entry of the schedule.
 
     Attributes:
         kind: one of `KINDS`.
-        step: meta-step that the run has to reach first.
-        delay: share of a dispatch's time to wait then.
+        step: meta-step after which to disturb.
+        delay: further time to wait, as a share of a dispatch.
     """
 
     kind: str
@@ -42,12 +42,12 @@ class Disturbance(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A look at a process.
+    """A measurement of a process.
 
     Attributes:
-        step: that it has logged.
-        resident_mb: its memory, megabytes.
-        open_files: how many descriptors it has open.
+        step: last logged meta-step.
+        resident_mb: resident memory, in MB.
+        open_files: number of open file descriptors.
     """
 
     step: int
@@ -56,22 +56,22 @@ class Sample(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a disturbed process ended: whether as it should, and what was seen."""
+    """The end of a disturbed process: whether it was as expected, and a description."""
 
     passed: bool
-    found: str
+    outcome: str
 
 
 def schedule(seed: int, count: int, steps: int) -> list[Disturbance]:
-    """A random order of disturbances, of each kind at least one, at steps that increase.
+    """Draws disturbances in random order, of each kind at least one, at increasing steps.
 
     Args:
         seed: of the order, the steps and the delays.
-        count: disturbances in all.
-        steps: meta-steps of the run; the last tenth is left alone.
+        count: number of disturbances.
+        steps: meta-steps of the run; the last tenth is not disturbed.
 
     Raises:
-        ValueError: fewer disturbances than kinds, or more than a run of so many steps has room for.
+        ValueError: fewer disturbances than kinds, or more than steps that can be disturbed.
     """
     if count < len(KINDS):
         raise ValueError(f"count must be at least {len(KINDS)}; received {count}.")
@@ -86,7 +86,7 @@ def schedule(seed: int, count: int, steps: int) -> list[Disturbance]:
 
 
 class Child:
-    """A process of `experiments.omniglot` that is watched while it runs."""
+    """A process of `experiments.omniglot` that is sampled while it runs."""
 
     def __init__(self, workdir: Path, line: list[str]):
         command = [sys.executable, "-m", "experiments.omniglot", f"--workdir={workdir}", *line]
@@ -95,7 +95,7 @@ class Child:
         starts = len(list(workdir.parent.glob(f"{workdir.name}.*.stderr")))
         self._log = workdir.with_name(f"{workdir.name}.{starts}.stderr")
         self._sampled = 0.0
-        self._seen: tuple[Any, list[dict[str, Any]]] = (None, [])
+        self._read: tuple[Any, list[dict[str, Any]]] = (None, [])
         with self._log.open("w") as err:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=err, text=True
@@ -103,29 +103,29 @@ class Child:
 
     @property
     def err(self) -> str:
-        """What the process has said on stderr."""
+        """The process's stderr."""
         return self._log.read_text()
 
     @property
     def last_line(self) -> str:
-        """The last line of that: a sentence for the user, if all is well, and no traceback."""
+        """The last line of stderr: a sentence for the user, unless there is a traceback."""
         return (self.err.strip().splitlines() or [""])[-1]
 
     def entries(self) -> list[dict[str, Any]]:
-        """The dispatches that the run has logged, those of earlier processes included."""
+        """Returns the run's logged dispatches, those of earlier processes included."""
         path = self.workdir / "metrics.jsonl"
-        there = path.stat() if path.exists() else None
-        version = None if there is None else (there.st_ino, there.st_size)
-        if version != self._seen[0]:  # reading takes milliseconds, and is asked for all the time
-            self._seen = version, read_metrics(self.workdir)
-        return self._seen[1]
+        status = path.stat() if path.exists() else None
+        version = None if status is None else (status.st_ino, status.st_size)
+        if version != self._read[0]:  # reading takes milliseconds, and calls are frequent
+            self._read = version, read_metrics(self.workdir)
+        return self._read[1]
 
     def poll(self) -> bool:
-        """Whether the process still runs; looks at it now and then."""
+        """Returns whether the process still runs; takes a sample every `SAMPLE_S` seconds."""
         running = self.process.poll() is None
         if running and time.monotonic() - self._sampled >= SAMPLE_S:
             self._sampled = time.monotonic()
-            with contextlib.suppress(OSError, StopIteration):  # it ends just now
+            with contextlib.suppress(OSError, StopIteration):  # the process ends meanwhile
                 proc = Path(f"/proc/{self.process.pid}")
                 status = (proc / "status").read_text().splitlines()
                 kilobytes = next(line.split()[1] for line in status if line.startswith("VmRSS"))
@@ -136,7 +136,7 @@ class Child:
         return running
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Waits for the end, or for so long, and returns the exit code, None while it runs."""
+        """Waits for the end for at most `seconds`; returns the exit code, None if it still runs."""
         until = time.monotonic() + (PATIENCE_S * 4 if seconds is None else seconds)
         while self.poll():
             if time.monotonic() > until:
@@ -147,16 +147,16 @@ class Child:
         return self.process.returncode
 
     def wait_for_entries(self, count: int) -> bool:
-        """Until so many dispatches are logged; False if the process ends before."""
+        """Waits until `count` dispatches are logged; returns False if the process ends before."""
         return self._wait_until(lambda: len(self.entries()) >= count)
 
     def wait_for_step(self, step: int) -> bool:
-        """Until this process has logged a step; False if it ends before."""
+        """Waits until this process has logged a step; returns False if it ends before."""
         begun = time.time()
         path = self.workdir / "metrics.jsonl"
 
         def reached() -> bool:
-            # Entries beyond the checkpoint are there until the process has opened the file anew.
+            # The file has entries beyond the checkpoint until the process has opened it again.
             if not path.exists() or path.stat().st_mtime < begun:
                 return False
             entries = self.entries()
@@ -165,7 +165,7 @@ class Child:
         return self._wait_until(reached)
 
     def wait_for_save(self) -> bool:
-        """Until a checkpoint is being written; False if the process ends before."""
+        """Waits until a checkpoint is being written; returns False if the process ends before."""
         directory = self.workdir / "checkpoints" / "maml"
         return self._wait_until(lambda: any(directory.glob("*checkpoint-tmp*")), pause=0.0002)
 
@@ -183,7 +183,7 @@ class Child:
         return self.process.wait(timeout=PATIENCE_S)
 
     def kill(self) -> int:
-        """SIGKILL."""
+        """Sends SIGKILL and waits for the end."""
         return self.signal(signal.SIGKILL)
 
 
@@ -200,22 +200,22 @@ def disturb(workdir: Path, line: list[str], disturbance: Disturbance) -> tuple[E
         if kind == "killed":
             return Ended(child.kill() == -signal.SIGKILL, "SIGKILL"), child
         if kind == "killed in a save":
-            found = child.wait_for_save()
+            saving = child.wait_for_save()
             code = child.kill()
             left = len(list((workdir / "checkpoints" / "maml").glob("*checkpoint-tmp*")))
-            return Ended(found and code == -signal.SIGKILL, f"SIGKILL, {left} half written"), child
+            return Ended(saving and code == -signal.SIGKILL, f"SIGKILL, {left} half written"), child
         if kind == "full disk":
             return _fill(child, disk), child
         code = child.signal(signal.SIGTERM)
         passed = code == 128 + signal.SIGTERM and "saved. The same command" in child.last_line
-        found = f"SIGTERM, exit code {code}"
+        outcome = f"SIGTERM, exit code {code}"
         if kind == "truncated":
-            found += f"; {truncate(workdir / 'checkpoints' / 'maml')}"
-        return Ended(passed, found), child
+            outcome += f"; {truncate(workdir / 'checkpoints' / 'maml')}"
+        return Ended(passed, outcome), child
 
 
 def truncate(directory: Path) -> str:
-    """Cuts the largest file of the newest checkpoint in half; returns what was cut."""
+    """Cuts the largest file of the newest checkpoint in half; returns a description."""
     newest = max((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     files = [path for path in newest.rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -226,9 +226,10 @@ def truncate(directory: Path) -> str:
 
 @contextlib.contextmanager
 def small_disk(workdir: Path) -> Iterator[Path | None]:
-    """Has the run's checkpoints on a small file system meanwhile; None where mounting is refused.
+    """Moves the run's checkpoints to a small file system in memory, linked as `checkpoints`.
 
-    The file system is one in memory, and `checkpoints` a link to it.
+    Yields:
+        Its path, or None if mounting is refused.
     """
     disk, real = workdir.with_name("small_disk"), workdir / "checkpoints"
     disk.mkdir(exist_ok=True)
@@ -254,19 +255,19 @@ def small_disk(workdir: Path) -> Iterator[Path | None]:
 
 
 def _fill(child: Child, disk: Path | None) -> Ended:
-    """Leaves no room for the next checkpoint; the run has to end with a sentence that says so."""
+    """Leaves no room for the next checkpoint; the run must end with an error that reports it."""
     if disk is not None:
         how = "no space left (tmpfs)"
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
-    else:  # no file beyond half of a checkpoint's largest, which has to be more than the logs take
+    else:  # files up to half the size of a checkpoint's largest, which must exceed the logs'
         how = "file too large (RLIMIT_FSIZE)"
         sizes = [p.stat().st_size for p in (child.workdir / "checkpoints").rglob("*")]
         limit = max(sizes, default=2000) // 2
         hard = resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
     code = child.wait()
-    said = child.last_line.startswith("error: could not write the checkpoint")
-    tail = "" if said else f"; said {child.err[-300:]!r}"
-    return Ended(code == 2 and said, f"{how}, exit code {code}{tail}")
+    reported = child.last_line.startswith("error: could not write the checkpoint")
+    tail = "" if reported else f"; stderr {child.err[-300:]!r}"
+    return Ended(code == 2 and reported, f"{how}, exit code {code}{tail}")

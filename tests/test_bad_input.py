@@ -1,4 +1,4 @@
-"""What does not make sense is refused where it is handed over, with what was expected."""
+"""Invalid arguments are refused at the call, with errors that name the expected values."""
 
 import functools
 
@@ -55,12 +55,12 @@ class TestLabels:
         assert np.isnan(metrics["accuracy"])
 
     @pytest.mark.parametrize("dtype", [np.float32, np.bool_, np.complex64])
-    def test_that_are_no_integers(self, dtype):
+    def test_that_are_not_integers(self, dtype):
         for fn in (loss_and_accuracy, jax.jit(loss_and_accuracy)):
             with pytest.raises(TypeError, match=r"labels must be integers from 0 to 2.*received"):
                 fn(LOGITS, np.array([0, 1], dtype))
 
-    def test_bad_support_labels_do_not_adapt_in_silence(self):
+    def test_bad_support_labels_give_nan(self):
         images = jnp.ones((2, 2, 2, 1))
         good = LabelledImages(images, jnp.array([0, 1]))
         bad = LabelledImages(images, jnp.array([0, 7]))
@@ -72,7 +72,7 @@ class TestLabels:
         gradient = jax.jit(jax.grad(lambda p, batch: loss(p, batch)[0]))
         assert np.isnan(gradient(theta, bad)).all()
 
-    def test_good_ones_cost_nothing(self):
+    def test_valid_labels_of_any_integer_type(self):
         expected = -jnp.mean(jax.nn.log_softmax(LOGITS)[jnp.arange(2), jnp.array([0, 2])])
         for dtype in (np.int8, np.uint8, np.int32):
             loss, metrics = loss_and_accuracy(LOGITS, np.array([0, 2], dtype))
@@ -123,7 +123,7 @@ class TestImages:
         with pytest.raises(ValueError, match=r"class 2 of the set has 4\."):
             train(start(), on_device)
         with pytest.raises(
-            ValueError, match=r"class 1 .* has 9 examples by counts, and 6 by images"
+            ValueError, match=r"class 1 .* has 9 examples by counts, and 6 by the shape of images"
         ):
             train(start(), image_set((6, 9, 6)))
         good = image_set()
@@ -132,7 +132,7 @@ class TestImages:
         assert np.isfinite(metrics["loss"]).all()
         with pytest.raises(
             ValueError, match=r"class 0 of the set has 3\."
-        ):  # new data, checked anew
+        ):  # new data is checked again
             train(state, image_set((3, 6, 6)))
 
     def test_too_few_among_several_seeds_and_on_spread_devices(self):
@@ -160,7 +160,7 @@ class TestImages:
         )
         assert np.isfinite(talks(init(THETA, optax.sgd(0.1), 0), jnp.ones(1))[1]["loss"]).all()
 
-    def test_classes_without_images_are_not_padding_to_train_on(self):
+    def test_classes_without_images_give_nan(self):
         sampler = class_batches(8)
         with pytest.raises(ValueError, match=r"need 1 examples of a class.*class 1 .* has 0\."):
             sampler(None, jax.random.key(0), image_set((6, 0, 6)))
@@ -169,7 +169,7 @@ class TestImages:
         assert of_empty.any()
         np.testing.assert_array_equal(np.isnan(task.query.images).all((1, 2, 3)), of_empty)
 
-    def test_too_few_where_nobody_can_be_told(self):
+    def test_too_few_under_jit_give_nan(self):
         sampler = episode_sampler(2, 1, 5)
         key = jax.random.key(0)
         task = jax.jit(sampler)(None, key, image_set((3, 3, 3)))
@@ -199,7 +199,7 @@ class TestParameters:
         adapted, _ = adapt(LOSS, params, BATCH, 0.1, mask={"w": True, "phase": False})
         assert_trees_close(adapted["phase"], params["phase"], 0)
 
-    def test_metrics_that_are_no_real_numbers(self):
+    def test_metrics_that_are_not_real(self):
         one = jax.tree.map(lambda x: x[None], Task(BATCH, BATCH))
         for value, expected in (
             (jnp.ones(2) * 1j, r"real numbers; received .*shape.*'odd'"),
@@ -225,9 +225,9 @@ class TestBatches:
         tasks = jax.tree.map(lambda x: x[None], Task(BATCH, self.EMPTY))
         with pytest.raises(ValueError, match=r"query must have examples"):
             evaluate(THETA, tasks, 0.1)
-        adapt(LOSS, THETA, self.EMPTY, 0.1, num_inner_steps=0)  # of no steps, nothing is asked
+        adapt(LOSS, THETA, self.EMPTY, 0.1, num_inner_steps=0)  # no steps need no examples
         no_context = lambda p, batch: LOSS(p, batch[:2])
-        adapt(no_context, THETA, (*BATCH, jnp.ones((3, 0))), 0.1)  # optional features, none here
+        adapt(no_context, THETA, (*BATCH, jnp.ones((3, 0))), 0.1)  # empty optional features
 
     def test_no_tasks(self):
         none = jax.tree.map(lambda x: x[None][:0], Task(BATCH, BATCH))
@@ -238,7 +238,7 @@ class TestBatches:
                 THETA, none, 0.1
             )
 
-    def test_own_task_types_may_ask_the_query_for_something_else(self):
+    def test_custom_task_types_may_have_another_query(self):
         from typing import NamedTuple
 
         class Forecast(NamedTuple):
@@ -252,10 +252,10 @@ class TestBatches:
         judge = lambda p, query: (jnp.sum(p["w"] ** 2) * query["limit"], {})
         loss = functools.partial(meta_loss, LOSS, inner_lr=0.1, outer_loss=judge)
         theta, *_ = step(THETA, tasks, loss)
-        found = make_evaluate_fn(
+        result = make_evaluate_fn(
             functools.partial(adaptation_curve, LOSS, num_inner_steps=1, outer_loss=judge)
         )(theta, tasks, 0.1)
-        assert found.mean["loss"].shape == (2,)
+        assert result.mean["loss"].shape == (2,)
         with pytest.raises(ValueError, match=r"same structure when one loss is used.*outer_loss="):
             step(theta, tasks, TASK_LOSS)
         with pytest.raises(TypeError, match="attributes support and query"):
@@ -268,7 +268,7 @@ DRAW = lambda params, key: Task(BATCH, BATCH)
 
 class TestCounts:
     @pytest.mark.parametrize("bad", [2.0, "2", True, jnp.array(2), None])
-    def test_that_are_no_integers(self, bad):
+    def test_that_are_not_integers(self, bad):
         for name in ("num_tasks", "num_meta_steps"):
             counts = {"num_tasks": 2, "num_meta_steps": 2, name: bad}
             with pytest.raises(TypeError, match=rf"{name} must be a Python int.*received"):
@@ -317,8 +317,8 @@ class TestOptimizers:
         ):
             train(init(THETA, optax.adam(0.1), 0)._replace(update_state=other_params[1]))
 
-    def test_inside_that_need_the_loss(self):
-        """A Polyak step, (f - f*) / |g|^2, and its meta-gradient, in every exact mode."""
+    def test_inner_optimizers_that_need_the_loss(self):
+        """A Polyak step, (f - f*) / |g|^2, and its meta-gradient in every exact mode."""
         polyak = optax.polyak_sgd(max_learning_rate=10.0)
         task = Task(BATCH, BATCH)
         adapted, _ = adapt(LOSS, THETA, BATCH, 1.0, inner_optimizer=polyak)
@@ -337,28 +337,28 @@ class TestOptimizers:
             assert_trees_close(jax.grad(outer)({"w": jnp.array([1.0, 0.3])}, mode), expected, 1e-5)
 
     def test_inside_that_need_more(self):
-        with pytest.raises(TypeError, match=r"receives value=.*asks for more.*value_fn"):
+        with pytest.raises(TypeError, match=r"receives value=.*requires further.*value_fn"):
             adapt(LOSS, THETA, BATCH, 1.0, inner_optimizer=optax.lbfgs())
         with pytest.raises(TypeError, match=r"meta_optimizer receives value=.*value_fn"):
             step(
                 THETA, jax.tree.map(lambda x: x[None], Task(BATCH, BATCH)), TASK_LOSS, optax.lbfgs()
             )
 
-    def test_outside_that_need_the_loss(self):
+    def test_meta_optimizers_that_need_the_loss(self):
         plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
         tasks = jax.tree.map(lambda x: x[None], Task(BATCH, BATCH))
         _, state, metrics = step(THETA, tasks, TASK_LOSS, plateau)
         np.testing.assert_allclose(state[1].best_value, metrics["loss"], rtol=1e-6)
 
-    def test_inside_with_arguments_of_its_own(self):
+    def test_inner_optimizers_with_other_arguments(self):
         def update(updates, state, params=None, *, temperature=None):
             return jax.tree.map(jnp.negative, updates), state
 
-        own = optax.GradientTransformationExtraArgs(lambda p: (), update)
-        adapted, _ = adapt(LOSS, THETA, BATCH, 0.1, inner_optimizer=own)
+        optimizer = optax.GradientTransformationExtraArgs(lambda p: (), update)
+        adapted, _ = adapt(LOSS, THETA, BATCH, 0.1, inner_optimizer=optimizer)
         assert_trees_close(adapted, adapt(LOSS, THETA, BATCH, 0.1)[0], 1e-6)
 
-    def test_the_sign_that_one_inside_is_to_have(self):
+    def test_the_sign_of_inner_updates(self):
         clip = optax.clip_by_global_norm(0.1)
         before = LOSS(THETA, BATCH)[0]
         uphill, _ = adapt(LOSS, THETA, BATCH, 1.0, inner_optimizer=clip)
@@ -368,11 +368,11 @@ class TestOptimizers:
         assert LOSS(downhill, BATCH)[0] < before < LOSS(uphill, BATCH)[0]
 
 
-def test_evaluation_takes_a_batch_for_each_step():
-    """What `batch_per_step` trains can be evaluated, and is what a loop gives."""
+def test_evaluation_accepts_a_batch_for_each_step():
+    """Evaluation with `batch_per_step` equals a loop."""
     batches = (jnp.arange(12.0).reshape(2, 3, 2), jnp.ones((2, 3)))
     tasks = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), Task(batches, BATCH))
-    found = make_evaluate_fn(
+    curves = make_evaluate_fn(
         functools.partial(adaptation_curve, LOSS, num_inner_steps=2, batch_per_step=True)
     )(THETA, tasks, 0.01)
     for t in range(2):
@@ -382,7 +382,7 @@ def test_evaluation_takes_a_batch_for_each_step():
             if step < 2:
                 batch = jax.tree.map(lambda x, t=t, s=step: x[t, s], tasks.support)
                 theta, _ = inner_update(LOSS, theta, batch, 0.01)
-        np.testing.assert_allclose(found.per_task["loss"][t], expected, rtol=1e-5)
+        np.testing.assert_allclose(curves.per_task["loss"][t], expected, rtol=1e-5)
     with pytest.raises(ValueError, match=r"leading axis of num_inner_steps=3"):
         make_evaluate_fn(
             functools.partial(adaptation_curve, LOSS, num_inner_steps=3, batch_per_step=True)

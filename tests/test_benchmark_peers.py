@@ -1,5 +1,6 @@
 """Other libraries in the benchmarks do the same work as ours."""
 
+import functools
 import importlib.util
 import re
 
@@ -8,12 +9,13 @@ import pytest
 
 from benchmarks import problems
 from benchmarks.peers import comparison, foreign, images, regression
+from benchmarks.peers.torch_contenders import torch_contenders
 
 NO_TORCH = importlib.util.find_spec("torch") is None
-needs_torch = pytest.mark.skipif(NO_TORCH, reason="no PyTorch; make test-peers has it")
+needs_torch = pytest.mark.skipif(NO_TORCH, reason="no PyTorch; make test-peers installs it")
 
 
-def test_a_checkout_that_is_none_is_named(monkeypatch, tmp_path):
+def test_a_variable_that_names_no_checkout_is_an_error(monkeypatch, tmp_path):
     monkeypatch.delenv("LEARN2LEARN", raising=False)
     assert foreign.find_maml("learn2learn") is None
     monkeypatch.setenv("LEARN2LEARN", str(tmp_path))
@@ -25,13 +27,16 @@ def test_a_checkout_that_is_none_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize("steps", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_contenders_give_our_meta_gradient(steps):
     setup = problems.sinusoid("mixed", steps)
-    exact, rough = (comparison.reference(setup, regression.layout, d) for d in regression.DTYPES)
+    exact, timed = (
+        comparison.make_reference(setup, regression.layout, dtype)
+        for dtype in ("float64", "float32")
+    )
     makers = regression.contenders(steps)
     assert len(makers) >= 3
     for name, make in makers.items():
-        if steps == 1 or "compiled" not in name:  # of ten steps it unrolls all, for a minute
+        if steps == 1 or "compiled" not in name:  # unrolling ten steps compiles for a minute
             comparison.assert_agrees(name, make(exact)[0], exact)
-            make(rough)[1]()
+            make(timed)[1]()
 
 
 @needs_torch
@@ -40,15 +45,15 @@ def test_contenders_give_our_meta_gradient(steps):
 )
 def test_contenders_on_images_give_our_meta_gradient(data):
     case = problems.OMNIGLOT_20._replace(ways=3, tasks=2, steps=2, data=data)
-    exact = images.reference(case, "float64")
-    for name, make in images.torch_contenders():
+    exact = images.make_reference(case, "float64")
+    makers = torch_contenders(functools.partial(images.torch_problem, case))
+    for name, make in makers.items():
         if "compiled" not in name:  # takes minutes
-            check, _ = make(images.torch_problem(case, exact))
-            comparison.assert_agrees(name, check, exact)
+            comparison.assert_agrees(name, make(exact)[0], exact)
 
 
 def test_a_contender_that_disagrees_is_reported_and_the_others_go_on(monkeypatch):
-    """No PyTorch here: contenders that give our meta-gradient in float64, and some a bit more."""
+    """Contenders without PyTorch: one is right, two scale the meta-gradient in float64."""
     checked = []
 
     def reference(dtype):
@@ -56,26 +61,22 @@ def test_a_contender_that_disagrees_is_reported_and_the_others_go_on(monkeypatch
 
     def contender(factor):
         def make(given):
-            check = lambda: (
+            def check():
                 checked.append(given.params[0].dtype)
-                or (
-                    given.loss,
-                    [factor * g for g in given.gradient],
-                )
-            )
+                return given.loss, [factor * g for g in given.gradient]
+
             return check, lambda: None
 
         return make
 
     monkeypatch.setattr(comparison, "sample_in_turns", lambda calls, *_: {n: [1.0] for n in calls})
     makers = {"off": contender(1.01), "off, compiled": contender(1.1), "right": contender(1)}
-    references = {dtype: reference(dtype) for dtype in ("float64", "float32")}
     program = problems.sinusoid().program(5)
-    rows = comparison.compare("a case: {}".format, program, makers, references, 1, 0.0)
+    rows = comparison.compare("a case: {}".format, program, makers, reference, 1, 0.0)
     rows = {row["name"].split(": ")[1]: row for row in rows}
     assert rows["right"]["agree"] == rows["maml_jax"]["agree"] == "yes"
     assert re.match("NO: Max absolute difference", rows["off"]["agree"])
     assert rows["off, compiled"]["agree"].startswith("NO")
     assert checked == 3 * ["float64"]
-    assert rows["maml_jax"]["median_ms"] == 200.0  # of five meta-steps a call
+    assert rows["maml_jax"]["median_ms"] == 200.0  # a call has five meta-steps
     assert rows["right"]["times_ours"] == 5.0

@@ -1,4 +1,4 @@
-"""What the suites train is what the experiments train; what they count, counted by hand."""
+"""The suites train what the experiments train, and their counts equal those by hand."""
 
 import json
 import subprocess
@@ -18,31 +18,31 @@ from maml_jax.kernels import products
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_every_suite_is_there():
-    """But for those that need what is not installed: the modules name them."""
+def test_every_suite_exists():
+    """Reads the modules' text, because some import packages that may be missing."""
     for name, module in {**run.SUITES, **run.CORE_PER_DEVICE}.items():
         path = ROOT / "benchmarks" / f"{module.replace('.', '/')}.py"
         assert f"def {name}_suite(" in path.read_text()
         assert f"\n{name} " in run.__doc__
 
 
-def test_a_program_says_what_the_formulas_say():
-    """On 8 devices: one all-reduce; 4 bytes a parameter and metric, 8 a task (loss, finite)."""
+def test_a_compiled_program_agrees_with_the_formulas():
+    """On 8 devices: one all-reduce of 4 bytes a parameter and metric, 8 a task (loss, finite)."""
     setup = problems.sinusoid(num_tasks=16)
     program = setup.program(2)
     compiled = program.compile()
     row = scaling.facts(compiled, setup, program, 8)
     assert row["agree"] == "yes"
     assert (row["all_reduces"], row["tasks_a_device"]) == (1, 2)
-    # 1-40-40-1: 1,761 parameters; support and query loss; 16 losses, and which are not finite.
+    # 1-40-40-1: 1,761 parameters; support and query loss; of 16 tasks the loss, and whether finite.
     assert row["all_reduce_bytes"] == 4 * (1761 + 2 + 16 + 16)
     temporary = compiled.memory_analysis().temp_size_in_bytes
     by_formula = scaling.scratch_bytes(setup, 2, 2, row["all_reduce_bytes"])
-    assert abs(temporary / by_formula - 1) < 0.25  # the compiler's own
+    assert abs(temporary / by_formula - 1) < 0.25  # the compiler's share
     assert scaling.facts(compiled, setup, program, 4)["agree"] == "NO"
 
 
-def test_all_reduces_are_read_from_a_programs_text():
+def test_all_reduces_are_counted_in_a_programs_text():
     text = """
       %all-reduce.1 = f32[3,5]{1,0} all-reduce(%x), replica_groups={}
       %s = (bf16[7]{0}, s32[]) all-reduce-start(%a, %b), channel_id=1
@@ -56,7 +56,7 @@ def test_all_reduces_are_read_from_a_programs_text():
 
 @pytest.mark.parametrize("product", [jnp.matmul, products.matmul])
 def test_products_are_counted_through_loops(product):
-    """Three of 2 x 5 by 5 x 5: their operations, and the bytes of operands and results."""
+    """Three products of 2 x 5 by 5 x 5: operations, and bytes of operands and results."""
 
     def fn(a, b):
         return jax.lax.scan(lambda x, _: (product(x, b), None), a, length=3)[0]
@@ -66,19 +66,19 @@ def test_products_are_counted_through_loops(product):
 
 
 def test_a_meta_step_of_omniglot_is_counted_by_hand():
-    """First order, one inner step: three times a forward pass on support and on query images."""
+    """First order, one inner step: the work of three forward passes on each of both batches."""
     case = problems.OMNIGLOT_5._replace(tasks=1)
     layers = ((14, 1), (7, 64), (4, 64), (2, 64))
     forward = [2 * side**2 * 9 * channels * 64 for side, channels in layers]
     head = 2 * 64 * 5
-    # The first layer's input needs no gradient: two products there, three elsewhere.
+    # The first layer's input needs no gradient: it has two products, the other layers three.
     expected = 2 * 5 * (2 * forward[0] + 3 * (sum(forward[1:]) + head))
     operations, _ = classification.work_of(case, "first_order")
     assert abs(operations / expected - 1) < 0.01
 
 
 def test_the_benchmarks_train_what_the_experiments_train():
-    """Same tasks, rates and meta-batches as preset paper."""
+    """The tasks, rates and meta-batches are those of the preset "paper"."""
     from experiments import mini_imagenet, omniglot
     from experiments.sinusoid import Config
 
@@ -90,7 +90,7 @@ def test_the_benchmarks_train_what_the_experiments_train():
     )
     for case in (*classification.CASES, problems.MINI_5_SHOT):
         if case.name.endswith("15 queries"):
-            continue  # a cell of later work
+            continue  # not in the paper
         experiment = mini_imagenet if case.data == "mini_imagenet" else omniglot
         config = experiment.Config(num_ways=case.ways, num_shots=case.shots)
         assert (
@@ -104,7 +104,7 @@ def test_the_benchmarks_train_what_the_experiments_train():
 
 @pytest.mark.slow
 def test_memory_is_measured_and_drawn(tmp_path, monkeypatch):
-    """In this process, which is quicker than one for each row."""
+    """Runs in this process, which is faster than a new one for each row."""
     monkeypatch.setattr(memory, "in_fresh_process", lambda fn, *args: fn(*args))
     monkeypatch.setattr(memory, "FIXED_WIDTH", 16)
     monkeypatch.setattr(memory, "FIXED_STEPS", 3)
@@ -117,7 +117,7 @@ def test_memory_is_measured_and_drawn(tmp_path, monkeypatch):
     assert planned["reverse", 1, 16] < planned["reverse", 3, 16]
     assert planned["mixed", 3, 16] < planned["reverse", 3, 16]
     assert all(row["median_ms"] > 0 and row["samples"] >= 1 for row in rows)
-    rows[0]["resident_mb"] = None  # a system that does not tell
+    rows[0]["resident_mb"] = None  # on systems other than Linux
     write_memory_chart(tmp_path / "memory.json", rows)
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
     lines = (tmp_path / "memory.txt").read_text().splitlines()
@@ -136,8 +136,8 @@ def test_a_hundred_steps_fit_where_reverse_mode_does_not():
 PEAKS = bounds.Peaks(1000.0, 500.0, 2000.0, 100.0, 5.0)
 
 
-def test_what_bounds_a_program():
-    """1 ms on a device of 1,000 GFLOP/s and 100 GB/s: 1e9 operations, 1e8 bytes are its limits."""
+def test_the_limit_that_bounds_a_program():
+    """A device of 1,000 GFLOP/s and 100 GB/s does at most 1e9 operations and 1e8 bytes in 1 ms."""
     row = bounds.nearest(1.0, (0.5e9, 0.4e8), PEAKS)
     assert row == {"bound by": "arithmetic", "arithmetic": 0.5, "memory": 0.4}
     assert bounds.nearest(1.0, (0.1e9, 0.9e8), PEAKS)["bound by"] == "memory"
@@ -146,7 +146,7 @@ def test_what_bounds_a_program():
 
 @pytest.fixture
 def probes(monkeypatch):
-    """A suite of three probes, of which one fails and one is long."""
+    """Replaces the suite's probes by three: a short one, one that fails, and a long one."""
 
     def fail():
         raise ValueError("out of memory\nand much more")
@@ -160,7 +160,7 @@ def probes(monkeypatch):
     monkeypatch.setattr(accelerator, "measure_peaks", lambda *args: PEAKS)
 
 
-def test_what_does_not_fit_is_said_and_done_later(probes):
+def test_probes_beyond_the_budget_are_listed_and_run_later(probes):
     saved = []
     rows = accelerator.accelerator_suite(50.0, save=lambda rows: saved.append(len(rows)))
     assert saved == [2, 3, 4]
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_said_and_done_later(probes):
     assert by_name["device"]["gflops"] == 1000.0
     assert by_name["broken"]["error"] == "out of memory"
     assert by_name["long"]["not run"].endswith("s were left")
-    rows[1]["median_ms"] = 3.0  # is not measured again
+    rows[1]["median_ms"] = 3.0  # not measured again
     rows = accelerator.accelerator_suite(5000.0, done=rows)
     assert [row["name"] for row in rows] == ["device", "first", "broken", "long"]
     short = {row["name"]: row for row in accelerator.summary(rows)}
@@ -176,8 +176,8 @@ def test_what_does_not_fit_is_said_and_done_later(probes):
     assert short["broken"]["error"] == "out of memory"
 
 
-def test_a_wrong_meta_gradient_is_found(monkeypatch):
-    """Choices agree on a small network; one whose gradient is a hundredth off does not."""
+def test_a_wrong_meta_gradient_is_detected(monkeypatch):
+    """Choices agree on a small network; one with an error of 1 % does not."""
     choices = ({}, {"mode": "mixed", "batching": "scan"})
     monkeypatch.setattr(equivalence, "CHOICES", choices)
     monkeypatch.setattr(equivalence, "TOLERANCE", {"highest": 1e-3})
@@ -194,7 +194,7 @@ def test_a_wrong_meta_gradient_is_found(monkeypatch):
 
 @pytest.mark.slow
 def test_the_accelerator_suite_runs_on_a_cpu(tmp_path):
-    path = tmp_path / "found.json"
+    path = tmp_path / "accelerator.json"
     line = [sys.executable, "-m", "benchmarks.run", "--suite=accelerator", "--quick",
             "--cpu_devices=1", f"--json={path}"]  # fmt: skip
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -206,7 +206,7 @@ def test_the_accelerator_suite_runs_on_a_cpu(tmp_path):
 
 @pytest.mark.slow
 def test_startup_is_timed_to_the_first_dispatch(tmp_path):
-    """A small run, watched from outside: its first line, its own compile time, and its end."""
+    """Starts a small run, waits for its first line and its reported compile time, and stops it."""
     command = ["experiments.sinusoid", "--meta_steps=200", "--steps_per_call=20", "--methods=maml"]
     cache = {**startup.CACHE, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     cold, warm = (startup.first_line(command, cache, 120.0) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The harness measures what it says; files of measurements are compared."""
+"""The harness measures time correctly; files of measurements are compared."""
 
 import json
 import re
@@ -12,25 +12,25 @@ import pytest
 from benchmarks import compare, harness, run
 
 
-def test_a_planted_slowdown_is_found():
+def test_a_slowdown_is_detected():
     fast = harness.sample_times(lambda: time.sleep(0.005), 0.1)
     slow = harness.sample_times(lambda: time.sleep(0.010), 0.1)
-    # By the least of each: where other programs run, medians are theirs, too.
+    # Minima: other programs affect the medians.
     assert 1.8 < min(slow) / min(fast) < 2.2
     row = harness.summarize("sleep", fast)
     assert min(fast) * 1e3 <= row["low_ms"] <= row["median_ms"] <= row["high_ms"]
 
 
 def spin(seconds, took):
-    """Takes that long, however busy the machine, and notes how long it took."""
+    """Takes at least `seconds` on any machine, and appends the real duration to `took`."""
     begun = time.perf_counter()
     while time.perf_counter() - begun < seconds:
         pass
     took.append(time.perf_counter() - begun)
 
 
-def test_the_harness_itself_takes_under_a_hundredth():
-    """Of what it times: least against least, which another program's turns leave alone."""
+def test_the_harness_adds_less_than_one_percent():
+    """Compares minima, which other programs do not affect."""
     took, looped = [], []
     samples = harness.sample_times(lambda: spin(2e-3, took), 0.4)
     assert min(samples) < 1.01 * min(took)
@@ -66,7 +66,7 @@ def test_measure_rotates_and_reports_compile_and_memory(monkeypatch):
     assert len({float(x[0, 0]) for (x,) in handed}) > 1
 
 
-def test_measure_loop_threads_the_state_and_times_no_first_call():
+def test_measure_loop_passes_the_state_on_and_excludes_the_first_call():
     states = []
 
     def step(state):
@@ -87,7 +87,7 @@ def test_contenders_take_turns():
     turns = []
     calls = {name: lambda name=name: turns.append(name) for name in "ab"}
     samples = harness.sample_in_turns(calls, rounds=2, seconds=0.0, pause_s=0.0)
-    assert turns == [*"ab", *(2 * "aabb")]  # compiled first; in each turn once untimed, once timed
+    assert turns == [*"ab", *(2 * "aabb")]  # compile; then per turn untimed, timed
     assert [len(samples[name]) for name in "ab"] == [2, 2]
 
 
@@ -116,7 +116,7 @@ def test_files_are_compared_by_ratio_and_spread(tmp_path, capsys):
         compare.read(str(paths[0]))
 
 
-def test_rows_of_one_name_are_told_apart():
+def test_rows_of_one_name_are_distinguished():
     report = measurements(a=1.0)
     (row,) = report["suites"]["core"]
     report["suites"]["core"] = [row | {"devices": 1}, row | {"devices": 2, "median_ms": 5.0}]
@@ -125,7 +125,7 @@ def test_rows_of_one_name_are_told_apart():
     assert [r.after / r.before for r in ratios] == [1.0, 1.0]
 
 
-def test_a_suite_that_breaks_off_keeps_its_rows(capsys):
+def test_a_suite_that_fails_keeps_its_rows(capsys):
     def suite():
         yield {"name": "first"}
         raise RuntimeError("broken off")

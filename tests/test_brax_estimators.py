@@ -45,7 +45,7 @@ def test_brax_advantages_are_ours_for_whole_returns():
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
     ours = generalized_advantages(rewards, values, alive, 0.9, 0.5)
     theirs = lib.brax_advantages(rewards, values, alive, 0.9, 0.5)
-    assert np.max(np.abs(theirs - ours)) > 0.1  # another estimator, as its docstring says
+    assert np.max(np.abs(theirs - ours)) > 0.1  # another estimator: see its docstring
 
 
 def test_brax_distribution_is_a_gaussian_before_the_tanh():
@@ -64,7 +64,7 @@ def test_brax_distribution_is_a_gaussian_before_the_tanh():
 
 
 def test_brax_ppo_loss_is_our_clipped_surrogate():
-    """Of a policy whose parameters are its distributions."""
+    """The policy's parameters are its distributions."""
     policy = memoryless_policy(lambda key: None, lambda params, _: lib.NormalTanh(params))
     old = jax.random.normal(KEY, (7, 5, 6))
     samples = made_up_samples(jax.random.key(1), lib.NormalTanh(old))
@@ -98,7 +98,7 @@ def test_brax_estimators_train():
     env = lib.squashed(Environment(sample_task, reset, step, 1, 1, 3, lambda task: task))
     policy = lib.tanh_gaussian_policy(1, 1, (4,))
     episodes = rollout(env, policy, policy.init(KEY), jnp.zeros(1), KEY, 20)
-    assert float(jnp.max(-episodes.rewards)) <= 1.0  # the tanh bounds what acts
+    assert float(jnp.max(-episodes.rewards)) <= 1.0  # the tanh bounds the actions
     loss = lib.brax_ppo_loss(policy, entropy_cost=1e-3)
     problem = reinforcement_problem(env, policy, num_episodes=5, outer_loss=loss)
     update = surrogate_update(problem, optax.adam(1e-2), num_epochs=2)

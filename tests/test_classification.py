@@ -24,7 +24,8 @@ from maml_jax.classification import (
     query_loss,
     with_support_images,
 )
-from maml_jax.classification.episodes import CLASS_SPECS, distinct, split_classes, turn
+from maml_jax.classification.episodes import distinct
+from maml_jax.classification.image_sets import CLASS_SPECS, split_classes, turn
 from maml_jax.classification.losses import query_outputs
 from maml_jax.mesh import replicate
 from maml_jax.networks import convolutional, fully_connected
@@ -33,7 +34,7 @@ CLASSES, EXAMPLES, SIDE = 12, 9, 4
 
 
 def tagged_set(counts=None):
-    """Images whose corner pixels say which class and example they are, and how they are turned."""
+    """Makes images whose corner pixels encode class, example and rotation."""
     images = np.zeros((CLASSES, EXAMPLES, SIDE, SIDE, 1), np.uint8)
     images[:, :, 0, 0, 0] = 1 + np.arange(CLASSES)[:, None]
     images[:, :, 0, 1, 0] = 1 + np.arange(EXAMPLES)[None]
@@ -42,19 +43,19 @@ def tagged_set(counts=None):
 
 
 def tags(images):
-    """Class, example and quarter turns of each image [n, 4, 4, 1] of a tagged set."""
-    found = []
+    """Decodes class, example and quarter turns of each image [n, 4, 4, 1] of a tagged set."""
+    result = []
     for image in np.rint(np.asarray(images[..., 0]) * 255).astype(int):
         turns = [q for q in range(4) if np.rot90(image, -q)[0, 0] and np.rot90(image, -q)[0, 1]]
         assert len(turns) == 1
         upright = np.rot90(image, -turns[0])
-        found.append((upright[0, 0] - 1, upright[0, 1] - 1, turns[0]))
-    return np.array(found)
+        result.append((upright[0, 0] - 1, upright[0, 1] - 1, turns[0]))
+    return np.array(result)
 
 
 @pytest.fixture(scope="module")
 def episodes():
-    """400 episodes, 3-way 2-shot with 3 queries, as tags: classes, examples, turns [400, n]."""
+    """Tags of 400 episodes, 3-way 2-shot with 3 queries: classes, examples, turns [400, n]."""
     sampler = episode_sampler(3, 2, 3, "augment")
     draw = jax.jit(functools.partial(draw_episodes, sampler), static_argnums=2)
     tasks = draw(jax.random.key(0), tagged_set(), 400)
@@ -84,13 +85,13 @@ def test_support_and_query_share_no_drawing(episodes):
         assert len(set(drawings)) == len(drawings)
 
 
-def test_a_class_is_turned_as_a_whole_and_by_all_multiples(episodes):
+def test_a_class_is_rotated_as_a_whole_and_by_all_multiples(episodes):
     _, support, query = episodes
     for s, q in zip(support, query, strict=True):
         np.testing.assert_array_equal(q[::3, 2], s[::2, 2])
         assert all(len(set(s[2 * i : 2 * i + 2, 2])) == 1 for i in range(3))
     shares = np.bincount(support[:, ::2, 2].ravel(), minlength=4) / (400 * 3)
-    assert np.all(np.abs(shares - 0.25) < 0.06)  # four deviations of a share of 1,200 draws
+    assert np.all(np.abs(shares - 0.25) < 0.06)  # 4 standard deviations for 1,200 draws
 
 
 def test_classes_examples_and_their_order_are_uniform(episodes):
@@ -114,7 +115,7 @@ def test_distinct_draws_every_ordered_choice_equally_often():
     assert np.sum((counts - 500) ** 2 / 500) < 31.3
 
 
-def test_distinct_may_take_all_and_more_than_it_unrolls():
+def test_distinct_draws_all_elements_and_more_than_it_unrolls():
     for count in (5, 40):
         drawn = jax.jit(lambda k, n=count: distinct(k, n, n))(jax.random.key(1))
         np.testing.assert_array_equal(np.sort(drawn), np.arange(count))
@@ -135,29 +136,29 @@ def test_padding_of_small_classes_is_never_drawn():
     tasks = draw(jax.random.key(0), tagged_set(counts), 100)
     for batch in tasks:
         for images in np.asarray(batch.images):
-            found = tags(images)
-            assert np.all(found[:, 1] < counts[found[:, 0]])
+            result = tags(images)
+            assert np.all(result[:, 1] < counts[result[:, 0]])
 
 
-def test_classes_that_are_too_small_are_refused_where_that_can_be_seen():
+def test_small_classes_are_refused_if_their_counts_are_known():
     counts = np.where(np.arange(CLASSES) == 3, 4, EXAMPLES)
     with pytest.raises(ValueError, match=r"need 5 examples of a class .* class 3 of the set has 4"):
         draw_episodes(episode_sampler(3, 2, 3), jax.random.key(0), tagged_set(counts), 2)
 
 
-def test_turned_classes_are_classes_of_their_own():
+def test_rotated_classes_are_separate_classes():
     sampler = episode_sampler(12, 1, 1, "classes")
     draw = jax.jit(functools.partial(draw_episodes, sampler), static_argnums=2)
     support = draw(jax.random.key(0), tagged_set(), 60).support
     repeated = 0
     for images in np.asarray(support.images):
-        found = tags(images)
-        assert len({(c, t) for c, _, t in found}) == 12
-        repeated += len(set(found[:, 0])) < 12
-    assert repeated > 0  # the same character twice, turned otherwise
+        result = tags(images)
+        assert len({(c, t) for c, _, t in result}) == 12
+        repeated += len(set(result[:, 0])) < 12
+    assert repeated > 0  # the same character twice, in different rotations
 
 
-def test_turn_is_numpys():
+def test_turn_equals_numpys_rot90():
     images = np.arange(2 * 3 * 3).reshape(2, 3, 3, 1)
     for quarters in range(4):
         expected = np.rot90(images, quarters, axes=(1, 2))
@@ -184,7 +185,7 @@ def test_turn_is_numpys():
                 jax.random.key(0),
                 ImageSet(jnp.zeros((3, 4, 5, 6, 1), jnp.uint8), jnp.full(3, 4)),
             ),
-            "only square images can be turned; received 5x6",
+            "only square images can be rotated; received 5x6",
         ),
     ],
 )
@@ -201,7 +202,7 @@ def test_cross_entropy_by_hand():
     assert metrics["accuracy"] == 0.5
 
 
-def test_cross_entropy_refuses_labels_that_do_not_fit():
+def test_cross_entropy_refuses_mismatched_labels():
     with pytest.raises(ValueError, match=r"received \(2, 3\) and \(3,\)"):
         cross_entropy(lambda params, images: images)(
             None, LabelledImages(jnp.zeros((2, 3)), jnp.zeros(3, jnp.int32))
@@ -220,7 +221,7 @@ def params(network):
 
 @pytest.fixture(scope="module")
 def task():
-    """A task of random images, 3-way 2-shot with 4 queries."""
+    """Draws a task of random images, 3-way 2-shot with 4 queries."""
     keys = jax.random.split(jax.random.key(1), 2)
     batches = [
         LabelledImages(jax.random.uniform(k, (3 * n, 8, 8, 1)), jnp.repeat(jnp.arange(3), n))
@@ -229,8 +230,8 @@ def task():
     return Task(*batches)
 
 
-def test_protocols_differ_in_whose_statistics_an_answer_rests_on(network, params, task):
-    """Changing one query image changes others' answers in the transductive protocol alone."""
+def test_protocols_differ_in_the_images_whose_statistics_they_use(network, params, task):
+    """Changing a query image changes other answers in the transductive protocol only."""
     changed = task.query.images.at[0].add(0.5)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -246,13 +247,13 @@ def test_protocols_differ_in_whose_statistics_an_answer_rests_on(network, params
 
 def test_the_query_loss_follows_its_protocol(network, params, task):
     batch = with_support_images(task).query
-    found = {
+    result = {
         protocol: float(jax.jit(query_loss(network.apply, protocol))(params, batch)[0])
         for protocol in PROTOCOLS
     }
     plain = float(cross_entropy(network.apply)(params, task.query)[0])
-    np.testing.assert_allclose(found["transductive"], plain, rtol=1e-5)
-    assert len({round(value, 4) for value in found.values()}) == 3
+    np.testing.assert_allclose(result["transductive"], plain, rtol=1e-5)
+    assert len({round(value, 4) for value in result.values()}) == 3
     with pytest.raises(ValueError, match="received 'both'"):
         query_loss(network.apply, "both")
 
@@ -277,7 +278,7 @@ def test_adapt_norm_adapts_it(task):
 
 
 def test_matching_logits_by_hand():
-    """Features are the images: the query is like the first support image, unlike the other."""
+    """The images are the features; the query resembles the first support image only."""
     apply = lambda params, images, features: images.reshape(len(images), -1)
     support = LabelledImages(jnp.eye(2).reshape(2, 2, 1, 1), jnp.array([1, 0]))
     query = 3.0 * jnp.array([[1.0, 0.0]]).reshape(1, 2, 1, 1)
@@ -291,15 +292,15 @@ def test_nearest_neighbour_by_hand():
     as_images = lambda rows: jnp.array(rows).reshape(len(rows), 2, 1, 1)
     support = LabelledImages(as_images([[1.0, 0.0], [0.0, 5.0]]), jnp.array([0, 1]))
     query = LabelledImages(as_images([[2.0, 1.0], [1.0, 2.0], [3.0, 1.0]]), jnp.array([0, 1, 1]))
-    found = baselines.nearest_neighbour_accuracy(apply, "transductive", None, Task(support, query))
-    np.testing.assert_allclose(found, 2 / 3)
+    result = baselines.nearest_neighbour_accuracy(apply, "transductive", None, Task(support, query))
+    np.testing.assert_allclose(result, 2 / 3)
 
 
 def test_class_batches_label_turned_classes():
     sample = jax.jit(functools.partial(baselines.class_batches(64, "classes"), None))
     batch = sample(jax.random.key(0), tagged_set()).query
-    found = tags(batch.images)
-    np.testing.assert_array_equal(np.asarray(batch.labels), 4 * found[:, 0] + found[:, 2])
+    result = tags(batch.images)
+    np.testing.assert_array_equal(np.asarray(batch.labels), 4 * result[:, 0] + result[:, 2])
 
 
 def test_new_head_keeps_the_trunk_and_prefers_no_class(params):
@@ -311,7 +312,7 @@ def test_new_head_keeps_the_trunk_and_prefers_no_class(params):
 
 
 def test_classes_spread_over_devices_give_the_same_episodes():
-    """13 classes on 4 devices: the last holds one, and padding."""
+    """13 classes on 4 devices: the last device holds one class and padding."""
     uneven = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), tagged_set())
     network = fully_connected((SIDE, SIDE, 1), 2, (8,))
     optimizer = optax.sgd(0.1)
@@ -332,8 +333,8 @@ def test_classes_spread_over_devices_give_the_same_episodes():
         image_set = uneven if axis is None else split_classes(uneven, 4)
         state = init(network.init(jax.random.key(0)), optimizer, 0)
         if axis is not None:
-            found = collectives(jax.jit(train).lower(state, image_set).compile().as_text())
-            used = {name: count for name, count in found.items() if count}
+            result = collectives(jax.jit(train).lower(state, image_set).compile().as_text())
+            used = {name: count for name, count in result.items() if count}
             assert used == {"all-reduce": 1, "all-gather": 1, "reduce-scatter": 1}
         _, metrics = train(state, image_set)
         losses[axis] = np.asarray(metrics["loss"])
@@ -341,7 +342,7 @@ def test_classes_spread_over_devices_give_the_same_episodes():
 
 
 def test_training_moves_nothing_between_host_and_device():
-    """Episodes are drawn inside the compiled step, from images that lie on the device."""
+    """The compiled step draws episodes from images on the device."""
     network = fully_connected((SIDE, SIDE, 1), 2, (8,))
     problem = classification_problem(network, 2, 1, 1, "augment")
     optimizer = optax.adam(1e-3)

@@ -1,4 +1,4 @@
-"""What every problem, meta-learner and update must be: pure functions.
+"""Checks that every problem, meta-learner and update consists of pure functions.
 
 A new problem adds itself to `PROBLEMS`, a meta-learner to `LEARNERS`, an update to `UPDATES`, and
 passes.
@@ -32,7 +32,7 @@ from maml_jax.reinforcement import navigation, reinforcement_problem
 
 
 def image_problem():
-    """3-way 1-shot episodes of random images, closed over for the contract's `sample`."""
+    """3-way 1-shot episodes of random images; `sample` closes over the images."""
     network = convolutional((8, 8, 1), 3, num_filters=4, num_layers=2)
     problem = classification_problem(network, 3, 1, 2)
     images = jax.random.randint(jax.random.key(9), (6, 4, 8, 8, 1), 0, 256).astype(jnp.uint8)
@@ -41,7 +41,7 @@ def image_problem():
 
 
 def policy_problem():
-    """Navigation with one inner step, whose samples lose their axis of steps for these tests."""
+    """Navigation with one inner step, whose axis is removed from the samples."""
     policy = gaussian_policy(2, 2, (8,))
     problem = reinforcement_problem(navigation(horizon=5), policy, num_episodes=3)
 
@@ -75,7 +75,7 @@ def test_sample_is_a_function_of_its_key(problem, params):
     other = problem.sample(params, jax.random.key(2))
     assert isinstance(one, Task)
     assert_trees_close(one, again, 0)
-    for mine, theirs in zip(one, other, strict=True):  # labels may be the same, inputs not
+    for mine, theirs in zip(one, other, strict=True):  # labels may be equal, inputs may not
         leaves = zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True)
         assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in leaves)
 
@@ -140,7 +140,7 @@ def tasks(count):
     return jax.vmap(problem.sample, (None, 0))(None, jax.random.split(jax.random.key(2), count))
 
 
-def test_a_learner_adapts_and_has_a_loss_with_metrics_of_the_query(learner):
+def test_a_learner_adapts_and_its_loss_reports_query_metrics(learner):
     assert isinstance(learner, MetaLearner)
     meta = learner.init(jax.random.key(0))
     task = jax.tree.map(lambda x: x[0], tasks(1))
@@ -152,7 +152,7 @@ def test_a_learner_adapts_and_has_a_loss_with_metrics_of_the_query(learner):
     np.testing.assert_allclose(problem.outer_loss(adapted, task.query)[0], loss, rtol=1e-5)
 
 
-def test_a_learners_gradient_is_that_of_finite_differences(learner, x64):
+def test_a_learners_gradient_agrees_with_finite_differences(learner, x64):
     widen = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)
     meta = widen(learner.init(jax.random.key(0)))
     task = jax.tree.map(lambda x: x[0], widen(tasks(1)))
@@ -167,7 +167,7 @@ def test_a_learner_does_not_depend_on_batches_or_devices(learner):
     np.testing.assert_allclose(many.per_task["loss"][5], one["loss"], rtol=1e-4)
 
 
-FREE = {"Dense_0": False, "Dense_1": True}  # of the sinusoid's network of one hidden layer
+FREE = {"Dense_0": False, "Dense_1": True}  # leaves of the sinusoid's network with one hidden layer
 UPDATES = {
     "gradient": lambda problem: gradient_update(
         algorithms.maml(problem, inner_lr=0.01).loss, optax.adam(1e-3)

@@ -1,4 +1,4 @@
-"""Image data sets: real Omniglot where it is, made archives and folders for everything else."""
+"""Image data sets: real Omniglot if available, and generated archives and folders."""
 
 import io
 import os
@@ -31,7 +31,7 @@ from maml_jax.classification.datasets import (
 
 DATA = Path(os.environ.get("MAML_JAX_DATA", "~/.local/share/maml_jax")).expanduser()
 HTML = b"<!DOCTYPE html><html>sign in</html>"
-pytestmark = pytest.mark.filterwarnings(  # the pictures of this file are of one value
+pytestmark = pytest.mark.filterwarnings(  # the pictures in this file have one value
     "ignore::maml_jax.classification.datasets.DataWarning"
 )
 
@@ -57,7 +57,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archives(cache):
-    """The drawings of the real archives, read once and not kept: keeping takes a minute."""
+    """Reads the drawings of the real archives once, without a cache: writing it takes a minute."""
     if not (DATA / "omniglot" / "images_background.zip").exists():
         pytest.skip(f"no Omniglot archives in {DATA / 'omniglot'} (set MAML_JAX_DATA)")
     with pytest.MonkeyPatch.context() as patch:
@@ -83,8 +83,8 @@ def test_real_omniglot_is_complete(real, cache):
     for classes in splits.values():
         assert np.all(classes.counts == 20)
         ink = classes.images.mean() / 255
-        assert 0.05 < ink < 0.15  # ink is 1, and there is little of it
-        assert np.all(classes.images.max(axis=(2, 3, 4)) > 100)  # no drawing is blank
+        assert 0.05 < ink < 0.15  # ink is 1 and covers little
+        assert np.all(classes.images.max(axis=(2, 3, 4)) > 100)  # no drawing is empty
 
 
 def test_real_omniglot_splits(real, cache):
@@ -101,7 +101,7 @@ def test_real_omniglot_splits(real, cache):
 
 @pytest.fixture
 def tiny_omniglot(monkeypatch):
-    """Omniglot of 2 + 1 characters with 3 drawings each, to make archives of."""
+    """Makes an Omniglot of 2 + 1 characters with 3 drawings each."""
     monkeypatch.setattr(omniglot, "CHARACTERS", {"images_background": 2, "images_evaluation": 1})
     monkeypatch.setattr(omniglot, "DRAWINGS", 3)
 
@@ -129,14 +129,14 @@ def write_archives(
 
 def test_an_archive_of_the_official_layout_is_read(tiny_omniglot, tmp_path, cache, monkeypatch):
     write_archives(tmp_path / "omniglot")
-    found = load_omniglot(tmp_path, cache, splitting="background", image_size=5)
-    monkeypatch.setattr(omniglot, "_files", None)  # a second start reads what was kept alone
+    result = load_omniglot(tmp_path, cache, splitting="background", image_size=5)
+    monkeypatch.setattr(omniglot, "_files", None)  # a second start reads the cache only
     again = load_omniglot(tmp_path, cache, splitting="background", image_size=5)
-    np.testing.assert_array_equal(again["test"].images, found["test"].images)
-    assert found["train"].images.shape == (2, 3, 5, 5, 1)
-    assert found["train"].names == ("Alphabet/character01", "Alphabet/character02")
-    assert np.all(found["train"].images[:, 0] == 0)  # white paper
-    assert np.all(found["train"].images[:, 1:] == 255)  # black ink
+    np.testing.assert_array_equal(again["test"].images, result["test"].images)
+    assert result["train"].images.shape == (2, 3, 5, 5, 1)
+    assert result["train"].names == ("Alphabet/character01", "Alphabet/character02")
+    assert np.all(result["train"].images[:, 0] == 0)  # white paper
+    assert np.all(result["train"].images[:, 1:] == 255)  # black ink
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_web_page_instead_of_an_archive_is_named(tmp_path, cache):
         load_omniglot(tmp_path, cache)
 
 
-def test_what_to_do_without_archives_and_network_is_said(tmp_path, cache, monkeypatch):
+def test_missing_archives_without_a_network_are_explained(tmp_path, cache, monkeypatch):
     def fail(urls):
         raise OSError("no route to host")
 
@@ -188,14 +188,14 @@ def test_a_downloaded_web_page_or_damaged_archive_is_named(tiny_omniglot, tmp_pa
         omniglot._files(paths)
 
 
-def test_downloads_are_whole_files_or_none(tmp_path):
+def test_downloads_leave_whole_files_or_none(tmp_path):
     source = tmp_path / "there" / "a.zip"
     source.parent.mkdir()
     source.write_bytes(b"content")
     into = tmp_path / "into"
-    (found,) = builder.download(into, [source.as_uri()])
-    assert found == into / "a.zip"
-    assert found.read_bytes() == b"content"
+    (result,) = builder.download(into, [source.as_uri()])
+    assert result == into / "a.zip"
+    assert result.read_bytes() == b"content"
     with pytest.raises(OSError, match="No such file"):
         builder.download(into, [source.with_name("b.zip").as_uri()])
     assert not (into / "b.zip").exists()
@@ -207,20 +207,20 @@ def test_splits_by_lists_of_characters(tiny_omniglot, tmp_path, cache):
     with pytest.raises(DataError, match=r"train.txt, val.txt, test.txt are in neither"):
         load_omniglot(tmp_path, cache, splitting="vinyals")
     lists.mkdir()
-    for name, lines in {  # a split takes characters of either archive
+    for name, lines in {  # a split takes characters of both archives
         "train": "Runes/character01/rot000\nRunes/character01/rot090\n",
         "val": "Greek/character01",
         "test": "Greek/character02/rot000\n",
     }.items():
         (lists / f"{name}.txt").write_text(lines)
-    found = load_omniglot(tmp_path, cache, splitting="vinyals")
-    assert {name: split.names for name, split in found.items()} == {
+    result = load_omniglot(tmp_path, cache, splitting="vinyals")
+    assert {name: split.names for name, split in result.items()} == {
         "train": ("Runes/character01",),
         "val": ("Greek/character01",),
         "test": ("Greek/character02",),
     }
     known = {"Greek/character01", "Greek/character02", "Runes/character01"}
-    with pytest.raises(DataError, match="'Runes/character01', which Omniglot has not"):
+    with pytest.raises(DataError, match="'Runes/character01', which is not in Omniglot"):
         omniglot.read_lists(tmp_path, known - {"Runes/character01"})
     (lists / "val.txt").write_text("Runes/character01")
     with pytest.raises(DataError, match=r"is in train.txt and in val.txt"):
@@ -232,7 +232,7 @@ def test_splits_by_lists_of_characters(tiny_omniglot, tmp_path, cache):
 
 @pytest.fixture
 def tiny_mini_imagenet(monkeypatch):
-    """MiniImagenet of 2, 1 and 1 classes of 3 images."""
+    """Makes a MiniImagenet of 2, 1 and 1 classes of 3 images."""
     monkeypatch.setattr(mini_imagenet, "CLASSES", {"train": 2, "val": 1, "test": 1})
     monkeypatch.setattr(mini_imagenet, "IMAGES", 3)
 
@@ -285,13 +285,13 @@ def write_pickles(where, **changes):
 @pytest.mark.parametrize("write", [write_class_folders, write_image_lists, write_pickles])
 def test_mini_imagenet_in_each_layout(tiny_mini_imagenet, tmp_path, cache, write):
     write(tmp_path / "mini_imagenet")
-    found = load_mini_imagenet(tmp_path, cache)
-    assert {n: (s.images.shape, s.names) for n, s in found.items()} == {
+    result = load_mini_imagenet(tmp_path, cache)
+    assert {n: (s.images.shape, s.names) for n, s in result.items()} == {
         "train": ((2, 3, 84, 84, 3), ("n01", "n02")),
         "val": ((1, 3, 84, 84, 3), ("n03",)),
         "test": ((1, 3, 84, 84, 3), ("n04",)),
     }
-    np.testing.assert_array_equal(found["train"].images[1, 2], pixels("n02", 2))
+    np.testing.assert_array_equal(result["train"].images[1, 2], pixels("n02", 2))
 
 
 def test_wrong_counts_of_mini_imagenet_are_named(tiny_mini_imagenet, tmp_path, cache):
@@ -326,7 +326,7 @@ def test_other_labels_of_the_same_images_are_read_again(tiny_mini_imagenet, tmp_
     np.testing.assert_array_equal(after, before[::-1])
 
 
-def test_lists_that_do_not_fit_are_named(tiny_mini_imagenet, tmp_path, cache):
+def test_inconsistent_lists_are_named(tiny_mini_imagenet, tmp_path, cache):
     write_image_lists(tmp_path)
     (tmp_path / "images" / "n0300000001.png").unlink()
     with pytest.raises(DataError, match=r"val\.csv names 1 images .*n0300000001\.png"):
@@ -384,7 +384,7 @@ class Evil:
         ({"class_dict": {"n01": [0, 1, 2], "n02": [3, 4, 2]}}, "image 2 is in classes n01 and n02"),
     ],
 )
-def test_a_pickle_with_anything_else_is_refused(
+def test_a_pickle_with_other_objects_is_refused(
     tiny_mini_imagenet, tmp_path, cache, changes, message
 ):
     write_pickles(tmp_path, **changes)
@@ -398,7 +398,7 @@ def test_a_file_that_is_no_pickle_is_named(tiny_mini_imagenet, tmp_path, cache):
     for content, message in (
         (HTML, "is an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (b"\x80\x02}", "no pickle, or a broken one"),
+        (b"\x80\x02}", "not a pickle, or a broken one"),
         (pickle.dumps([1, 2]), "dictionary with image_data and class_dict; found a list"),
         (b"", "is an empty file"),
     ):
@@ -407,7 +407,7 @@ def test_a_file_that_is_no_pickle_is_named(tiny_mini_imagenet, tmp_path, cache):
             mini_imagenet.read_pickle(path)
 
 
-def test_no_mini_imagenet_names_the_layouts(tmp_path, cache):
+def test_missing_mini_imagenet_names_the_layouts(tmp_path, cache):
     with pytest.raises(DataError, match=r"expected class folders .* mini-imagenet-cache"):
         load_mini_imagenet(tmp_path, cache)
 
@@ -427,21 +427,21 @@ def test_a_folder_of_many_formats_and_unequal_classes(tmp_path, cache):
     write_classes(tmp_path / "train", {"a": 4, "b": 2}, ("png", "jpeg", "bmp", "webp"))
     write_classes(tmp_path / "test", {"c": 3})
     (tmp_path / "train" / "a" / "notes.txt").write_text("not an image, and not taken for one")
-    found = load_folder(tmp_path, cache, Reading(6, 3))
-    assert set(found) == {"train", "test"}
-    assert found["train"].images.shape == (2, 4, 6, 6, 3)
-    np.testing.assert_array_equal(found["train"].counts, [4, 2])
-    np.testing.assert_allclose(found["train"].images[0, :, 3, 3, 0], [20, 60, 100, 140], atol=2)
-    assert np.all(found["train"].images[1, 2:] == 0)
+    result = load_folder(tmp_path, cache, Reading(6, 3))
+    assert set(result) == {"train", "test"}
+    assert result["train"].images.shape == (2, 4, 6, 6, 3)
+    np.testing.assert_array_equal(result["train"].counts, [4, 2])
+    np.testing.assert_allclose(result["train"].images[0, :, 3, 3, 0], [20, 60, 100, 140], atol=2)
+    assert np.all(result["train"].images[1, 2:] == 0)
 
 
 def test_a_folder_is_split_by_fractions(tmp_path, cache):
     write_classes(tmp_path, {f"c{i}": 1 for i in range(10)})
-    found = load_folder(tmp_path, cache, Reading(4, 1), fractions=(0.5, 0.2, 0.3))
-    assert {n: len(s.names) for n, s in found.items()} == {"train": 5, "val": 2, "test": 3}
-    assert len({name for s in found.values() for name in s.names}) == 10
+    result = load_folder(tmp_path, cache, Reading(4, 1), fractions=(0.5, 0.2, 0.3))
+    assert {n: len(s.names) for n, s in result.items()} == {"train": 5, "val": 2, "test": 3}
+    assert len({name for s in result.values() for name in s.names}) == 10
     again = load_folder(tmp_path, cache, Reading(4, 1), fractions=(0.5, 0.2, 0.3))
-    assert again["test"].names == found["test"].names
+    assert again["test"].names == result["test"].names
     assert set(load_folder(tmp_path, cache, Reading(4, 1), fractions=(0.5, 0, 0.5))) == {
         "train",
         "test",
@@ -480,7 +480,7 @@ def test_all_broken_images_are_named_at_once(tmp_path, cache):
         (lambda where: write_classes(where, {"a": 1}), "1 classes are too few"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_named(tmp_path, cache, prepare, message):
+def test_an_unusable_folder_is_named(tmp_path, cache, prepare, message):
     where = tmp_path / "mine"
     prepare(where)
     with pytest.raises(DataError, match=message):
@@ -501,7 +501,7 @@ def test_a_folder_with_a_class_in_two_splits_is_refused(tmp_path, cache):
         load_folder(tmp_path, cache, Reading(4, 1))
 
 
-def test_fractions_must_add_up():
+def test_fractions_must_sum_to_one():
     with pytest.raises(DataError, match="add up to 1"):
         folder.split_classes(synthetic_glyphs(4, 2, 8), (0.5, 0.2, 0.2), 0)
 
@@ -518,7 +518,7 @@ def test_too_few_examples_or_classes_are_named_before_training():
 # Files
 
 
-def test_every_kind_of_image_is_brought_to_one_form():
+def test_every_kind_of_image_is_converted_to_one_form():
     transparent = np.zeros((4, 4, 4), np.uint8)  # transparent black is white paper
     assert Reading(4, 1).decode(encoded(transparent)).min() == 255
     deep = np.full((4, 4), 65535, np.uint16)
@@ -531,7 +531,7 @@ def test_every_kind_of_image_is_brought_to_one_form():
     assert Reading(4, 1).decode(one_bit.getvalue()).min() == 255
 
 
-def test_an_image_that_claims_to_be_huge_or_has_no_range_is_a_broken_one(monkeypatch):
+def test_an_image_with_a_huge_declared_size_or_no_range_is_broken(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(DataError, match="a broken image"):
         Reading(4, 1).decode(encoded(picture(0, 9)))
@@ -541,8 +541,8 @@ def test_an_image_that_claims_to_be_huge_or_has_no_range_is_a_broken_one(monkeyp
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"channels": 2}, {"resample": "best"}])
-def test_impossible_readings_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"a reading has|size must be 1 or more"):
+def test_invalid_readings_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"a Reading must have|size must be 1 or more"):
         Reading(**{"size": 8, **wrong})
 
 
@@ -560,11 +560,11 @@ def test_sizes_of_images_are_integers(make, name):
         make()
 
 
-def test_pillow_alone_reads_images_and_keeps_nothing(tmp_path, cache, monkeypatch):
+def test_pillow_alone_reads_images_without_a_cache(tmp_path, cache, monkeypatch):
     write_class_folders(tmp_path / "mine")
     kept = load_folder(tmp_path / "mine", cache, Reading(8))
     monkeypatch.setattr(builder, "PACKAGES", ("no_such_package",))
-    advice = r"not kept for the next start.*no_such_package \(pip install 'maml-jax\[data\]'\)"
+    advice = r"not cached.*no_such_package \(pip install 'maml-jax\[data\]'\)"
     with pytest.warns(datasets.DataWarning, match=advice):
         read = load_folder(tmp_path / "mine", tmp_path / "cache", Reading(8))
     assert not (tmp_path / "cache").exists()
@@ -581,7 +581,7 @@ def test_the_usual_size_of_a_folders_images(tmp_path):
         for i, size in enumerate(sizes):
             Image.new("L", size).save(tmp_path / name / f"{i}.png")
         (tmp_path / name / "broken.png").write_bytes(b"no image")
-    assert folder.usual_size(tmp_path) == 31  # of the shorter sides 30, 31, 32 and 400
+    assert folder.usual_size(tmp_path) == 31  # the median of the shorter sides 30, 31, 32 and 400
     assert folder.usual_size(tmp_path, at_most=1) == 30
     (tmp_path / "c").mkdir()
     with pytest.raises(DataError, match="has no images"):

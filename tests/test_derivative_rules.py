@@ -1,4 +1,4 @@
-"""Mixed mode gives the meta-gradient of every other exact mode, whatever rule the loss contains."""
+"""Mixed mode's meta-gradient equals the other exact modes' for losses with any derivative rule."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ half_a_product.defjvp(lambda p, t: (p[0] * p[1], t[0] * p[1]))
 
 @jax.custom_jvp
 def quantized(x, step):
-    """Rounds to multiples of a learned step; the rule scales the step's gradient (LSQ)."""
+    """Rounds to multiples of a learned step; the rule scales the gradient of the step (LSQ)."""
     return jnp.round(x / step) * step
 
 
@@ -33,7 +33,7 @@ quantized.defjvp(lambda p, t: (quantized(*p), t[0] + t[1] * 0.1 * jnp.sin(p[0] /
 
 @jax.custom_jvp
 def skewed(x, s):
-    """A rule of one vector whose matrix depends on the vector and is not symmetric."""
+    """Has a rule whose matrix depends on the vector and is not symmetric."""
     return x + s
 
 
@@ -49,7 +49,7 @@ reversed_gradient.defvjp(lambda x, s: (x * s, (x, s)), lambda r, g: (-g * r[1], 
 
 
 def early_root(x, s):
-    """The root of y^3 = x s, differentiated by a solver that is wrong by half."""
+    """Returns the root of y^3 = x s; the solver in its derivative is wrong by half."""
     return jax.lax.custom_root(
         lambda y: y**3 - x * s,
         x,
@@ -59,7 +59,7 @@ def early_root(x, s):
 
 
 def half_transposed(x, s):
-    """A linear system whose transposed solver is wrong by half."""
+    """Solves a linear system; the transposed solver is wrong by half."""
     matrix = jnp.array([[2.0, 0.3], [0.5, 1.0]]) + jnp.diag(x)
     return jax.lax.custom_linear_solve(
         lambda v: matrix @ v,
@@ -80,7 +80,7 @@ RULES = (
 
 
 def meta_gradient(rule, mode):
-    """In the parameters and in a learned setting that the inner loss closes over."""
+    """Differentiates in the parameters and in a learned setting that the inner loss closes over."""
 
     def outer(theta):
         def inner(p, batch):
@@ -96,7 +96,7 @@ def meta_gradient(rule, mode):
 @pytest.mark.parametrize(
     "rule", RULES, ids=lambda rule: getattr(rule, "__wrapped__", rule).__name__
 )
-def test_a_rule_that_is_no_derivative_has_the_same_meta_gradient_in_every_mode(rule, x64):
+def test_a_rule_that_is_not_the_derivative_gives_one_meta_gradient_in_all_modes(rule, x64):
     expected = meta_gradient(rule, "reverse")
     assert abs(expected["s"]) > 1e-6
     for mode in ("remat", "mixed"):
@@ -109,7 +109,7 @@ def test_a_rule_that_is_no_derivative_has_the_same_meta_gradient_in_every_mode(r
 
 
 def test_rules_that_jax_ships_keep_the_memory_of_mixed_mode():
-    """Each of these has a derivative rule inside JAX, and second derivatives that commute."""
+    """All of these functions have rules inside JAX, and their second derivatives commute."""
 
     def every_one(x):
         matrix = jnp.outer(x, x) + jnp.eye(x.shape[0])
@@ -131,14 +131,14 @@ def test_rules_that_jax_ships_keep_the_memory_of_mixed_mode():
     assert not may_not_commute(jax.make_jaxpr(every_one)(jnp.array([0.3, 0.5])).jaxpr)
 
 
-def test_a_function_of_jax_with_a_rule_of_ones_own_is_a_users():
+def test_a_jax_function_with_a_users_rule_counts_as_the_users():
     straight_through = jax.custom_jvp(jnp.floor)
     straight_through.defjvps(lambda tangent, answer, x: tangent)
     assert may_not_commute(jax.make_jaxpr(straight_through)(1.0).jaxpr)
 
 
 def xlogy_with_half_a_rule(x, s):
-    """A function of JAX under its name, with a rule that forgets an argument."""
+    """Wraps a function of JAX under its name, with a rule that omits an argument."""
     fn = jax.custom_jvp(jax.scipy.special.xlogy)
     fn.defjvp(lambda p, t: (jax.scipy.special.xlogy(*p), t[0] * jnp.log(p[1])))
     return fn(x, s)
@@ -161,20 +161,18 @@ mlir.register_lowering(halved_p, mlir.lower_fun(lambda x, s: x * s, multiple_res
 ad.primitive_jvps[halved_p] = lambda p, t: (halved_p.bind(*p), ad.instantiate_zeros(t[0]) * p[1])
 
 
-def a_primitive_of_ones_own(x, s):
+def a_custom_primitive(x, s):
     return halved_p.bind(x, jnp.broadcast_to(s, x.shape))
 
 
-@pytest.mark.parametrize(
-    "rule", [xlogy_with_half_a_rule, in_a_name_of_jax, a_primitive_of_ones_own]
-)
-def test_a_rule_that_hides_is_a_users(rule, x64):
+@pytest.mark.parametrize("rule", [xlogy_with_half_a_rule, in_a_name_of_jax, a_custom_primitive])
+def test_a_hidden_rule_counts_as_the_users(rule, x64):
     expected = meta_gradient(rule, "reverse")["s"]
     assert abs(expected) > 1e-6
     np.testing.assert_allclose(meta_gradient(rule, "mixed")["s"], expected, rtol=1e-10)
 
 
-def test_a_transpose_of_ones_own_is_a_users():
+def test_a_custom_transpose_counts_as_the_users():
     call = lambda x, s: jax.custom_derivatives.linear_call(
         lambda s, x: x * s, lambda s, g: g * s**2, s, x
     )

@@ -1,4 +1,4 @@
-"""Runs of several processes, over real sockets: the results of one process; what if one dies."""
+"""Runs of several processes over sockets give one process's results, and survive a death."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def start_run(workdir, *more, name="sinusoid"):
 
 
 def start_pair(workdir, *more, name="sinusoid"):
-    """Two processes of two devices each."""
+    """Starts two processes of two devices each."""
     together = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", "--cpu_devices=2"]
     return [start_run(workdir, *together, f"--process_id={i}", *more, name=name) for i in range(2)]
 
@@ -101,19 +101,19 @@ def assert_same_rows(actual, expected, tolerance):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The run of one process with four devices."""
+    """A run of one process with four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     finish(start_run(workdir, "--cpu_devices=4"))
     return rows(workdir)
 
 
-def test_two_processes_give_what_one_gives(alone, tmp_path):
+def test_two_processes_give_the_results_of_one(alone, tmp_path):
     first, second = finish(*start_pair(tmp_path / "run"))
     assert_same_rows(rows(tmp_path / "run"), alone, 1e-4)
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert found["environment"]["device"].startswith("4 x cpu")
+    result = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert result["environment"]["device"].startswith("4 x cpu")
     assert "pretrained on all tasks" in first[0]
-    # Process 0 alone speaks. What the transport prints comes from several threads, its lines mixed.
+    # Only process 0 prints. The transport's threads mix their lines.
     transport = "Gloo Rank is connected to peer ranks Expected number of connected peer ranks is"
     assert set(re.findall("[A-Za-z]+", second[0])) <= set(transport.split())
     assert not (tmp_path / "run" / "config.json.tmp").exists()
@@ -121,7 +121,7 @@ def test_two_processes_give_what_one_gives(alone, tmp_path):
 
 @pytest.mark.slow
 def test_members_of_two_processes(tmp_path):
-    """Each process trains one of the seeds; both evaluate each."""
+    """Each process trains one of the seeds; both processes evaluate both."""
     finish(*start_pair(tmp_path / "run", "--num_seeds=2"))
     finish(start_run(tmp_path / "alone", "--cpu_devices=4", "--num_seeds=2"))
     assert_same_rows(rows(tmp_path / "run"), rows(tmp_path / "alone"), 1e-4)
@@ -132,7 +132,7 @@ def test_members_of_two_processes(tmp_path):
 
 @pytest.mark.slow
 def test_images_spread_over_two_processes(tmp_path):
-    """Data, validation, a trace: what the sinusoid has none of."""
+    """Checks data, validation and a trace, which the sinusoid does not have."""
     workdir, traces = tmp_path / "run", tmp_path / "traces"
     first, _ = finish(*start_pair(workdir, f"--profile={traces}", name="omniglot"))
     assert "classes spread over the devices" in first[0]
@@ -144,7 +144,7 @@ def test_images_spread_over_two_processes(tmp_path):
     assert len(list(traces.rglob("*.xplane.pb"))) == 1  # of process 0
 
 
-def test_other_flags_for_one_process_are_refused(tmp_path):
+def test_different_flags_of_one_process_are_refused(tmp_path):
     together = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     pair = [
         start_run(tmp_path / "run", *together, f"--process_id={i}", f"--seed={i}") for i in (0, 1)
@@ -155,7 +155,7 @@ def test_other_flags_for_one_process_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_when_a_process_dies_the_other_ends_and_the_run_goes_on(alone, tmp_path, victim):
+def test_when_a_process_dies_the_other_ends_and_the_run_resumes(alone, tmp_path, victim):
     workdir = tmp_path / "run"
     pair = start_pair(workdir, "--checkpoint_every_s=0.1", "--heartbeat_timeout_s=20")
     until = time.monotonic() + PATIENCE_S
@@ -167,9 +167,9 @@ def test_when_a_process_dies_the_other_ends_and_the_run_goes_on(alone, tmp_path,
     _, err = pair[1 - victim].communicate(timeout=PATIENCE_S)
     pair[victim].communicate()
     assert pair[1 - victim].returncode not in (0, None)
-    # Ours, or that of JAX's own service, whichever notices first.
+    # From this code or from JAX's service, whichever notices first.
     assert "lost another process of this run" in err or "another task died" in err
-    finish(start_run(workdir, "--cpu_devices=2"))  # on one host, with half of the devices
+    finish(start_run(workdir, "--cpu_devices=2"))  # on one host with half of the devices
     assert_same_rows(rows(workdir), alone, 1e-3)
 
 
@@ -190,24 +190,24 @@ def test_flags_that_contradict_each_other_are_named(tmp_path):
 
 
 def worker(directory, steps, processes, devices):
-    """Runs tests/distributed_worker.py to a meta-step, and returns what it wrote."""
+    """Runs tests/distributed_worker.py to a meta-step and returns its output."""
     port = free_port()
     script = ROOT / "tests" / "distributed_worker.py"
     variables = {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": str(devices)}
     each = range(processes)
     finish(*(launch([script, port, processes, i, directory, steps], **variables) for i in each))
-    with np.load(directory / f"{steps}.npz") as found:
-        return dict(found)
+    with np.load(directory / f"{steps}.npz") as result:
+        return dict(result)
 
 
-def test_a_run_may_go_on_with_other_devices_and_hosts(tmp_path, x64):
-    """In float64: 2 x 2 devices to step 6, one process of 3 to step 10; and all of it here."""
+def test_a_run_resumes_on_other_devices_and_hosts(tmp_path, x64):
+    """In float64: 2 x 2 devices to step 6, then one process of 3 to step 10; also all here."""
     begun = worker(tmp_path, 6, processes=2, devices=2)
     moved = worker(tmp_path, 10, processes=1, devices=3)
     state = distributed_worker.train(distributed_worker.start(), 10, spread=False)
     stayed = distributed_worker.outcome(state)
     assert moved.keys() == stayed.keys()
-    # Each process has had one of the seeds, one process of 3 devices both.
+    # Each of two processes had one seed; one process of 3 devices had both.
     np.testing.assert_allclose(begun["members"], stayed["members"], rtol=1e-11)
     for name, value in stayed.items():
         assert value.dtype == np.float64
@@ -241,7 +241,7 @@ store.close()
 """
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(tmp_path):
+def test_all_processes_skip_a_checkpoint_that_one_cannot_read(tmp_path):
     port = free_port()
     outputs = finish(
         *(launch(["-c", UNREADABLE, port, i, tmp_path / "checkpoints"]) for i in range(2))

@@ -1,4 +1,4 @@
-"""Curves over inner steps, intervals over tasks."""
+"""Adaptation curves over inner steps, and confidence intervals over tasks."""
 
 import functools
 
@@ -31,55 +31,55 @@ def quadratic(params, target):
 
 
 def test_curve_by_hand():
-    """Each step takes theta - c to (1 - 2 lr / 2) of itself, in 2 dimensions with a mean."""
+    """Each step multiplies theta - c by 1 - 2 lr / 2, in 2 dimensions with a mean."""
     tasks = Task(jnp.array([[1.0, 1.0], [3.0, 3.0]]), jnp.array([[1.0, 1.0], [2.0, 2.0]]))
-    found = make_evaluate_fn(curve(quadratic, 2))(jnp.zeros(2), tasks, 0.5)
-    shrink = 0.5 ** np.arange(3)  # the gradient is (theta - c), as 2 / 2
+    result = make_evaluate_fn(curve(quadratic, 2))(jnp.zeros(2), tasks, 0.5)
+    shrink = 0.5 ** np.arange(3)  # the gradient is 2 / 2 (theta - c)
     theta = np.array([1.0 * (1 - shrink), 3.0 * (1 - shrink)])  # [T, S + 1]
     expected = (theta - np.array([[1.0], [2.0]])) ** 2
-    np.testing.assert_allclose(found.per_task["loss"], expected, atol=1e-6)
-    np.testing.assert_allclose(found.per_task["first"], theta, atol=1e-6)
-    np.testing.assert_allclose(found.mean["loss"], expected.mean(0), atol=1e-6)
+    np.testing.assert_allclose(result.per_task["loss"], expected, atol=1e-6)
+    np.testing.assert_allclose(result.per_task["first"], theta, atol=1e-6)
+    np.testing.assert_allclose(result.mean["loss"], expected.mean(0), atol=1e-6)
     half = 1.96 * expected.std(0) / np.sqrt(2)
-    np.testing.assert_allclose(found.ci95["loss"], half, atol=1e-6)
+    np.testing.assert_allclose(result.ci95["loss"], half, atol=1e-6)
 
 
-def test_last_point_is_the_loss_after_adapt():
+def test_the_last_point_is_the_loss_after_adapt():
     params = mlp_params(jax.random.key(0), (3, 8, 4), jnp.float32)
     tasks = classification_task(jax.random.key(1), num_tasks=3, dtype=jnp.float32)
-    found = make_evaluate_fn(curve(cross_entropy, 4))(params, tasks, 0.3)
+    result = make_evaluate_fn(curve(cross_entropy, 4))(params, tasks, 0.3)
     task = jax.tree.map(lambda x: x[1], tasks)
     adapted, _ = adapt(cross_entropy, params, task.support, 0.3, 4)
     loss, metrics = cross_entropy(adapted, task.query)
-    np.testing.assert_allclose(found.per_task["loss"][1, -1], loss, rtol=1e-5)
-    np.testing.assert_allclose(found.per_task["accuracy"][1, -1], metrics["accuracy"])
-    assert found.per_task["loss"].shape == (3, 5)
+    np.testing.assert_allclose(result.per_task["loss"][1, -1], loss, rtol=1e-5)
+    np.testing.assert_allclose(result.per_task["accuracy"][1, -1], metrics["accuracy"])
+    assert result.per_task["loss"].shape == (3, 5)
     last = make_evaluate_fn(curve(cross_entropy, 4, last_only=True))(params, tasks, 0.3)
     assert last.per_task["loss"].shape == (3, 1)
-    np.testing.assert_allclose(last.per_task["loss"][:, 0], found.per_task["loss"][:, -1])
+    np.testing.assert_allclose(last.per_task["loss"][:, 0], result.per_task["loss"][:, -1])
 
 
 @pytest.mark.parametrize(("num_devices", "batching"), [(4, "vmap"), (2, "scan"), (1, 3)])
-def test_devices_and_batching_do_not_matter(num_devices, batching):
+def test_results_do_not_depend_on_devices_or_batching(num_devices, batching):
     params = mlp_params(jax.random.key(0), (3, 8, 4), jnp.float32)
     tasks = classification_task(jax.random.key(1), num_tasks=8, dtype=jnp.float32)
     expected = make_evaluate_fn(curve(cross_entropy, 2))(params, tasks, 0.3)
     mesh = Mesh(np.array(jax.devices()[:num_devices]), (TASK_AXIS,))
     evaluate = make_evaluate_fn(curve(cross_entropy, 2), batching=batching, mesh=mesh)
-    found = evaluate(params, tasks, 0.3)
-    np.testing.assert_allclose(found.per_task["loss"], expected.per_task["loss"], rtol=1e-5)
+    result = evaluate(params, tasks, 0.3)
+    np.testing.assert_allclose(result.per_task["loss"], expected.per_task["loss"], rtol=1e-5)
 
 
 def test_confidence_interval_covers_the_mean():
-    """Of 400 experiments of 50 tasks about 95 % of the intervals hold the true mean."""
+    """In 400 experiments of 50 tasks, about 95 % of the intervals contain the true mean."""
     values = jax.random.normal(jax.random.key(0), (400, 50))
     half = confidence_interval(values, axis=1)
     share = jnp.mean(jnp.abs(values.mean(1)) <= half)
     assert 0.91 < share < 0.98
 
 
-def test_evaluation_takes_what_training_takes():
-    """Rates for steps and parameters, a batch a step, and a start that depends on the task."""
+def test_evaluation_accepts_the_arguments_of_training():
+    """Rates for steps and parameters, a batch for each step, and task-dependent initial values."""
     loss = lambda p, target: (jnp.sum((p["a"] + p["b"] - target) ** 2), {})
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
     support = jnp.arange(12.0).reshape(2, 3, 2)  # [T, S, ...]

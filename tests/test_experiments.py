@@ -49,38 +49,38 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A small run that is done; its directory and results."""
+    """A small finished run: its directory and results."""
     workdir = tmp_path_factory.mktemp("runs") / "small"
-    found = runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), preset="quick")
-    return workdir, found
+    result = runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), preset="quick")
+    return workdir, result
 
 
 class TestRun:
-    def test_writes_what_it_promises(self, finished):
-        workdir, found = finished
+    def test_writes_all_files(self, finished):
+        workdir, result = finished
         for name in ("config.json", "metrics.jsonl", "results.json", "figure.png"):
             assert (workdir / name).stat().st_size > 0
         assert list((workdir / "checkpoints" / "maml").iterdir())
         assert list((workdir / "tensorboard").iterdir())
-        assert found == json.loads((workdir / "results.json").read_text())
+        assert result == json.loads((workdir / "results.json").read_text())
 
     def test_results_have_the_common_form(self, finished):
-        _, found = finished
-        assert found["experiment"] == "sinusoid"
-        assert found["meta_steps"] == 3 * 60
-        assert set(found["environment"]) == {"device", "jax", "python", "commit"}
-        assert set(found["wall_clock_s"]) == {"compile", "train", "evaluate"}
-        methods = {row["method"] for row in found["rows"]}
+        _, result = finished
+        assert result["experiment"] == "sinusoid"
+        assert result["meta_steps"] == 3 * 60
+        assert set(result["environment"]) == {"device", "jax", "python", "commit"}
+        assert set(result["wall_clock_s"]) == {"compile", "train", "evaluate"}
+        methods = {row["method"] for row in result["rows"]}
         assert methods == {"maml", "pretrained", "oracle"}
-        for row in found["rows"]:
+        for row in result["rows"]:
             assert set(results.ROW_KEYS) <= set(row)
             assert row["num_tasks"] == 10
             assert row["metric"] == "mse"
             assert row["method"] != "maml" or row["inner_lr"] == sinusoid.Config().inner_lr
-        steps = [r["gradient_steps"] for r in found["rows"] if r["method"] == "maml"]
+        steps = [r["gradient_steps"] for r in result["rows"] if r["method"] == "maml"]
         assert steps == [0, 1, 2]
 
-    def test_metrics_are_one_line_a_dispatch(self, finished):
+    def test_metrics_have_one_line_a_dispatch(self, finished):
         entries = logbook.read_metrics(finished[0])
         assert [(e["stage"], e["step"]) for e in entries[:3]] == [
             ("maml", 20),
@@ -101,22 +101,22 @@ class TestRun:
             assert {row["method"] for row in model.record["rows"]} == {method}
             assert model.record["environment"] == finished[1]["environment"]
 
-    def test_again_it_says_that_it_is_done(self, finished, capsys):
-        workdir, found = finished
+    def test_a_repeated_command_reports_that_the_run_is_done(self, finished, capsys):
+        workdir, result = finished
         again = runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), preset="quick")
-        assert again == found
+        assert again == result
         assert "is done" in capsys.readouterr().out
 
-    def test_stages_start_in_their_turn_and_a_stop_between_two_is_heeded(
+    def test_stages_start_in_order_and_a_stop_between_two_takes_effect(
         self, finished, tmp_path, monkeypatch
     ):
-        """Asked to stop in the last dispatch of the first; the run that goes on gives the same."""
-        stop, seen = contextlib.nullcontext(types.SimpleNamespace(signal=0)), []
+        """Stops in the last dispatch of the first stage; the resumed run gives the same results."""
+        stop, recorded = contextlib.nullcontext(types.SimpleNamespace(signal=0)), []
         monkeypatch.setattr(runner, "StopRequest", lambda: stop)
 
         def watched(stage):
             def start(key):
-                seen.append(f"{stage.name} starts")
+                recorded.append(f"{stage.name} starts")
                 return stage.init(key)
 
             return dataclasses.replace(stage, init=start)
@@ -124,8 +124,8 @@ class TestRun:
         advance = loop._Advance.__call__
 
         def dispatch(self, selection, step, count):
-            seen.append(self._stage.name)
-            stop.enter_result.signal = signal.SIGTERM if seen.count("maml") == 3 else 0
+            recorded.append(self._stage.name)
+            stop.enter_result.signal = signal.SIGTERM if recorded.count("maml") == 3 else 0
             return advance(self, selection, step, count)
 
         monkeypatch.setattr(loop._Advance, "__call__", dispatch)
@@ -134,11 +134,14 @@ class TestRun:
         settings = sinusoid.Config(**{**SMALL, "methods": ("maml", "pretrained")})
         with pytest.raises(loop.StoppedError, match="at step 0 of stage pretrained"):
             runner.run(experiment, tmp_path / "run", settings)
-        assert seen == [*2 * ["maml starts"], *3 * ["maml"]]  # traced for its size, and made
+        assert recorded == [
+            *2 * ["maml starts"],
+            *3 * ["maml"],
+        ]  # traced for its size, then computed
         stop.enter_result.signal = 0
-        seen.clear()
+        recorded.clear()
         runner.run(experiment, tmp_path / "run", settings)
-        assert seen == ["maml starts", *2 * ["pretrained starts"], *3 * ["pretrained"]]
+        assert recorded == ["maml starts", *2 * ["pretrained starts"], *3 * ["pretrained"]]
         ours = runner.load(experiment, tmp_path / "run").states
         theirs = runner.load(sinusoid.EXPERIMENT, finished[0]).states
         for name, state in ours.items():
@@ -165,18 +168,18 @@ class TestRun:
             runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL))
 
     def test_all_methods(self, tmp_path):
-        """Each trains a little; first order is a method, or the mode of MAML."""
+        """Trains each briefly; first order is a method, or the mode of MAML."""
         fields = {**SMALL, "methods": sinusoid.METHODS, "meta_steps": 4, "steps_per_call": 5}
         settings = sinusoid.Config(**fields, network_steps=4, num_networks=3)
-        found = runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
-        assert {row["method"] for row in found["rows"]} == set(sinusoid.METHODS)
+        result = runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
+        assert {row["method"] for row in result["rows"]} == set(sinusoid.METHODS)
         averaged = load_model(tmp_path / "run" / "model" / "averaged.json")
         networks = runner.load(sinusoid.EXPERIMENT, tmp_path / "run").params["averaged"]
         mean = jax.tree.map(lambda x: x.mean(axis=0), networks)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), averaged.params, mean)
         alone = sinusoid.Config(**{**fields, "methods": ("maml",), "meta_gradient": "first_order"})
         same = runner.run(sinusoid.EXPERIMENT, tmp_path / "alone", alone)["rows"]
-        assert same == [row for row in found["rows"] if row["method"] == "first_order"]
+        assert same == [row for row in result["rows"] if row["method"] == "first_order"]
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, tmp_path):
         settings = sinusoid.Config(**{**SMALL, "methods": ("maml",), "inner_lr": 1e30})
@@ -190,8 +193,8 @@ class TestRun:
         written = [path.name for path in (tmp_path / "trace" / "maml").rglob("*")]
         assert any(name.endswith(".xplane.pb") for name in written)  # TensorBoard
         assert "perfetto_trace.json.gz" in written
-        said = capsys.readouterr().out
-        assert re.search(r"first 20 meta-steps [\d.]+ s after the start, [\d.]+ s", said)
+        output = capsys.readouterr().out
+        assert re.search(r"first 20 meta-steps [\d.]+ s after the start, [\d.]+ s", output)
 
     @pytest.mark.parametrize(
         "error",
@@ -201,7 +204,7 @@ class TestRun:
             OverflowError("Python int too large to convert to C long"),
         ],
     )
-    def test_memory_that_runs_out_is_a_sentence(self, capsys, error):
+    def test_running_out_of_memory_is_an_error_message(self, capsys, error):
         def action():
             raise error
 
@@ -210,7 +213,7 @@ class TestRun:
         assert "has not enough memory. What was saved is kept" in text
         assert f"({error})" in text
 
-    def test_a_state_that_no_memory_holds_is_not_begun(self, tmp_path):
+    def test_a_state_larger_than_memory_is_refused_before_training(self, tmp_path):
         settings = sinusoid.Config(**{**SMALL, "hidden_sizes": (10**9, 10**9)})
         with pytest.raises(MemoryError, match="the state of stage maml needs 12,000,000,"):
             runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
@@ -222,14 +225,14 @@ class TestRun:
 
 
 class TestReport:
-    def test_table_has_the_papers_numbers_beside_ours(self, finished):
+    def test_the_table_has_the_papers_numbers_beside_ours(self, finished):
         text = tables.run_table(finished[1])
         assert "0.67" in text
         assert "MAML" in text
         assert "oracle" in text
 
     def test_command(self, finished, tmp_path):
-        """On a terminal without ±, into folders that are not there, with a run named twice."""
+        """On a terminal without ±, into missing folders, with a run named twice."""
         workdir, _ = finished
         figure = tmp_path / "new" / "folder" / "curves.png"
         command = [
@@ -273,12 +276,12 @@ class TestReport:
         assert (tmp_path / "figure.png").stat().st_size > 0
 
     def test_runs_of_different_settings_are_not_pooled(self, finished):
-        _, found = finished
-        other = {**found, "config": {**found["config"], "meta_steps": 1}}
-        seed = {**found, "seed": 1}
-        groups = report.group_runs([found, other, seed, found])  # one run named twice
+        _, result = finished
+        other = {**result, "config": {**result["config"], "meta_steps": 1}}
+        seed = {**result, "seed": 1}
+        groups = report.group_runs([result, other, seed, result])  # one run named twice
         assert sorted(len(g) for g in groups) == [1, 2]
-        pooled = results.pool([found, seed])
+        pooled = results.pool([result, seed])
         assert pooled[("maml", "K=5", 1, "mse")]["num_seeds"] == 2
 
     def test_no_results(self, tmp_path):
@@ -315,7 +318,7 @@ class TestConfig:
         with pytest.raises(config.ConfigError, match=message):
             sinusoid.Config(**{field: value})
 
-    def test_layers_may_be_of_one_size(self):
+    def test_layers_may_have_equal_sizes(self):
         assert sinusoid.Config(hidden_sizes=(8, 8)).hidden_sizes == (8, 8)
 
     @pytest.mark.parametrize("rates", [(0.1, 0.10), (0.1, 0.1 + 1e-12), (0.1, float("nan"))])
@@ -327,7 +330,7 @@ class TestConfig:
         with pytest.raises(config.ConfigError, match="--rates must"):
             config.check_fields(Config(rates))
 
-    def test_first_order_twice_is_first_order_once(self):
+    def test_first_order_is_trained_once(self):
         trained = sinusoid.Config(meta_gradient="first_order").trained
         assert trained == tuple(name for name in sinusoid.METHODS if name != "maml")
 
@@ -347,7 +350,7 @@ class TestConfig:
         assert swept == {"inner_lr": (0.001, 0.01)}
 
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
-    def test_flags_that_are_no_settings_are_finite_too(self, value):
+    def test_flags_that_are_not_settings_must_be_finite(self, value):
         values = flags.FlagValues()
         flags.DEFINE_float("seconds", 1.0, "", flag_values=values)
         flags.DEFINE_string("other", None, "", flag_values=values)
@@ -364,8 +367,8 @@ class TestConfig:
         ):
             build("fast")
 
-    def test_paper_preset_is_the_papers_table(self):
-        """25 tasks, K=10, 1 step, 40-40 ReLU, Adam 1e-3, 600 tasks; alpha as code and as text."""
+    def test_the_preset_paper_equals_the_papers_table(self):
+        """25 tasks, K=10, 1 step, 40-40 ReLU, Adam 1e-3, 600 tasks; both alphas."""
         paper = config.build(sinusoid.Config, sinusoid.PRESETS, "paper", {})
         assert (paper.num_tasks, paper.train_shots, paper.inner_steps) == (25, 10, 1)
         assert (paper.inner_lr, paper.meta_lr, paper.hidden_sizes) == (0.001, 1e-3, (40, 40))
@@ -415,7 +418,7 @@ class TestCommandLine:
         assert message in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_devices_that_are_not_there(self, tmp_path):
+    def test_missing_devices(self, tmp_path):
         code = "from experiments import sinusoid; from experiments.core.command import main; "
         code += "main(sinusoid.EXPERIMENT)"
         done = subprocess.run(
@@ -441,17 +444,17 @@ class TestCheckpoints:
         return store
 
     def test_round_trip(self, tmp_path):
-        found = self.saved(tmp_path, 5).restore(lambda: self.STATE, warn=pytest.fail)
-        assert found.step == 5
-        np.testing.assert_array_equal(found.state["w"], self.STATE["w"] + 5)
-        assert jax.random.key_data(found.state["key"]).tolist() == [0, 3]
-        assert found.info["train_s"] == 1.0
+        result = self.saved(tmp_path, 5).restore(lambda: self.STATE, warn=pytest.fail)
+        assert result.step == 5
+        np.testing.assert_array_equal(result.state["w"], self.STATE["w"] + 5)
+        assert jax.random.key_data(result.state["key"]).tolist() == [0, 3]
+        assert result.info["train_s"] == 1.0
 
     def test_keeps_the_last_two(self, tmp_path):
         assert self.saved(tmp_path, 1, 2, 3).steps() == [2, 3]
 
     @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-    def test_a_damaged_newest_is_passed_over(self, tmp_path, damage):
+    def test_a_damaged_newest_checkpoint_is_skipped(self, tmp_path, damage):
         self.saved(tmp_path, 1, 2).close()
         files = [p for p in (tmp_path / "2" / "state").rglob("*") if p.is_file()]
         target = max(files, key=lambda p: p.stat().st_size)
@@ -465,30 +468,30 @@ class TestCheckpoints:
             shutil.rmtree(tmp_path / "2" / "state")
         warnings = []
         store = checkpoints.Checkpoints(tmp_path)
-        found = store.restore(lambda: self.STATE, warn=warnings.append)
-        assert found.step == 1
-        np.testing.assert_array_equal(found.state["w"], self.STATE["w"] + 1)
+        result = store.restore(lambda: self.STATE, warn=warnings.append)
+        assert result.step == 1
+        np.testing.assert_array_equal(result.state["w"], self.STATE["w"] + 1)
         assert len(warnings) == 1
         assert "step 2" in warnings[0]
-        store.save(2, self.STATE, {})  # and can be written again
+        store.save(2, self.STATE, {})  # the step can be saved again
         assert store.restore(lambda: self.STATE, warn=pytest.fail).step == 2
 
-    def test_another_content_under_a_good_form_is_noticed(self, tmp_path):
-        """The digest, not the reader, finds it: the state of step 1 under the name of step 2."""
+    def test_wrong_content_in_a_valid_format_is_detected(self, tmp_path):
+        """The digest detects the state of step 1 under the name of step 2; the reader cannot."""
         self.saved(tmp_path, 1, 2).close()
         shutil.rmtree(tmp_path / "2" / "state")
         shutil.copytree(tmp_path / "1" / "state", tmp_path / "2" / "state")
         warnings = []
-        found = checkpoints.Checkpoints(tmp_path).restore(lambda: self.STATE, warn=warnings.append)
-        assert found.step == 1
+        result = checkpoints.Checkpoints(tmp_path).restore(lambda: self.STATE, warn=warnings.append)
+        assert result.step == 1
         assert "digest" in warnings[0]
 
-    def test_nothing_there(self, tmp_path):
-        """Nor is a state made to compare with."""
+    def test_no_checkpoint(self, tmp_path):
+        """No state is computed to compare with."""
         not_made = lambda: pytest.fail("a state was made")
         assert checkpoints.Checkpoints(tmp_path).restore(not_made, warn=pytest.fail) is None
 
-    def test_a_state_to_compare_with_is_only_traced(self, tmp_path):
+    def test_the_state_to_compare_with_is_only_traced(self, tmp_path):
         self.saved(tmp_path, 1).close()
         traced = []
 
@@ -499,21 +502,21 @@ class TestCheckpoints:
         assert checkpoints.Checkpoints(tmp_path).restore(make, warn=pytest.fail).step == 1
         assert traced == [True]
 
-    def test_types_that_jax_does_not_have_are_saved_as_it_has_them(self, tmp_path):
+    def test_types_that_jax_lacks_are_converted(self, tmp_path):
         state = {"x": np.ones(3), "n": np.int64(4), "y": 1.5, "key": jax.random.key(7)}
         store = checkpoints.Checkpoints(tmp_path)
         store.save(1, state, {})
-        found = store.restore(lambda: state, warn=pytest.fail).state
+        result = store.restore(lambda: state, warn=pytest.fail).state
         store.close()
-        assert [found[name].dtype.name for name in ("x", "n", "y")] == [
+        assert [result[name].dtype.name for name in ("x", "n", "y")] == [
             "float32",
             "int32",
             "float32",
         ]
-        assert found["y"] == 1.5
-        assert jax.random.uniform(found["key"]) == jax.random.uniform(state["key"])
+        assert result["y"] == 1.5
+        assert jax.random.uniform(result["key"]) == jax.random.uniform(state["key"])
 
-    def test_what_a_kill_left_half_written_is_removed_by_who_may_write(self, tmp_path):
+    def test_half_written_checkpoints_are_removed_unless_read_only(self, tmp_path):
         store = checkpoints.Checkpoints(tmp_path)
         store.save(1, self.STATE, {})
         half = tmp_path / "2.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
@@ -524,8 +527,8 @@ class TestCheckpoints:
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
         store.close()
 
-    def test_a_full_disk_is_said_and_leaves_the_last_one(self, tmp_path):
-        """A limit on file size makes every write beyond it fail, as a full disk does."""
+    def test_a_full_disk_is_reported_and_leaves_the_last_checkpoint(self, tmp_path):
+        """A limit on file sizes makes writes fail, as a full disk does."""
         code = (
             "import resource, signal, sys, numpy as np, pathlib\n"
             "from experiments.core.checkpoints import Checkpoints, CheckpointError\n"
@@ -589,16 +592,16 @@ class TestUserPoints:
         with pytest.raises(user_points.PointsError, match=message):
             user_points.read_points(path, ("x", "y"), at_least=2)
 
-    def test_columns_in_any_order_beside_others(self, tmp_path):
+    def test_columns_may_have_any_order_and_others_beside_them(self, tmp_path):
         path = tmp_path / "points.csv"
         path.write_text("\ufeffName, Y ,X\na,1,2\nb,3,4\n", encoding="utf-8")
         points = user_points.read_points(path, ("x", "y"), at_least=2)
         np.testing.assert_array_equal(points, [[2, 1], [4, 3]])
 
-    def test_no_such_file_and_no_file(self, tmp_path):
+    def test_a_missing_file(self, tmp_path):
         with pytest.raises(user_points.PointsError, match="no such file"):
             user_points.read_points(tmp_path / "none.csv", ("x",), at_least=1)
 
-    def test_a_run_that_is_not_there_or_not_done(self, tmp_path):
+    def test_a_missing_or_unfinished_run(self, tmp_path):
         with pytest.raises(runner.RunError, match="no run at"):
             runner.load(sinusoid.EXPERIMENT, tmp_path)

@@ -1,4 +1,4 @@
-"""Zip archives of unknown origin, and those that are downloaded."""
+"""Zip archives of unknown origin, and downloaded ones."""
 
 import errno
 import hashlib
@@ -45,7 +45,7 @@ def write_zips(where, extra=(), method=zipfile.ZIP_DEFLATED, names=NAMES, conten
 
 
 def patched(path, *changes):
-    """Bytes at offsets from each entry's local and central header."""
+    """Overwrites bytes at offsets from each entry's local and central header."""
     data = bytearray(path.read_bytes())
     for local, central, value in changes:
         for mark, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
@@ -60,7 +60,9 @@ def read_zips(where, cache):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_methods_that_the_standard_library_knows_are_read(tiny_omniglot, tmp_path, cache, method):
+def test_compression_methods_of_the_standard_library_are_read(
+    tiny_omniglot, tmp_path, cache, method
+):
     write_zips(tmp_path, method=method)
     result, text = read_zips(tmp_path, cache)
     assert result["train"].images.shape == (1, 2, 5, 5, 1)
@@ -77,7 +79,10 @@ def test_methods_that_the_standard_library_knows_are_read(tiny_omniglot, tmp_pat
         ([(6, 8, struct.pack("<H", 32))], r"1\.png cannot be unpacked .*patched data"),
         ([(6, 8, struct.pack("<H", 64))], r"1\.png (cannot be unpacked|is damaged)"),
         ([(22, 24, struct.pack("<I", 2**30))], r"1\.png unpacks to 1,073,741,824 bytes; expected"),
-        ([(22, 24, struct.pack("<I", 20))], r"1\.png is damaged"),  # as many bytes come, no more
+        (
+            [(22, 24, struct.pack("<I", 20))],
+            r"1\.png is damaged",
+        ),  # the declared size ends the reading
         ([(14, 16, struct.pack("<I", 1))], r"1\.png is damaged .*CRC"),
         ([(30, None, b"zzz")], r"1\.png is damaged .*header"),
         ([(6, 8, struct.pack("<H", 0x800)), (30, 46, b"\xff\xfe")], "background.zip is not a zip"),
@@ -99,11 +104,11 @@ def test_entries_that_cannot_be_unpacked_are_named(
         ((f"copy/images_background/{NAMES[0]}", INK), r"are one drawing of A/character01"),
         (("../A/character01/3.png", INK), "leaves the archive"),
         (("/etc/A/character01/3.png", INK), "leaves the archive"),
-        (("A\\character01\\3.png", INK), "leaves the archive, or not one of a zip"),
+        (("A\\character01\\3.png", INK), "leaves the archive or has a backslash"),
         (("A/character02/bomb.png", bytes(2**24)), "unpacks to 16,777,216 bytes; expected 1,048"),
     ],
 )
-def test_entries_that_an_archive_should_not_have(tiny_omniglot, tmp_path, cache, extra, message):
+def test_entries_that_an_archive_must_not_have(tiny_omniglot, tmp_path, cache, extra, message):
     write_zips(tmp_path, [extra])
     with pytest.raises(DataError, match=message):
         read_zips(tmp_path, cache)
@@ -127,14 +132,14 @@ def test_other_entries_are_skipped_and_named(tiny_omniglot, tmp_path, cache):
         (b"", "is an empty file"),
     ],
 )
-def test_archives_that_are_none(tiny_omniglot, tmp_path, cache, content, message):
+def test_files_that_are_not_archives(tiny_omniglot, tmp_path, cache, content, message):
     write_zips(tmp_path).write_bytes(content)
     with pytest.raises(DataError, match=rf"images_background\.zip .*{message}"):
         read_zips(tmp_path, cache)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.EIO])
-def test_an_archive_that_cannot_be_read_is_not_to_be_fetched_again(tmp_path, monkeypatch, code):
+def test_an_unreadable_archive_is_not_reported_as_damaged(tmp_path, monkeypatch, code):
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
@@ -145,7 +150,7 @@ def test_an_archive_that_cannot_be_read_is_not_to_be_fetched_again(tmp_path, mon
     assert str(raised.value) == f"{path} cannot be read: {os.strerror(code)}."
 
 
-def test_an_entry_that_memory_does_not_hold_is_not_called_damaged(tmp_path, monkeypatch):
+def test_running_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -156,13 +161,13 @@ def test_an_entry_that_memory_does_not_hold_is_not_called_damaged(tmp_path, monk
             archives.read(archive, archives.entries(archive, 10**6)[0])
 
 
-def test_an_archive_that_is_a_link_to_nothing_is_not_downloaded_anew(tmp_path, cache):
+def test_a_broken_link_to_an_archive_is_not_downloaded_again(tmp_path, cache):
     (tmp_path / omniglot.ARCHIVES[0]).symlink_to(tmp_path / "annex" / "key")
     with pytest.raises(DataError, match=r"images_background.zip -> .*key leads nowhere.*datalad"):
         load_omniglot(tmp_path, cache)
 
 
-def test_a_drawing_that_claims_to_be_huge_is_named(tiny_omniglot, tmp_path, cache, monkeypatch):
+def test_a_drawing_with_a_huge_declared_size_is_named(tiny_omniglot, tmp_path, cache, monkeypatch):
     write_zips(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"1\.png is not an image"):
@@ -170,7 +175,7 @@ def test_a_drawing_that_claims_to_be_huge_is_named(tiny_omniglot, tmp_path, cach
 
 
 def test_downloads_are_pinned(tiny_omniglot, tmp_path, monkeypatch):
-    """The same archives are taken from a user, and not as a download."""
+    """A download must have the pinned digest; a user's archives need not."""
     write_zips(tmp_path / "server")
     paths = [tmp_path / "server" / name for name in omniglot.ARCHIVES]
     source = omniglot._source(tmp_path / "empty")
@@ -178,7 +183,7 @@ def test_downloads_are_pinned(tiny_omniglot, tmp_path, monkeypatch):
         DataError, match=r"download of .*background\.zip is .*SHA-256 is .*ad41ab67"
     ):
         source.files(lambda urls: paths)
-    assert not paths[0].exists()  # what is not right is not kept
+    assert not paths[0].exists()  # a wrong download is deleted
     write_zips(tmp_path / "server")
     for path in paths:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -191,9 +196,9 @@ def test_downloads_are_pinned(tiny_omniglot, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"\xff\xfe", "is no text in UTF-8"), (b"", "is an empty file"), (b"\n \n", "no characters")],
+    [(b"\xff\xfe", "is not text in UTF-8"), (b"", "is an empty file"), (b"\n \n", "no characters")],
 )
-def test_lists_of_characters_that_are_none(tmp_path, data, message):
+def test_invalid_lists_of_characters(tmp_path, data, message):
     for name in omniglot.LISTS.values():
         write(tmp_path / "vinyals" / name, data)
     with pytest.raises(DataError, match=rf"train\.txt .*{message}"):

@@ -1,4 +1,4 @@
-"""Folders and lists of images: what is read, refused, skipped; none of it in silence."""
+"""Folders and lists of images: what is read, refused or skipped is always reported."""
 
 import os
 
@@ -24,7 +24,7 @@ splits = made_files.splits
 
 @pytest.fixture
 def lists(tmp_path, monkeypatch):
-    """MiniImagenet of one class of two images a split, as lists."""
+    """Writes a MiniImagenet as lists, each split with one class of two images."""
     monkeypatch.setattr(mini_imagenet, "CLASSES", dict.fromkeys(("train", "val", "test"), 1))
     monkeypatch.setattr(mini_imagenet, "IMAGES", 2)
     where = tmp_path / "mini"
@@ -68,9 +68,9 @@ def test_links_to_one_image_are_one_image(lists, cache, link):
         (",test", "none empty"),
         ("test0.png, test", "none with space at its ends"),
         (".,test", "must be a path below"),
-        ("test9.png,test", "names 1 images that are not there"),
-        ('"test0.png,test', "is no CSV text file"),
-        ("te\0st.png,test", "names 1 images|is no CSV text file"),
+        ("test9.png,test", "names 1 images that are missing"),
+        ('"test0.png,test', "is not a CSV text file"),
+        ("te\0st.png,test", "names 1 images|is not a CSV text file"),
     ],
 )
 def test_lines_of_a_list_are_checked(lists, cache, line, message):
@@ -84,12 +84,12 @@ def test_lines_of_a_list_are_checked(lists, cache, line, message):
     ("data", "message"),
     [
         (b"filename,filename,label\na,b,c\n", "has a column twice"),
-        (b"filename,label\n\xff.png,a\n", "is no CSV text file in UTF-8"),
+        (b"filename,label\n\xff.png,a\n", "is not a CSV text file in UTF-8"),
         (b"\n", "must have the columns"),
         (b"file,label\n", "must have the columns filename and label"),
     ],
 )
-def test_lists_that_are_none(lists, cache, data, message):
+def test_invalid_lists(lists, cache, data, message):
     write(lists / "train.csv", data)
     with pytest.raises(DataError, match=rf"train\.csv.*{message}"):
         load_mini_imagenet(lists, cache)
@@ -116,7 +116,7 @@ def test_images_in_no_list_are_named_in_folders_below_too(lists, cache):
     assert f"skipped in {lists / 'images' / 'of_train'} (in no list): more.png" in text
 
 
-def test_what_lies_beside_splits_of_mini_imagenet_is_named(splits, cache, monkeypatch):
+def test_other_files_beside_splits_of_mini_imagenet_are_named(splits, cache, monkeypatch):
     monkeypatch.setattr(mini_imagenet, "CLASSES", dict.fromkeys(("train", "val", "test"), 1))
     monkeypatch.setattr(mini_imagenet, "IMAGES", 2)
     for name in ("val/of_val/0.png", "val/of_val/1.png", "unlabelled/0.png", "notes.txt"):
@@ -127,14 +127,14 @@ def test_what_lies_beside_splits_of_mini_imagenet_is_named(splits, cache, monkey
 
 @pytest.mark.parametrize("place", ["train/of_train/9.png", "train/more", "train/of_train/sub"])
 @pytest.mark.parametrize("target", ["gone", "../../gone"])
-def test_links_that_lead_nowhere_are_named(splits, cache, place, target):
+def test_broken_links_are_named(splits, cache, place, target):
     (splits / place).symlink_to(target)
     with pytest.raises(DataError, match=rf"1 link\(s\) in .* lead nowhere: .*{place} -> .*datalad"):
         read_folder(splits, cache)
 
 
 def test_linked_files_and_folders_are_read(splits, cache, tmp_path):
-    """As datalad and DVC lay them out."""
+    """The layout of datalad and DVC."""
     real = write(tmp_path / "annex" / "key")
     (splits / "train" / "of_train" / "2.png").symlink_to(real)
     for i in range(3):
@@ -168,7 +168,7 @@ def test_one_file_in_two_classes_is_refused(splits, cache, link):
         ("TRAINING", "dev", "TESTING"),
     ],
 )
-def test_other_names_of_splits_are_understood_and_named(tmp_path, cache, names):
+def test_other_names_of_splits_are_accepted_and_named(tmp_path, cache, names):
     for name in names:
         write(tmp_path / name / f"of_{name}" / "0.png")
     result, text = read_folder(tmp_path, cache)
@@ -195,21 +195,21 @@ def test_other_names_of_splits_are_understood_and_named(tmp_path, cache, names):
         (["data/train/a/1.png", "data/test/b/1.png"], "data holds folders: test, train"),
     ],
 )
-def test_layouts_that_are_not_understood_are_refused(tmp_path, cache, files, message):
+def test_unknown_layouts_are_refused(tmp_path, cache, files, message):
     for file in files:
         write(tmp_path / file)
     with pytest.raises(DataError, match=message):
         read_folder(tmp_path, cache)
 
 
-def test_a_class_may_be_called_as_a_split(tmp_path, cache):
+def test_a_class_may_have_the_name_of_a_split(tmp_path, cache):
     for name in ("background", "dog", "cat"):
         write(tmp_path / name / "1.png")
     result, _ = read_folder(tmp_path, cache, fractions=(0.34, 0.33, 0.33))
     assert {n for s in result.values() for n in s.names} == {"background", "dog", "cat"}
 
 
-def test_what_is_skipped_is_named(splits, cache):
+def test_skipped_files_are_named(splits, cache):
     for name in ("notes.txt", "train/lost.png", "train/of_train/a.heic", "train/of_train/.b.png"):
         write(splits / name)
     (splits / "unlabelled").mkdir()
@@ -223,14 +223,14 @@ def test_what_is_skipped_is_named(splits, cache):
         assert "pipe.png" in text
 
 
-def test_names_that_look_alike_are_one_name(splits, cache):
+def test_unicode_forms_of_a_name_are_one_name(splits, cache):
     write(splits / "train" / "caf\u00e9" / "1.png")
     write(splits / "test" / "cafe\u0301" / "1.png")
     with pytest.raises(DataError, match="of split 'test' are in split 'train' too"):
         read_folder(splits, cache)
 
 
-def test_what_was_read_is_described(splits, cache):
+def test_the_data_is_described(splits, cache):
     write(splits / "train" / "of_train" / "2.png", encoded(noise(12, 1)))
     write(splits / "train" / "more" / "1.png", encoded(noise(8, 4)))
     gif = encoded(noise(), "gif", "P", save_all=True, append_images=[Image.new("P", (8, 8), 9)])
@@ -239,7 +239,12 @@ def test_what_was_read_is_described(splits, cache):
         result, _ = read_folder(splits, cache, Reading(4, 1, invert=True))
         lines = describe(result).splitlines()
         assert "train: 2 classes of 2 to 3 images" in lines[1]
-        for part in ("2 colour", "1 grey", "1 colour put on white", "1 palette, first frame of"):
+        for part in (
+            "2 colour",
+            "1 grey",
+            "1 colour with transparency, on white",
+            "1 palette, first frame of",
+        ):
             assert part in lines[1]
         assert "8..12x8..12 pixels" in lines[1]
         assert lines[0] == "  test: 1 classes of 2 images (files: colour, 8x8 pixels)"

@@ -1,4 +1,4 @@
-"""Image files of unknown origin, names of files, and prepared data that is damaged."""
+"""Image files of unknown origin, names of files, and damaged caches."""
 
 import errno
 import os
@@ -54,7 +54,7 @@ def test_every_mode_becomes_the_same_grey(data, kind):
         (GREY.astype(np.int32), "tiff"),  # 8 bits in a 32-bit file
     ],
 )
-def test_images_of_nearly_one_value_are_named(splits, cache, array, kind):
+def test_nearly_uniform_images_are_named(splits, cache, array, kind):
     write(splits / "train" / "of_train" / f"7.{kind}", encoded(array, kind))
     for _ in range(2):  # from the cache, too
         _, text = read_folder(splits, cache, Reading(8, 1))
@@ -85,7 +85,7 @@ def bomb(width, height):
         ),
         (encoded(GREY.astype(np.float32), "tiff"), "an image of floating-point"),
         (encoded(noise(), "eps"), "a PostScript program, which is not run"),
-        (b"\xc5\xd0\xd3\xc6" + bytes(40), "a broken image"),  # a binary header of the same
+        (b"\xc5\xd0\xd3\xc6" + bytes(40), "a broken image"),  # the same with a binary header
         (b"\x89PNG\r\n\x1a\n" + bytes(60), "a broken image"),
         (b"GIF89a" + b"\xff" * 60, "a broken image"),
         (b"II*\0" + b"\xff" * 60, "a broken image"),
@@ -108,7 +108,7 @@ NASTY = ["a\x1b[31mred", "two\nlines", "$x_{$", "=1+1", "\u202egnp", os.fsdecode
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_names_do_no_harm(splits, cache, name):
+def test_names_are_harmless(splits, cache, name):
     write(splits / "train" / name / f"{name}.png")
     write(splits / "train" / name / f"{name}.txt")
     for _ in range(2):  # from the cache, too
@@ -125,7 +125,7 @@ def test_names_do_no_harm(splits, cache, name):
     assert str(error.value).isprintable()
 
 
-def test_printable_text_stays_as_it_is_and_ends():
+def test_printable_text_is_unchanged_and_limited():
     assert printable("São João, 東京") == "São João, 東京"
     assert printable("a\tb\udcff\x9b") == "a\\tb\\udcff\\x9b"
     assert len(printable("x" * 10**6)) < 3_000
@@ -148,7 +148,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["emptied", "cut", "flipped", "gone", "zeros"])
 @pytest.mark.parametrize("which", ["*train*array_record*", "dataset_info.json"])
-def test_a_damaged_cache_is_made_again(splits, cache, which, how):
+def test_a_damaged_cache_is_rebuilt(splits, cache, which, how):
     first, _ = read_folder(splits, cache)
     (record,) = cache.rglob(which)
     before = record.read_bytes()
@@ -157,30 +157,30 @@ def test_a_damaged_cache_is_made_again(splits, cache, which, how):
     for split, classes in first.items():
         np.testing.assert_array_equal(again[split].images, classes.images)
         assert again[split].names == classes.names
-    assert f"prepared data in {record.parent} is damaged" in text
-    assert "made again" in text
+    assert f"cached images in {record.parent} are damaged" in text
+    assert "decoding the files again" in text
     assert record.stat().st_size == pytest.approx(len(before), abs=200)
     assert read_folder(splits, cache)[1] == ""
 
 
-def test_a_cache_without_anything_in_it_is_made_again(splits, cache):
+def test_an_empty_cache_is_rebuilt(splits, cache):
     read_folder(splits, cache)
     (info,) = cache.rglob("dataset_info.json")
     for path in info.parent.iterdir():
         path.unlink()
-    assert "made again" in read_folder(splits, cache)[1]
+    assert "decoding the files again" in read_folder(splits, cache)[1]
 
 
 @pytest.mark.parametrize(
     "error",
     [
         *(OSError(code, os.strerror(code)) for code in (errno.EMFILE, errno.EACCES, errno.EIO)),
-        RuntimeError("open() failed: Too many open files"),  # as C++ libraries say it
+        RuntimeError("open() failed: Too many open files"),  # the message of C++ libraries
         MemoryError(),
     ],
     ids=str,
 )
-def test_an_error_of_the_machine_leaves_prepared_data_alone(splits, cache, monkeypatch, error):
+def test_an_error_of_the_machine_leaves_the_cache_alone(splits, cache, monkeypatch, error):
     first, _ = read_folder(splits, cache)
     before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
 
@@ -198,7 +198,7 @@ def test_an_error_of_the_machine_leaves_prepared_data_alone(splits, cache, monke
     np.testing.assert_array_equal(again["train"].images, first["train"].images)
 
 
-def test_damaged_data_stays_until_it_is_made_again(splits, cache, monkeypatch):
+def test_a_damaged_cache_stays_until_it_is_rebuilt(splits, cache, monkeypatch):
     read_folder(splits, cache)
     (record,) = cache.rglob("*train*array_record*")
     damage(record, "cut")
@@ -217,7 +217,7 @@ def test_damaged_data_stays_until_it_is_made_again(splits, cache, monkeypatch):
     assert not aside.exists()
 
 
-def test_an_error_of_the_source_is_not_called_damage(splits, cache):
+def test_an_error_of_the_source_is_not_reported_as_damage(splits, cache):
     source = builder.Source("x", "y", lambda _: {"train": [("a", "b", b"no image")]})
     with pytest.raises(DataError, match="a/b is a broken image"):
         builder.load(source, Reading(4, 1), cache)

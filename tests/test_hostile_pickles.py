@@ -46,7 +46,7 @@ def test_arrays_of_every_protocol_and_order(tmp_path, protocol, form):
 
 
 def test_a_pickle_of_python_2_is_read(tmp_path):
-    """There, bytes are text: an array's content is a `str`."""
+    """Python 2 stores an array's bytes as a `str`."""
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
     minus_one = b"J\xff\xff\xff\xff"
     kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + 2 * minus_one + b"K\x00tb"
@@ -57,7 +57,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
 
 
 class Call:
-    """Unpickles as a call."""
+    """Unpickles to a call."""
 
     def __init__(self, function, *arguments, state=None):
         self.parts = (function, arguments) if state is None else (function, arguments, state)
@@ -89,8 +89,11 @@ def array_of(dtype, data=ADDRESS, shape=(1,)):
         (np.array([object()], object), "array of type 'O8'"),
         (array_of(np.dtype("u1")), r"shape \(1,\) .* over 8 bytes"),
         (array_of(np.dtype("u1"), b"", (2**40,)), "over 0 bytes"),
-        (array_of(np.dtype("u1"), ADDRESS, (-8,)), "shape is not 8 lengths or fewer"),
-        (array_of(np.dtype("u1"), ADDRESS, (8,) + (1,) * 40), "shape is not 8 lengths or fewer"),
+        (array_of(np.dtype("u1"), ADDRESS, (-8,)), "shape is not a tuple of at most 8 lengths"),
+        (
+            array_of(np.dtype("u1"), ADDRESS, (8,) + (1,) * 40),
+            "shape is not a tuple of at most 8 lengths",
+        ),
         (array_of(np.dtype("u1"), ADDRESS, (2.0, 4)), "shape is not"),
         (array_of("u1"), "holds a str where a dtype belongs"),
         (array_of(np.dtype("u1"), [1] * 8, (8,)), "holds a list where a bytes belongs"),
@@ -107,7 +110,7 @@ def array_of(dtype, data=ADDRESS, shape=(1,)):
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_pickled_values_that_could_do_harm_are_refused(tmp_path, value, message, protocol):
+def test_harmful_pickled_values_are_refused(tmp_path, value, message, protocol):
     with pytest.raises(DataError, match=rf"file\.pkl .*({message})"):
         read_pickle(tmp_path, plain(image_data=value), protocol)
 
@@ -121,7 +124,10 @@ LAUGHS = b"\x80\x04" + b"K\x01\x85" + b"\x94" + b"".join(
     ("data", "message"),
     [
         (b"\x80\x04r\xff\xff\xff\x7f.", "a broken one"),  # memo[2**31 - 1] of an empty stack
-        (b"\x80\x04N\x94r\xff\xff\xff\x7f.", "must hold a dictionary"),  # no table of that size
+        (
+            b"\x80\x04N\x94r\xff\xff\xff\x7f.",
+            "must hold a dictionary",
+        ),  # no memo table of that size
         (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"a.", "a broken one"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"a.", "a broken one"),
         (b"\x80\x04X\xff\xff\xff\xffa.", "a broken one"),
@@ -137,13 +143,13 @@ LAUGHS = b"\x80\x04" + b"K\x01\x85" + b"\x94" + b"".join(
         (b"\x80\x04(ios\nsystem\n.", "opcode INST"),
         (b"\x80\x04cos\nsystem\n)\x81.", "holds os.system"),
         (b"\x80\x04]K\x01b.", "where a Unfinished belongs"),
-        (b"\x80\x04N)R.", "calls what is no function"),
+        (b"\x80\x04N)R.", "calls a value that is not a function"),
         (b"\x80\x04}K\x01K\x02s\x88K\x03s.", "the key 'True' twice"),
         (b"\x80\x04}.trailing", "must hold a dictionary with image_data"),
         (b"\x80\x04}", "a broken one"),
         (b"\x80\x04.", "a broken one"),
-        (b"(dp0\n.", "no pickle of protocol 2 to 5"),
-        (b"\x80\x06N.", "no pickle of protocol 2 to 5"),
+        (b"(dp0\n.", "not a pickle of protocol 2 to 5"),
+        (b"\x80\x06N.", "not a pickle of protocol 2 to 5"),
         (b"\x80\x04\xff\xff", "a broken one"),
     ],
 )
@@ -152,7 +158,7 @@ def test_broken_and_hostile_opcodes_are_refused(tmp_path, data, message):
         read_pickle(tmp_path, data)
 
 
-def test_a_pickle_that_memory_does_not_hold_is_not_called_broken(tmp_path, monkeypatch):
+def test_running_out_of_memory_is_not_reported_as_a_broken_pickle(tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -161,8 +167,8 @@ def test_a_pickle_that_memory_does_not_hold_is_not_called_broken(tmp_path, monke
         read_pickle(tmp_path, plain())
 
 
-def test_text_is_not_multiplied_into_bytes(tmp_path):
-    """Ten opcodes would make as many bytes as all of the text, again and again."""
+def test_text_is_not_copied_repeatedly_into_bytes(tmp_path):
+    """Each of ten opcodes would allocate as many bytes as the whole text."""
     text = b"\x8c\xff" + b"a" * 255
     encode = b"c_codecs\nencode\nh\x00\x8c\x06latin1\x86R0".replace(b"0", b"")
     with pytest.raises(DataError, match="makes more bytes than it holds"):
@@ -186,12 +192,12 @@ def test_text_is_not_multiplied_into_bytes(tmp_path):
         ({"a": [-1]}, "class a names image -1; there are 2 images"),
         ({"a": [2]}, "class a names image 2; there are 2 images"),
         ({"a": [0, 0]}, "image 0 is in classes a and a"),
-        ({"a": [0, 1, 1]}, "names more images than the 2 there are"),
+        ({"a": [0, 1, 1]}, "names more than the 2 images of image_data"),
         ({"a": [0]}, "1 of 2 images have no class"),
         ({1: [0], "1": [1]}, "has the class 1 twice"),
-        ({True: [0]}, "called by text or a number; found True"),
-        ({b"a": [0]}, "called by text or a number; found b'a'"),
-        ({"": [0]}, "called by text or a number; found ''"),
+        ({True: [0]}, "class name must be text or a number; found True"),
+        ({b"a": [0]}, "class name must be text or a number; found b'a'"),
+        ({"": [0]}, "class name must be text or a number; found ''"),
         ({float("nan"): [0]}, "a float for a key"),
         ({None: [0]}, "a NoneType for a key"),
         ([[0], [1]], "class_dict a dictionary of lists of indices; found .* and a list"),
@@ -204,7 +210,7 @@ def test_values_and_keys_of_a_pickle_are_checked(tmp_path, by_class, message, mo
         list(mini_imagenet._unpickled(path, "train"))
 
 
-def test_what_a_pickle_holds_beside_images_is_named(tmp_path):
+def test_other_contents_of_a_pickle_are_named(tmp_path):
     _, text = notes(lambda: read_pickle(tmp_path, plain(labels=[1], more=2)))
     assert "skipped in" in text
     assert "labels, more" in text

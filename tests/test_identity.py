@@ -1,4 +1,4 @@
-"""Runs that know who they are: what is of another run, step or kind of numbers is refused."""
+"""Identity of runs: files of another run, step or number format are refused."""
 
 import json
 import os
@@ -42,12 +42,12 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def workdir(trained, tmp_path):
-    """A copy of a finished run that may be spoiled."""
+    """A copy of a finished run that tests may change."""
     return shutil.copytree(trained, tmp_path / "run")
 
 
 def tree(folder):
-    """Every file with its content, but for the lock."""
+    """Returns the contents of all files except the lock."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
     return {p: p.read_bytes() for p in files}
 
@@ -56,7 +56,7 @@ def assert_refused(workdir, match, error=runner.RunError, **options):
     before = tree(workdir)
     with pytest.raises(error, match=match):
         go(workdir, **options)
-    assert tree(workdir) == before  # nothing is lost, moved or written
+    assert tree(workdir) == before  # no file is lost, moved or written
 
 
 def unfinished(workdir):
@@ -73,7 +73,7 @@ class TestOtherRuns:
             ({"inner_lr": 0.5}, r"inner_lr: there 0\.001, asked for 0\.5"),
         ],
     )
-    def test_without_config_json_they_are_still_known(self, workdir, left, options, match):
+    def test_other_runs_are_detected_without_config_json(self, workdir, left, options, match):
         (workdir / "config.json").unlink()
         if left == "checkpoints":
             unfinished(workdir)
@@ -84,7 +84,7 @@ class TestOtherRuns:
         )
 
     @pytest.mark.parametrize("kept", ["results.json", "checkpoints"])
-    def test_a_missing_config_json_is_made_anew(self, trained, workdir, capsys, kept):
+    def test_a_missing_config_json_is_restored(self, trained, workdir, capsys, kept):
         (workdir / "config.json").unlink()
         if kept == "checkpoints":
             unfinished(workdir)
@@ -94,7 +94,7 @@ class TestOtherRuns:
         assert again == before
         assert found["rows"] == json.loads((trained / "results.json").read_text())["rows"]
 
-    def test_checkpoints_of_which_nothing_says_whose_they_are(self, workdir):
+    def test_checkpoints_of_an_unknown_run(self, workdir):
         unfinished(workdir)
         (workdir / "config.json").unlink()
         for path in workdir.glob("checkpoints/*/*/info/metadata"):
@@ -132,14 +132,14 @@ class TestOtherRuns:
             with pytest.raises(checkpoints.CheckpointError, match=r"60 is of step 40, not 60"):
                 act(workdir)
         assert [path.name for path in maml.iterdir()] == ["60"]
-        (maml / "60").rename(maml / "0060")  # which orbax does not list
+        (maml / "60").rename(maml / "0060")  # orbax does not list this name
         warnings, store = [], checkpoints.Checkpoints(maml)
         assert store.restore(lambda: None, warn=warnings.append) is None
         store.close()
         assert "0060 is not named as a step and is passed over" in warnings[0]
         assert (maml / "0060").is_dir()
 
-    def test_a_members_directory_goes_by_the_same(self, workdir):
+    def test_a_members_directory_is_checked_too(self, workdir):
         (workdir / "config.json").unlink()
         other = identity.identity_of("sinusoid", "custom", 3, sinusoid.Config(**SMALL))
         before = tree(workdir)
@@ -147,7 +147,7 @@ class TestOtherRuns:
             handout._begin(workdir, other)
         assert tree(workdir) == before
 
-    def test_several_members_are_another_run(self, workdir):
+    def test_a_run_with_other_members_is_another_run(self, workdir):
         unfinished(workdir)
         before = tree(workdir)
         for options, match in (
@@ -160,15 +160,15 @@ class TestOtherRuns:
 
     @pytest.mark.parametrize("kept", ["config.json", "results.json", "checkpoints"])
     def test_runs_of_an_earlier_version(self, workdir, kept):
-        """They name no format; whichever file is left of them, a sentence says what they are."""
+        """They name no format; whichever of their files is left, the error identifies them."""
         for path in (
             workdir / "config.json",
             workdir / "results.json",
             *workdir.glob("checkpoints/*/*/info/metadata"),
         ):
-            found = json.loads(path.read_text())
-            del found.get("run", found)["format"]
-            path.write_text(json.dumps(found))
+            result = json.loads(path.read_text())
+            del result.get("run", result)["format"]
+            path.write_text(json.dumps(result))
         if kept != "config.json":
             (workdir / "config.json").unlink()
         if kept == "checkpoints":
@@ -198,16 +198,16 @@ class TestNumberSettings:
         settings = sinusoid.Config(**SMALL)
         assert identity.identity_of("sinusoid", "quick", 0, settings)["numbers"] == identity.NUMBERS
 
-    def test_reports_keep_them_apart(self, trained):
-        found = json.loads((trained / "results.json").read_text())
-        other = {**found, "seed": 1, "numbers": {**found["numbers"], "jax_enable_x64": True}}
-        old = {key: value for key, value in found.items() if key != "numbers"}
-        groups = report.group_runs([found, other, {**old, "seed": 2}])
+    def test_reports_do_not_pool_them(self, trained):
+        result = json.loads((trained / "results.json").read_text())
+        other = {**result, "seed": 1, "numbers": {**result["numbers"], "jax_enable_x64": True}}
+        old = {key: value for key, value in result.items() if key != "numbers"}
+        groups = report.group_runs([result, other, {**old, "seed": 2}])
         assert sorted([run["seed"] for run in group] for group in groups) == [[0, 2], [1]]
 
 
 class TestStates:
-    """Below runs: whatever does not fit is refused by the store itself, and stays."""
+    """The store itself refuses a state that does not fit, and keeps it."""
 
     def refused(self, directory, like, match):
         store = checkpoints.Checkpoints(directory)
@@ -243,7 +243,7 @@ class TestBrokenFiles:
 
     @pytest.mark.parametrize("name", ["config.json", "results.json"])
     @pytest.mark.parametrize(("content", "problem"), BROKEN)
-    def test_are_named_with_what_to_do(self, workdir, name, content, problem):
+    def test_are_named_with_advice(self, workdir, name, content, problem):
         (workdir / name).write_bytes(content)
         assert_refused(workdir, rf"{name} {problem}.*Remove it", FileError)
         if name == "config.json":
@@ -277,14 +277,14 @@ class TestBrokenFiles:
             ({"num_tasks": 0}, "--num_tasks must be 1 or more; received 0"),
         ],
     )
-    def test_settings_that_this_version_does_not_take(self, workdir, change, problem):
+    def test_settings_that_this_version_refuses(self, workdir, change, problem):
         path = workdir / "config.json"
-        found = json.loads(path.read_text())
-        path.write_text(json.dumps({**found, "config": {**found["config"], **change}}))
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({**result, "config": {**result["config"], **change}}))
         with pytest.raises(FileError, match=problem):
             runner.load(sinusoid.EXPERIMENT, workdir)
-        del found["config"]["inner_lr"]
-        path.write_text(json.dumps(found))
+        del result["config"]["inner_lr"]
+        path.write_text(json.dumps(result))
         with pytest.raises(FileError, match="lacks 'inner_lr'"):
             runner.load(sinusoid.EXPERIMENT, workdir)
 
@@ -305,13 +305,13 @@ class TestBrokenFiles:
     )
     def test_results(self, workdir, change, problem):
         path = workdir / "results.json"
-        found = json.loads(path.read_text())
-        change(found)
-        path.write_text(json.dumps(found))
+        result = json.loads(path.read_text())
+        change(result)
+        path.write_text(json.dumps(result))
         with pytest.raises(FileError, match=rf"results\.json {problem}"):
             report.find_runs([workdir])
 
-    def test_a_key_that_is_there_twice(self, workdir):
+    def test_a_duplicate_key(self, workdir):
         path = workdir / "config.json"
         path.write_text('{"seed": 3, ' + path.read_text().lstrip("{ "))
         assert_refused(workdir, "has the key 'seed' twice", FileError)
@@ -319,7 +319,7 @@ class TestBrokenFiles:
     def test_metrics(self, workdir):
         path = workdir / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join(lines) + b'{"stage": "maml", "st')  # cut off by a kill
+        path.write_bytes(b"".join(lines) + b'{"stage": "maml", "st')  # truncated by SIGKILL
         assert len(runner.read_metrics(workdir)) == len(lines)
         for bad, problem in (
             (b"\xff\n", "is not UTF-8"),
@@ -363,7 +363,7 @@ class TestBrokenFiles:
 
 
 class TestReadOnly:
-    """A finished run where nothing can be written, as on a read-only file system."""
+    """A finished run on a read-only file system."""
 
     @pytest.fixture
     def locked(self, workdir, monkeypatch):
@@ -388,7 +388,7 @@ class TestReadOnly:
         with pytest.raises(runner.RunError, match="seed: there 0, asked for 2"):
             go(locked, seed=2)
 
-    def test_one_that_is_not_done_says_why_it_cannot_go_on(self, locked):
+    def test_an_unfinished_run_reports_why_it_cannot_resume(self, locked):
         unfinished(locked)
         assert_refused(locked, "cannot be written: .*Read-only file system.*another --workdir")
 
@@ -407,7 +407,7 @@ class TestReadOnly:
 
 
 def test_committed_results_stay_readable():
-    """They are from before JAX's settings were named."""
+    """They do not name JAX's settings."""
     runs = report.find_runs([Path(report.__file__).parent / "results"])
     assert len(runs) > 10
     assert len(report.group_runs(runs)) > 10

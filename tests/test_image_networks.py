@@ -22,7 +22,7 @@ def count(network):
     return num_parameters(jax.eval_shape(network.init, jax.random.key(0)))
 
 
-def test_parameters_of_mini_imagenet_are_the_originals():
+def test_parameters_of_mini_imagenet_are_those_of_the_original():
     network = convolutional((84, 84, 3), 5, num_filters=32, pooling="max")
     # convolutions with bias: 9*3*32+32 + 3*(9*32*32+32); head: 800*5+5; offsets: 4*32
     assert count(network) == 896 + 3 * 9248 + 4005 + 128 == 32_773
@@ -39,7 +39,7 @@ def test_parameters_of_omniglot():
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(("side", "strides"), [(8, (2, 2)), (7, (2, 2)), (5, (1, 1)), (6, (2, 1))])
 @pytest.mark.accelerator
-def test_lowerings_are_one_convolution(side, strides, padding, full_precision):
+def test_lowerings_give_one_convolution(side, strides, padding, full_precision):
     keys = jax.random.split(jax.random.key(0), 2)
     images = jax.random.normal(keys[0], (3, side, side + 1, 2))
     kernel = jax.random.normal(keys[1], (3, 3, 2, 4))
@@ -52,9 +52,9 @@ def test_lowerings_are_one_convolution(side, strides, padding, full_precision):
         assert_trees_close(output, outputs[-1], 1e-5)
 
 
-def test_a_convolution_of_another_kind_is_left_to_jax():
+def test_other_convolutions_are_left_to_jax():
     images, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 2, 4))
-    found = convolution("patches")(
+    result = convolution("patches")(
         images,
         kernel,
         (1, 1),
@@ -63,11 +63,11 @@ def test_a_convolution_of_another_kind_is_left_to_jax():
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=2,
     )
-    assert found.shape == (1, 8, 8, 4)
-    assert found[0, 4, 4, 0] == 18.0
+    assert result.shape == (1, 8, 8, 4)
+    assert result[0, 4, 4, 0] == 18.0
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "batch_group_count": 2}
-    found = convolution("patches")(jnp.ones((2, 8, 8, 2)), kernel, (1, 1), "SAME", **options)
-    assert found.shape == (1, 8, 8, 4)
+    result = convolution("patches")(jnp.ones((2, 8, 8, 2)), kernel, (1, 1), "SAME", **options)
+    assert result.shape == (1, 8, 8, 4)
 
 
 def small_task(shape=(8, 8, 1), dtype=jnp.float32):
@@ -103,7 +103,7 @@ def test_lowerings_and_modes_give_one_meta_gradient(x64, pooling):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.accelerator
-def test_every_norm_trains(norm):
+def test_every_normalization_trains(norm):
     network = convolutional((8, 8, 1), 3, num_filters=6, num_layers=1, norm=norm)
     params = network.init(jax.random.key(0))
     expected = {
@@ -128,13 +128,13 @@ def test_batch_norm_by_hand():
     expected = (np.array(x) - [4, 3]) / np.sqrt(np.array([26 / 3, 2]) + 1e-3) + [0.5, 0]
     np.testing.assert_allclose(module.apply(params, x), expected, rtol=1e-6)
     first_two = (np.array(x) - [2, 4]) / np.sqrt(np.array([1, 0]) + 1e-3) + [0.5, 0]
-    found = BatchNorm(num_statistics=2).apply(params, x)
-    np.testing.assert_allclose(found, first_two, rtol=1e-6)
+    result = BatchNorm(num_statistics=2).apply(params, x)
+    np.testing.assert_allclose(result, first_two, rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("make", [convolutional, fully_connected])
-def test_biases_count_but_for_those_that_batch_norm_removes(make, norm):
+def test_biases_matter_except_before_batch_norm(make, norm):
     sizes = (
         {"num_filters": 16, "num_layers": 1} if make is convolutional else {"hidden_sizes": (16,)}
     )
@@ -192,7 +192,7 @@ def test_bfloat16_leaves_parameters_updates_and_logits_in_float32():
     assert cosine / (norms[0] * norms[1]) > 0.98
 
 
-def test_max_pool_leaves_out_an_odd_edge():
+def test_max_pool_drops_an_odd_edge():
     x = jnp.arange(25.0).reshape(1, 5, 5, 1)
     np.testing.assert_array_equal(max_pool(x)[0, ..., 0], [[6, 8], [16, 18]])
 
@@ -232,17 +232,17 @@ def test_sizes_are_integers(make, name):
         make()
 
 
-@pytest.mark.parametrize("filters", [2, 28], ids=["fewer", "more"])  # than 27, of a patch
+@pytest.mark.parametrize("filters", [2, 28], ids=["fewer", "more"])  # fewer than the 27 of a patch
 @pytest.mark.parametrize("cache_bytes", [1, 10**9], ids=["image by image", "all at once"])
 @pytest.mark.parametrize(
     "batched", [(0, 0), (0, None), (None, 0)], ids=["both", "images", "kernel"]
 )
 @pytest.mark.accelerator
 def test_convolution_products_under_vmap(x64, monkeypatch, cache_bytes, batched, filters):
-    """Values, gradients and second derivatives are JAX's own, in tasks and in pieces of a batch."""
+    """Values, gradients and second derivatives equal JAX's, in tasks and in pieces of a batch."""
     monkeypatch.setattr(convolution_products, "CACHE_BYTES", cache_bytes)
     keys = jax.random.split(jax.random.key(0), 3)
-    num_images = 6 if cache_bytes == 1 else 4  # JAX keeps what it has lowered for equal shapes
+    num_images = 6 if cache_bytes == 1 else 4  # JAX caches lowerings by shape
     images = jax.random.normal(keys[0], (2, num_images, 5, 4, 3), jnp.float64)
     kernels = jax.random.normal(keys[1], (2, 3, 3, 3, filters), jnp.float64)
     images, kernels = (
@@ -268,7 +268,7 @@ def test_convolution_products_under_vmap(x64, monkeypatch, cache_bytes, batched,
 
 
 @pytest.mark.parametrize("form", convolution_products.FORMS)
-def test_accelerators_form_of_the_products_is_the_same(form):
+def test_the_accelerators_form_of_the_products_is_equal(form):
     geometry = convolution_products.Geometry((7, 6), (3, 3), (2, 2), ((1, 1), (0, 1)))
     keys = jax.random.split(jax.random.key(1), 3)
     shapes = {"x": (4, 2, 7, 6, 3), "w": (4, 3, 3, 3, 5), "y": (4, 2, *geometry.output, 5)}
@@ -281,8 +281,8 @@ def test_accelerators_form_of_the_products_is_the_same(form):
     assert elsewhere.shape == shapes[expected]
 
 
-def test_convolutions_keep_the_precision_of_where_they_are_written():
-    """Also where they are lowered later, in a gradient of a gradient, under another default."""
+def test_convolutions_keep_the_precision_of_their_context():
+    """Even if a gradient of a gradient lowers them later, under another default."""
     network = convolutional((6, 6, 1), 2, num_filters=3, num_layers=1, lowering="patches")
     params = network.init(jax.random.key(0))
     images = jnp.ones((2, 6, 6, 1))

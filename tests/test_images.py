@@ -1,4 +1,4 @@
-"""The experiments on images, end to end on small synthetic glyphs, and what users get wrong."""
+"""The experiments on images, end to end on small synthetic glyphs, and users' mistakes."""
 
 import csv
 import dataclasses
@@ -30,7 +30,7 @@ SMALL = {
     "num_ways": 3,
     "meta_steps": 8,
     "num_tasks": 4,
-    "network": "mlp",  # which compiles faster
+    "network": "mlp",  # compiles faster
     "hidden_sizes": (8,),
     "image_size": 8,
     "validate_every": 4,
@@ -50,7 +50,7 @@ MAML = "maml, not convolutional"
 
 @pytest.fixture(scope="module", autouse=True)
 def few_glyphs():
-    """Fewer classes than the experiments draw: drawing them takes longer than these runs."""
+    """Reduces the number of classes, whose drawing would take longer than these runs."""
     before = dict(data.GLYPH_CLASSES)
     data.GLYPH_CLASSES.update(train=8, val=5, test=5)
     data._load.cache_clear()
@@ -70,7 +70,7 @@ def members(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(members):
-    """The member of the default step size: its directory and results."""
+    """The member with the default step size: its directory and results."""
     workdir = members[0] / "seed=0,inner_lr=2.0"
     return workdir, results.read_results(workdir)
 
@@ -99,7 +99,7 @@ def test_all_methods_are_tested_in_all_protocols(finished):
             assert row["best_step"] in (4, 8)
             assert 0 <= row["validation_accuracy"] <= 1
         if "one query" in row["setting"]:
-            assert row["gradient_steps"] in (1, None)  # after the reported step alone
+            assert row["gradient_steps"] in (1, None)  # after the reported step only
         asked.add(row["gradient_steps"])
     assert steps == {
         MAML: {0, 1, 2},
@@ -110,7 +110,7 @@ def test_all_methods_are_tested_in_all_protocols(finished):
     }
 
 
-def test_the_model_is_chosen_on_validation_episodes(finished):
+def test_the_model_is_selected_on_validation_episodes(finished):
     workdir, _ = finished
     entries = [e for e in logbook.read_metrics(workdir) if e["stage"] == MAML]
     validated = [(e["validation/accuracy"], e["step"]) for e in entries]
@@ -121,8 +121,8 @@ def test_the_model_is_chosen_on_validation_episodes(finished):
         assert arrays[f"best_step/{MAML}"] == first
 
 
-def test_episodes_hold_images_of_their_own_split_alone():
-    """Looked for pixel by pixel, in each of the four turns."""
+def test_episodes_have_images_of_one_split_only():
+    """Compares pixels, in each of the four rotations."""
     config = omniglot.Config(**SMALL)
     sets = data.load(config)
     drawn = accuracy.validation_episodes(config.shared)
@@ -152,7 +152,7 @@ def test_each_member_is_scored_and_tested_with_its_step_size(members, finished):
         assert {row["inner_lr"] for row in rows if row["method"] == MAML} == {rate}
 
 
-class TestWhereImagesLie:
+class TestImagePlacement:
     @pytest.fixture(autouse=True)
     def read_anew(self):
         data._load.cache_clear()
@@ -160,7 +160,7 @@ class TestWhereImagesLie:
         data._load.cache_clear()
 
     def placed(self, monkeypatch, available, **changes):
-        """The stage, its data on four of the devices, and whether classes are spread."""
+        """Returns the stage, its data on four of the devices, and whether classes are spread."""
         monkeypatch.setattr(process, "available_memory", lambda: available)
         (stage,) = stages.make_stages(omniglot.Config(**SMALL, **changes))
         mesh = member_mesh(1, 4, jax.devices()[:4])
@@ -185,7 +185,7 @@ class TestWhereImagesLie:
             omniglot.Config(**SMALL, data_placement="sharded", methods=("pretrained",))
 
 
-def test_table_puts_methods_without_steps_in_a_column_of_their_own(finished):
+def test_the_table_has_a_separate_column_for_methods_without_steps(finished):
     table = tables.group_table([finished[1]])
     header = table.splitlines()[0]
     assert "(none)" in header
@@ -209,7 +209,7 @@ def users_folders(tmp_path):
     return tmp_path / "support", tmp_path / "asked"
 
 
-def test_adapting_to_a_users_images_writes_answers_and_a_sheet(loaded, users_folders, capsys):
+def test_adapting_to_a_users_images_writes_predictions_and_a_sheet(loaded, users_folders, capsys):
     workdir = loaded.workdir
     adapt.adapt_to_images(loaded, *map(str, users_folders), adapt_steps=2)
     with (workdir / "predictions.csv").open() as file:
@@ -244,13 +244,13 @@ def test_adapting_to_a_users_images_writes_answers_and_a_sheet(loaded, users_fol
         (lambda s, a: (s / "beta" / "9.png").hardlink_to(s / "alpha" / "0.png"), "are one file"),
     ],
 )
-def test_what_cannot_be_adapted_to_is_named(loaded, users_folders, change, message):
+def test_unusable_images_are_named(loaded, users_folders, change, message):
     change(*users_folders)
     with pytest.raises(ConfigError, match=message):
         adapt.adapt_to_images(loaded, *map(str, users_folders), adapt_steps=2)
 
 
-def test_names_harm_neither_terminal_nor_table_nor_figure(loaded, users_folders, capsys):
+def test_names_are_harmless_in_terminal_table_and_figure(loaded, users_folders, capsys):
     support, asked = users_folders
     names = ["$x_{$", "a\x1b[31m,\nred", os.fsdecode(b"\xff.bmp")]
     (support / "alpha").rename(support / names[0])
@@ -266,7 +266,7 @@ def test_names_harm_neither_terminal_nor_table_nor_figure(loaded, users_folders,
     assert rows[0][2:] == ["p($x_{$)", r"p(a\x1b[31m,\nred)", "p(gamma)"]
     printed = capsys.readouterr()
     assert r"asked (not images): notes\x1b.txt" in printed.err
-    assert "6 images of" in printed.err  # each is of one value
+    assert "6 images of" in printed.err  # each has one value
     assert "asked: 4 images read as 8x8 pixels, grey, inverted" in printed.out
     assert "\x1b" not in printed.out + printed.err
 
@@ -322,13 +322,13 @@ def test_a_run_without_model_files_needs_its_data(finished, loaded, tmp_path, mo
         runner.load_params(omniglot.EXPERIMENT, copy)
 
 
-def test_adapting_asks_for_both_folders(loaded):
+def test_adapting_requires_both_folders(loaded):
     with pytest.raises(ConfigError, match="needs --support=FOLDER and --classify=FOLDER"):
         adapt.adapt_to_images(loaded, "", "", 1)
 
 
 def write_photographs(where, classes, size=(20, 15)):
-    """Four images of each class, in colour."""
+    """Writes four colour images of each class."""
     rng = np.random.default_rng(0)
     for split, count in classes.items():
         for c in range(count):
@@ -358,7 +358,7 @@ FOLDER = {
 }
 
 
-def test_a_folder_of_photographs_is_trained_on(photographs, tmp_path, capsys):
+def test_training_on_a_folder_of_photographs(photographs, tmp_path, capsys):
     settings = images.Config(**FOLDER)
     run = runner.run(images.EXPERIMENT, tmp_path / "run", settings)
     assert run["experiment"] == "images"
@@ -388,12 +388,12 @@ def test_a_folder_that_is_too_small_names_the_flags(photographs):
 
 
 @pytest.mark.parametrize(("side", "expected"), [(12, 16), (50, 50), (300, 84)])
-def test_images_of_a_folder_keep_their_size_within_bounds(tmp_path, monkeypatch, side, expected):
+def test_the_size_of_a_folders_images_is_kept_within_bounds(tmp_path, monkeypatch, side, expected):
     write_photographs(tmp_path, {"train": 1, "test": 1}, (side, side + 9))
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
     config = images.Config(dataset="folder")
     assert (config.image_size, config.channels) == (expected, 3)
-    make_network(config)  # is deep enough for the smallest
+    make_network(config)  # deep enough for the smallest
     asked = images.Config(dataset="folder", image_size=20, image_kind="ink")
     assert (asked.image_size, asked.channels) == (20, 1)
     assert str(data.reading(asked)) == "20x20 pixels, grey, inverted (dark is 255)"
@@ -405,11 +405,13 @@ def test_without_pillow_the_extra_is_named(monkeypatch):
         data.load(omniglot.Config(**SMALL))
 
 
-def test_missing_data_is_a_sentence_and_claims_no_directory(tmp_path, monkeypatch):
+def test_missing_data_is_an_error_message_and_leaves_no_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path))
     with pytest.raises(ConfigError, match="found no MiniImagenet in"):
         runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config())
-    with pytest.raises(ConfigError, match="found no MiniImagenet in"):  # not: another config
+    with pytest.raises(
+        ConfigError, match="found no MiniImagenet in"
+    ):  # not "another configuration"
         runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(num_shots=5))
     write_photographs(tmp_path, {"train": 2, "val": 1, "test": 1})
     with pytest.raises(ConfigError, match=r"64 classes; found 2\. .* with --dataset=folder"):
@@ -419,7 +421,7 @@ def test_missing_data_is_a_sentence_and_claims_no_directory(tmp_path, monkeypatc
         images.Config(dataset="folder")
 
 
-def test_what_needs_validation_classes_is_refused_before_training(monkeypatch):
+def test_missing_validation_classes_are_refused_before_training(monkeypatch):
     sets = data.load(omniglot.Config(**EVERYTHING))._replace(validation=None)
     monkeypatch.setattr(data, "load", lambda config: sets)
     with pytest.raises(ConfigError, match=r"--methods=pretrained,random: .* has none"):
@@ -435,7 +437,7 @@ def test_what_needs_validation_classes_is_refused_before_training(monkeypatch):
         (lambda: omniglot.Config(num_shots=5), (5, 32, 1, 3, 2.0, 0.0)),
         (lambda: omniglot.Config(num_ways=20), (1, 16, 5, 5, 2.0, 0.0)),
         (lambda: omniglot.Config(num_ways=20, inner_steps=0), (1, 16, 0, 5, 2.0, 0.0)),
-        # The original clips at 10 a loss that is 75 (1-shot) or 15 (5-shot) times the mean.
+        # The original clips the gradient of 75 (1-shot) or 15 (5-shot) times the mean loss at 10.
         (mini_imagenet.Config, (15, 4, 5, 10, 0.05, 10 / 75)),
         (lambda: mini_imagenet.Config(num_shots=5), (15, 4, 5, 10, 0.05, 10 / 15)),
         (lambda: mini_imagenet.Config(train_queries=5), (5, 4, 5, 10, 0.05, 10 / 25)),
@@ -474,14 +476,14 @@ def test_every_dataset_has_one_command():
         images.Config(dataset="mini_imagenet")
 
 
-def test_settings_with_a_flag_are_few():
+def test_few_settings_have_a_flag():
     assert len(public_fields(images.Config)) <= 19
     assert {f.name for f in public_fields(omniglot.Config)} - {
         f.name for f in public_fields(images.Config)
     } == {"splitting"}
 
 
-def test_tasks_may_go_in_chunks():
+def test_tasks_may_be_computed_in_chunks():
     assert omniglot.Config(**SMALL).batching == "scan"  # on a CPU
     assert omniglot.Config(**SMALL, task_batching="8").batching == 8
     assert omniglot.Config(**SMALL, task_batching="vmap").batching == "vmap"
@@ -489,7 +491,7 @@ def test_tasks_may_go_in_chunks():
         omniglot.Config(**SMALL, task_batching="some")
 
 
-def test_the_mode_follows_the_number_of_inner_steps():
+def test_the_mode_depends_on_the_number_of_inner_steps():
     assert omniglot.Config().mode == "reverse"
     assert omniglot.Config(num_ways=20).mode == "mixed"
     assert omniglot.Config(meta_gradient="remat").mode == "remat"
@@ -515,8 +517,8 @@ def test_each_element_of_the_meta_gradient_is_bounded():
     np.testing.assert_allclose(state[1][0].mu["w"], 0.1 * 10 / 75, rtol=1e-5)
 
 
-def test_too_little_memory_is_answered_with_a_flag(monkeypatch, capsys):
-    """On one device; the CPU's devices share their memory."""
+def test_too_little_memory_is_reported_with_a_flag_to_set(monkeypatch, capsys):
+    """On one device: the CPU's devices share their memory."""
     config = omniglot.Config(**SMALL, task_batching="vmap", meta_gradient="reverse")
     (stage,) = stages.make_stages(config)
     mesh = member_mesh(1, 4, jax.devices()[:1])
@@ -555,14 +557,14 @@ def test_impossible_settings_are_refused(fields, message):
         omniglot.Config(**fields)
 
 
-def test_a_network_that_does_not_fit_is_a_sentence():
+def test_an_impossible_network_is_an_error_message():
     with pytest.raises(ConfigError, match="too small for 4 times 2x2"):
         make_network(omniglot.Config(pooling="max", image_size=12))
 
 
 def test_a_configuration_survives_its_json(finished, loaded):
     stored = json.loads((finished[0] / "config.json").read_text())["config"]
-    assert stored["inner_steps"] == 1  # worked out, not null
+    assert stored["inner_steps"] == 1  # computed, not null
     assert loaded.settings == omniglot.Config(**EVERYTHING)
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or damaged and resumed give what an undisturbed run gives."""
+"""Killed, stopped or damaged runs give an undisturbed run's results after they resume."""
 
 import json
 import os
@@ -33,7 +33,7 @@ FLAGS = [
 
 def start(workdir, *more):
     line = [sys.executable, "-m", "experiments.sinusoid", f"--workdir={workdir}", *FLAGS, *more]
-    environment = {**os.environ, **KEEP_COMPILED, "XLA_FLAGS": ""}  # as a user has
+    environment = {**os.environ, **KEEP_COMPILED, "XLA_FLAGS": ""}  # as for users
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -47,7 +47,7 @@ def finish(workdir, *more):
 
 
 def outcome(workdir):
-    """Everything that must not depend on how a run was interrupted."""
+    """Returns all results that must not depend on interruptions."""
     settings = json.loads((workdir / "config.json").read_text())
     run = runner.load(sinusoid.EXPERIMENT, workdir)
     digests = {
@@ -66,7 +66,7 @@ def undisturbed(tmp_path_factory):
 
 
 def wait_for_progress(workdir, process, entries):
-    """Until the run has logged so many dispatches (or has ended)."""
+    """Waits until the run has logged so many dispatches or has ended."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         if len(read_metrics(workdir)) >= entries or process.poll() is not None:
@@ -111,7 +111,7 @@ def test_asked_to_stop(undisturbed, tmp_path, number, code):
     assert process.returncode == code, err
     assert "saved. The same command goes on from there" in err
     assert "Traceback" not in err
-    # What was saved is where it stopped: nothing is computed twice.
+    # The checkpoint is of the last step: nothing is computed twice.
     entries = read_metrics(workdir)
     store = checkpoints.Checkpoints(workdir / "checkpoints" / entries[-1]["stage"])
     assert store.steps()[-1] == entries[-1]["step"]
@@ -138,15 +138,15 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path):
     assert outcome(workdir) == undisturbed
 
 
-def test_a_compilation_cache_is_used_and_changes_nothing(undisturbed, tmp_path):
+def test_a_compilation_cache_is_used_and_does_not_change_results(undisturbed, tmp_path):
     cache = tmp_path / "cache"
-    told = []
+    compile_s = []
     for name in ("cold", "warm"):
         out, _ = finish(tmp_path / name, f"--compilation_cache={cache}")
         assert outcome(tmp_path / name) == undisturbed
-        told.append(float(re.search(r"([\d.]+) s of them spent compiling", out).group(1)))
+        compile_s.append(float(re.search(r"([\d.]+) s of them spent compiling", out).group(1)))
     assert any(cache.iterdir())
-    assert told[1] < told[0]
+    assert compile_s[1] < compile_s[0]
 
 
 def test_a_second_process_is_refused(tmp_path):
@@ -161,9 +161,9 @@ def test_a_second_process_is_refused(tmp_path):
     first.communicate()
 
 
-def test_quiet_output_and_a_directory_that_cannot_be_written(tmp_path):
+def test_quiet_output_and_an_unwritable_directory(tmp_path):
     if os.geteuid() == 0:
-        target = Path("/proc/maml_jax_run")  # not writable, even for root
+        target = Path("/proc/maml_jax_run")  # not writable even for root
     else:
         target = tmp_path / "locked" / "run"
         target.parent.mkdir(mode=0o500)

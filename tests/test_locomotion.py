@@ -1,4 +1,4 @@
-"""Locomotion: the physics against MuJoCo itself, and the rewards."""
+"""Locomotion: the physics against MuJoCo's engine, and the rewards."""
 
 import functools
 import re
@@ -25,12 +25,12 @@ STEPS, EPISODES, STARTS = 60, 4, 400
 
 @pytest.fixture(scope="module")
 def robots():
-    """Each robot in the paper's physics, and some episodes of random actions.
+    """Each robot in the paper's physics, with some episodes of random actions.
 
-    And, in the same program, 400 starts, and one step from two heights at rest and from two speeds
-    that are none.
+    The same program computes 400 starts, and steps at rest from two heights and from two speeds
+    that are not sound.
     """
-    found = {}
+    played = {}
     for name in ("half_cheetah", "ant"):
         physics = lib.make_physics(name)
 
@@ -56,8 +56,8 @@ def robots():
         actions = jax.random.uniform(
             jax.random.key(1), (STEPS, EPISODES, physics.num_actions), minval=-1.5, maxval=1.5
         )
-        found[name] = physics, actions, play(KEY, actions)
-    return found
+        played[name] = physics, actions, play(KEY, actions)
+    return played
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def exact_model(name):
 
 
 def engine(name, inner, action):
-    """MuJoCo's own engine, with the same model and an exact solver, one step after a state."""
+    """Steps MuJoCo's engine once from a state, with the same model and an accurate solver."""
     model = exact_model(name)
     data = mujoco.MjData(model)
     data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = inner.qpos, inner.qvel, inner.warmstart
@@ -80,11 +80,12 @@ def engine(name, inner, action):
 
 
 @pytest.mark.parametrize("name", ["half_cheetah", "ant"])
-def test_the_papers_physics_is_mujocos(robots, name):
-    """One step from each state of random actions.
+def test_the_papers_physics_agrees_with_mujoco(robots, name):
+    """Compares one step from each state that random actions reach.
 
-    But for the ant where a leg that touches the ground stands within 37 degrees of upright: within
-    30, mjx turns the friction pyramid's axes, along which friction is larger, and a leg moves.
+    The tolerance is larger if an ant's leg that touches the ground is within 37 degrees of upright:
+    within 30 degrees, mjx turns the friction pyramid's axes, along which friction is larger, and
+    the leg moves during a step.
     """
     _, actions, (_, _, inners, _) = robots[name]
     errors, others, touching = [], [], 0
@@ -104,8 +105,8 @@ def test_the_papers_physics_is_mujocos(robots, name):
     assert np.median(others or [0.0]) < 0.2
 
 
-def test_a_cheetahs_path_is_mujocos(robots):
-    """Random actions, from the same start."""
+def test_a_cheetahs_path_agrees_with_mujoco(robots):
+    """Both play the same random actions from the same start."""
     _, actions, (start, _, inners, _) = robots["half_cheetah"]
     model = exact_model("half_cheetah")
     for episode in range(EPISODES):
@@ -121,7 +122,7 @@ def test_a_cheetahs_path_is_mujocos(robots):
 
 
 @pytest.mark.parametrize("name", ["half_cheetah", "ant"])
-def test_observations_and_costs_are_those_of_mujocos_data(robots, name):
+def test_observations_and_costs_agree_with_mujocos_data(robots, name):
     physics, actions, (_, first, inners, motions) = robots[name]
     model = physics.model
     data = mujoco.MjData(model)
@@ -149,7 +150,7 @@ def test_observations_and_costs_are_those_of_mujocos_data(robots, name):
         )
 
 
-def test_models_have_the_original_time_steps_and_noise(robots):
+def test_models_have_the_original_time_steps_and_initial_noise(robots):
     steps = {"half_cheetah": (0.01, "mjINT_EULER", 20, 6), "ant": (0.02, "mjINT_RK4", 41, 8)}
     for name, (timestep, integrator, observations, actions) in steps.items():
         physics, _, (starts, *_rest) = robots[name]
@@ -161,9 +162,9 @@ def test_models_have_the_original_time_steps_and_noise(robots):
         joints = starts.qpos[:, -physics.num_actions :]
         np.testing.assert_allclose(np.std(joints, axis=0).mean(), 0.01, rtol=0.1)
     cheetah, ant = robots["half_cheetah"][0].model, robots["ant"][0].model
-    assert np.sum(cheetah.geom_contype) == cheetah.ngeom - 1  # all of the robot, on the floor
-    assert np.sum(ant.geom_contype) == ant.ngeom - 5  # but for Brax's massless feet
-    np.testing.assert_allclose(ant.geom_margin[1:], 0.01)  # but for the floor's
+    assert np.sum(cheetah.geom_contype) == cheetah.ngeom - 1  # the whole robot touches the floor
+    assert np.sum(ant.geom_contype) == ant.ngeom - 5  # except Brax's massless feet
+    np.testing.assert_allclose(ant.geom_margin[1:], 0.01)  # except the floor's
 
 
 def test_the_ant_falls_and_the_cheetah_does_not(robots):
@@ -175,7 +176,7 @@ def test_the_ant_falls_and_the_cheetah_does_not(robots):
 
 
 @pytest.mark.parametrize("name", ["half_cheetah", "ant"])
-def test_states_beyond_all_bounds_are_not_sound(robots, name):
+def test_extreme_states_are_not_sound(robots, name):
     _, _, (_, first, _, motions) = robots[name]
     assert first.sound.all()
     assert motions.sound[:, : EPISODES + 1].all()
@@ -203,8 +204,8 @@ def test_tasks_and_their_rewards(task):
     assert float(family.gain(jnp.asarray(1.5), jnp.asarray(-1.0))) == pytest.approx(backward)
 
 
-def test_a_step_is_worth_its_gain_less_its_cost(monkeypatch):
-    """With a robot whose velocity and cost are its action, and that blows up beyond 5."""
+def test_the_reward_is_the_gain_minus_the_cost(monkeypatch):
+    """The robot's velocity and cost are its actions; beyond 5 its state is not sound."""
 
     def step(inner, action):
         motion = lib.Motion(jnp.ones(1), action[0], action[1], action[0] > 2, action[0] < 5)
@@ -245,8 +246,8 @@ def test_unknown_names():
 
 
 @pytest.mark.parametrize("name", ["half_cheetah", "ant"])
-def test_velocities_stand_where_the_robots_say(robots, name):
-    """The root's, as the paper's physics has it; Brax leaves out other coordinates before it."""
+def test_velocities_are_in_the_robots_columns(robots, name):
+    """The root's velocity in the paper's physics; Brax omits other coordinates before it."""
     physics, _, (_, _, inners, motions) = robots[name]
     column = lib.ROBOTS[name].velocity_column
     np.testing.assert_array_equal(
@@ -256,7 +257,7 @@ def test_velocities_stand_where_the_robots_say(robots, name):
     assert column["brax"] == physics.model.nq - left_out
 
 
-def test_an_install_without_brax_says_what_to_install():
+def test_an_install_without_brax_names_the_extra():
     code = (
         "import sys; sys.modules['brax'] = None\n"
         "import maml_jax.reinforcement\n"

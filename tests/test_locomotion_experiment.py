@@ -1,4 +1,4 @@
-"""The locomotion experiment: its settings, a run on a small scale, and films."""
+"""The locomotion experiment: its settings, a small run, and films."""
 
 import dataclasses
 import subprocess
@@ -28,21 +28,21 @@ KEY = jax.random.key(0)
 SMALL = {
     "physics": "brax_spring",
     "horizon": 4,
-    "methods": ("maml",),  # each one compiles the physics again; navigation's tests run them all
+    "methods": ("maml",),  # each compiles the physics again; navigation's tests run all of them
     "meta_steps": 2,
     "num_tasks": 2,
     "num_episodes": 2,
     "hidden_sizes": (4,),
     "validate_every": 1,
     "validation_tasks": 2,
-    "eval_tasks": 2,  # as for validation, whose program it shares
+    "eval_tasks": 2,  # as many as for validation, to share its program
     "eval_episodes": 2,
     "eval_updates": 1,
 }
 
 
 def light_robot(*names, **options):
-    """A robot whose coordinates are its time, for runs that compile in little of it."""
+    """Makes a robot whose coordinates are the time, for runs that compile fast."""
 
     def look(time, cost):
         return time, lib.Motion(jnp.full(17, 0.1) * time, time, cost, time < 0, time < 100)
@@ -56,7 +56,7 @@ def light_robot(*names, **options):
 
 @pytest.fixture
 def robot(request, monkeypatch):
-    """The real one, or a light one in its place."""
+    """The real robot or a light replacement."""
     if request.param == "light":
         monkeypatch.setattr(lib, "make_physics", light_robot)
     config_lib._environment.cache_clear()
@@ -69,12 +69,12 @@ def robot(request, monkeypatch):
 )
 def test_a_run_from_end_to_end(tmp_path, robot):
     workdir = tmp_path / "small"
-    found = runner.run(experiment.EXPERIMENT, workdir, experiment.Config(**SMALL))
+    result = runner.run(experiment.EXPERIMENT, workdir, experiment.Config(**SMALL))
     for name in ("results.json", "figure.png", "evaluation.npz"):
         assert (workdir / name).stat().st_size > 0
-    names = {row["setting"] for row in found["rows"]}
+    names = {row["setting"] for row in result["rows"]}
     assert names == {"cheetah direction, Brax spring, horizon 4"}
-    assert {row["method"] for row in found["rows"]} == {"maml"}
+    assert {row["method"] for row in result["rows"]} == {"maml"}
     assert np.load(workdir / "evaluation.npz")["speeds/maml"].shape == (2, 2)
 
 
@@ -82,7 +82,7 @@ def test_a_run_from_end_to_end(tmp_path, robot):
 
 
 def toy(config):
-    """A robot that goes 0.01 m a step, whatever it does, for films that compile in no time."""
+    """Makes a robot that moves 0.01 m a step under any action, for films that compile fast."""
     model = lib.make_physics("half_cheetah", "brax").model
 
     def state(time, goal):
@@ -103,7 +103,7 @@ def toy(config):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A finished run of a toy, as `--mode=render` receives it."""
+    """A finished run of the toy, as `--mode=render` receives it."""
     config = experiment.Config(**SMALL)
     env, physics = toy(config)
     monkeypatch.setattr(render, "make_environment", lambda config: env)
@@ -124,7 +124,7 @@ def test_films(run, capsys):
     assert "after 1 update: +0.20 m/s on average\n" in capsys.readouterr().out
 
 
-def test_films_that_cannot_be(run):
+def test_impossible_films_are_refused(run):
     for goal, updates, message in (
         ("0.5", "0,1", "--film_goal must be -1 or 1"),
         ("nan", "0,1", "--film_goal must be a finite number; received 'nan'"),
@@ -138,8 +138,8 @@ def test_films_that_cannot_be(run):
         render.render(run, "", "0")
 
 
-def test_robots_have_the_poses_that_films_show():
-    """Traced, not compiled."""
+def test_robots_have_the_poses_for_films():
+    """Traces without compiling."""
     config = experiment.Config(**{**SMALL, "feedback": True})
     robot = config_lib.make_physics(config)
     problem = make_problem(config, experiment.make_environment(config), "maml")
@@ -148,8 +148,8 @@ def test_robots_have_the_poses_that_films_show():
     assert poses.shape == (config.horizon + 1, robot.model.nq)
 
 
-def test_a_film_ends_where_the_episode_blows_up():
-    """The third of five steps gives an observation that is not finite."""
+def test_a_film_ends_at_a_non_finite_observation():
+    """The third of five steps gives a non-finite observation."""
 
     def state(time):
         observation = jnp.where(time > 2, jnp.nan, jnp.ones(1))
@@ -189,7 +189,7 @@ def test_settings_of_the_original_runs_depend_on_the_task():
     assert len(public_fields(experiment.Config)) < 22
 
 
-def test_settings_that_are_refused():
+def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="--estimators=brax needs --policy=mlp"):
         experiment.Config(estimators="brax", policy="recurrent")
     with pytest.raises(ConfigError, match="--task must be one of"):
@@ -207,7 +207,7 @@ command.main(locomotion.EXPERIMENT)
 """
 
 
-def test_a_command_without_brax_says_what_to_install(tmp_path):
+def test_a_command_without_brax_names_the_extra(tmp_path):
     line = [sys.executable, "-c", COMMAND_WITHOUT_BRAX, f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Factorisations that jaxlib (0.10) would hand to its threads, and wait for on the same threads."""
+"""Bounds batches of factorisations, because jaxlib 0.10 deadlocks on large ones."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def factorizations(jaxpr):
-    """Operations of each batch of factorisations and of triangular solves in a jaxpr."""
+    """Counts the operations of each batch of factorisations and triangular solves in a jaxpr."""
     for equation in jaxpr.eqns:
         shape = equation.invars[0].aval.shape if equation.invars else ()
         if equation.primitive.name == "cholesky":
@@ -36,7 +36,7 @@ def factorizations(jaxpr):
         pytest.param("brax", "mjx", marks=pytest.mark.slow),
     ],
 )
-def test_factorisations_are_too_small_to_be_handed_out(physics, backend):
+def test_factorisations_stay_below_the_limit(physics, backend):
     made = lib.make_physics("ant", physics, backend=backend)
     inner, _ = jax.eval_shape(made.reset, jax.random.key(0))
     many = lambda x: jax.ShapeDtypeStruct((20, 20, *x.shape), x.dtype)
@@ -49,8 +49,8 @@ def test_factorisations_are_too_small_to_be_handed_out(physics, backend):
     assert max(costs) < 200_000
 
 
-def test_the_baselines_factorisations_are_too_small_to_be_handed_out():
-    """20 tasks and five ridges; a matrix that is larger by itself is one at a time."""
+def test_the_baselines_factorisations_stay_below_the_limit():
+    """20 tasks and five ridges; a matrix beyond the limit is factorised alone."""
     fit = jax.vmap(lambda o, r: fit_baseline(o, r, jnp.ones((4, 2), bool)))
     for observations, largest in ((20, 200_000), (41, 86**3 / 3)):
         shapes = jnp.zeros((20, 4, 2, observations)), jnp.zeros((20, 4, 2))

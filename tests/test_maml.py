@@ -1,4 +1,4 @@
-"""Algorithm 1 against derivatives worked out by hand, finite differences, and other libraries."""
+"""Algorithm 1 against derivatives by hand, finite differences, and other libraries."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from maml_jax import PerStep, Task, adapt, inner_update, meta_loss
 
-# L(theta; (A, c)) = (theta - c)' A (theta - c) / 2, so grad = A (theta - c) and the Hessian is A.
+# L(theta; (A, c)) = (theta - c)' A (theta - c) / 2: the gradient is A (theta - c), the Hessian A.
 A_SUPPORT = jnp.array([[2.0, 0.5], [0.5, 1.0]])
 C_SUPPORT = jnp.array([1.0, -2.0])
 A_QUERY = jnp.array([[1.0, -0.3], [-0.3, 3.0]])
@@ -55,7 +55,7 @@ def test_second_order_meta_gradient_by_hand(num_steps, x64):
 
     for mode in ("reverse", "remat", "mixed"):
         np.testing.assert_allclose(gradient(mode), jacobian.T @ outer, rtol=1e-7)
-    # First order takes the Jacobian as the identity.
+    # First order replaces the Jacobian by the identity.
     np.testing.assert_allclose(gradient("first_order"), outer, rtol=1e-7)
 
 
@@ -75,15 +75,15 @@ def test_adapt_repeats_inner_update(x64):
     step = jax.jit(lambda p: inner_update(cross_entropy, p, batch, 0.3))
     losses = []
     for _ in range(3):
-        params, seen = step(params)
-        losses.append(seen["loss"])
+        params, recorded = step(params)
+        losses.append(recorded["loss"])
     assert_trees_close(adapted, params, 1e-12)
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-12)
     assert metrics["accuracy"].shape == (3,)
 
 
 @pytest.mark.accelerator
-def test_jit_is_eager_and_vmap_is_a_loop(x64):
+def test_jit_equals_eager_and_vmap_equals_a_loop(x64):
     params = mlp_params(jax.random.key(0), (3, 5, 4))
     tasks = classification_task(jax.random.key(1), num_tasks=3)
     fn = lambda task: meta_loss(cross_entropy, params, task, 0.3, 2)
@@ -99,15 +99,15 @@ def test_zero_steps_change_nothing():
     assert metrics["loss"].shape == (0,)
 
 
-def test_monitor_sees_parameters_before_and_after_each_step():
-    _, (metrics, seen) = adapt(
+def test_monitor_receives_parameters_before_and_after_each_step():
+    _, (metrics, recorded) = adapt(
         quadratic, THETA, QUADRATIC_TASK.support, 0.1, 3, monitor=lambda p: p[0]
     )
-    assert seen.shape == (4,)
+    assert recorded.shape == (4,)
     assert metrics["loss"].shape == (3,)
-    np.testing.assert_allclose(seen[0], THETA[0])
+    np.testing.assert_allclose(recorded[0], THETA[0])
     adapted, _ = adapt(quadratic, THETA, QUADRATIC_TASK.support, 0.1, 3)
-    np.testing.assert_allclose(seen[3], adapted[0])
+    np.testing.assert_allclose(recorded[3], adapted[0])
 
 
 class TestInnerRates:
@@ -115,7 +115,7 @@ class TestInnerRates:
 
     @staticmethod
     def loss(params, batch):
-        # The gradient is 1 everywhere, so that a step shows the rate itself.
+        # The gradient is 1 everywhere: a step equals the rate.
         return sum(jnp.sum(p) for p in jax.tree.leaves(params)), {}
 
     def taken(self, inner_lr, num_steps=1):
@@ -164,7 +164,7 @@ class TestInnerRates:
             (PerStep(jnp.ones(())), 2, "leading axis of num_inner_steps=2"),
         ],
     )
-    def test_rates_that_do_not_fit(self, inner_lr, num_steps, message):
+    def test_mismatched_rates(self, inner_lr, num_steps, message):
         with pytest.raises(ValueError, match=message):
             self.taken(inner_lr, num_steps)
 
@@ -184,7 +184,7 @@ class TestInnerOptimizers:
             optax.masked(optax.sgd(0.1), {"w": True, "b": False}),
         ],
     )
-    def test_is_the_loop_that_optax_documents(self, optimizer):
+    def test_equals_the_loop_in_optaxs_documentation(self, optimizer):
         params = {"w": jnp.arange(3.0), "b": jnp.ones(2)}
         loss = lambda p, _: (jnp.sum(jnp.sin(p["w"])) + jnp.sum(p["b"] ** 2), {})
         adapted, _ = adapt(loss, params, None, 1.0, 4, inner_optimizer=optimizer)
@@ -211,7 +211,7 @@ class TestMask:
             lambda p: {"body": {"w": False}, "head": True},
         ],
     )
-    def test_only_the_head_adapts_but_all_get_a_meta_gradient(self, mask):
+    def test_only_the_head_adapts_and_all_have_a_meta_gradient(self, mask):
         adapted, _ = adapt(self.loss, self.PARAMS, None, 0.01, 2, mask=mask)
         np.testing.assert_array_equal(adapted["body"]["w"], self.PARAMS["body"]["w"])
         assert not np.allclose(adapted["head"], self.PARAMS["head"])
@@ -220,7 +220,7 @@ class TestMask:
         assert np.any(np.asarray(grads["body"]["w"]) != 0)
 
     def test_frozen_parameters_keep_their_second_order_terms(self, x64):
-        """theta_head' = (1 - 2 lr b^2) h with b^2 the body's square norm: by hand for scalars."""
+        """For scalars, h' = (1 - 2 lr b^2) h, with the head h and the body b."""
         params = {"body": {"w": jnp.array([1.5])}, "head": jnp.array([0.7])}
         mask, lr = {"body": False, "head": True}, 0.1
         b, h = 1.5, 0.7
@@ -240,12 +240,12 @@ class TestMask:
             (False, "selects no floating-point leaf"),
         ],
     )
-    def test_masks_that_do_not_fit(self, mask, message):
+    def test_mismatched_masks(self, mask, message):
         with pytest.raises(ValueError, match=message):
             adapt(self.loss, self.PARAMS, None, 0.1, mask=mask)
 
     def test_an_equinox_module_as_mask(self):
-        """It can be called, and is a mask all the same."""
+        """A callable module is a valid mask."""
         model = eqx.nn.MLP(1, 1, 4, 1, key=jax.random.key(0))
         params, static = eqx.partition(model, eqx.is_inexact_array)
         none = jax.tree.map(lambda _: False, params)
@@ -287,7 +287,7 @@ class TestWrongUse:
         with pytest.raises(ValueError, match="support and query must have the same structure"):
             meta_loss(quadratic, THETA, task, 0.1)
         other = lambda p, batch: (jnp.sum(p @ batch["a"]), {})
-        meta_loss(quadratic, THETA, task, 0.1, outer_loss=other)  # fine: a loss for each
+        meta_loss(quadratic, THETA, task, 0.1, outer_loss=other)  # valid: each has its loss
 
     def test_no_float_leaf(self):
         with pytest.raises(ValueError, match=r"no floating-point leaf.*int32"):
@@ -312,7 +312,7 @@ class TestWrongUse:
 
 
 class TestOtherLibraries:
-    """Parameters of Flax Linen, Flax NNX, Equinox and plain dictionaries: the same one step."""
+    """Parameters of Flax Linen, Flax NNX, Equinox and dictionaries give the same step."""
 
     X = jnp.linspace(-1, 1, 6)[:, None]
     Y = jnp.sin(3 * X)

@@ -1,4 +1,4 @@
-"""Whether a meta-gradient fits into memory is asked cheaply, and answered with what to change."""
+"""Advice on memory: whether a meta-gradient fits, and otherwise what to change."""
 
 import functools
 
@@ -14,7 +14,7 @@ from maml_jax.networks import convolutional, fully_connected
 
 
 def problem(network):
-    """Losses by mode of a 3-way 4-shot problem, and the shapes of parameters and a task."""
+    """Losses of a 3-way 4-shot problem by mode, and shapes of parameters and a task."""
     episodes = classification_problem(network, 3, 4, 4)
     params = jax.eval_shape(network.init, jax.random.key(0))
     images = ImageSet(jnp.zeros((5, 8, 8, 8, 1), jnp.uint8), jnp.full(5, 8))
@@ -27,14 +27,14 @@ def problem(network):
 
 
 MLP = problem(fully_connected((8, 8, 1), 3, (8,)))
-# Bytes by mode and tasks at once.
+# Bytes by mode and number of tasks at once.
 NEEDS = {("reverse", 8): 800, ("mixed", 8): 400, ("first_order", 8): 240,
          ("reverse", 1): 100, ("mixed", 1): 50, ("first_order", 1): 30}  # fmt: skip
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What was compiled, in place of compiling."""
+    """Replaces compiling; lists the requests."""
     asked = []
 
     def needs(loss_of_mode, params, task, tasks_at_once, mode):
@@ -49,12 +49,12 @@ def ask(available, mode="reverse", tasks_at_once=8):
     return advise(*MLP, mode=mode, tasks_at_once=tasks_at_once, available=available)
 
 
-def test_nothing_is_compiled_where_there_is_room(compiled):
+def test_nothing_is_compiled_if_memory_suffices(compiled):
     loss, tasks = memory._batched(MLP[0]("reverse"), MLP[2], 8)
     limit = memory.upper_bound(jax.value_and_grad(loss), MLP[1], tasks)
     assert ask(limit) == (limit, limit, {})
     assert compiled == []
-    advice = ask(limit - 1)  # compiles, and it fits
+    advice = ask(limit - 1)  # compiles, and the program fits
     assert compiled == [("reverse", 8)]
     assert advice.fits
     assert advice.needed == 800
@@ -70,7 +70,7 @@ def test_nothing_is_compiled_where_there_is_room(compiled):
         (
             (49,),
             {"mode": "first_order", "batching": "scan"},
-            "Only mode='first_order' batching='scan' fits, which is another gradient.",
+            "Only mode='first_order' batching='scan' fits, which approximates the meta-gradient.",
         ),
         ((29,), None, "No mode fits: take fewer tasks at once"),
         ((239, "first_order"), {"batching": "scan"}, "batching='scan' fits."),
@@ -100,8 +100,8 @@ def test_impossible_questions_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize("mode", ["reverse", "mixed"])
-def test_the_bound_is_more_than_the_compiler_plans(mode):
-    """On a convolutional network, too, whose program is made of other primitives."""
+def test_the_bound_exceeds_the_compilers_plan(mode):
+    """Also for a convolutional network, whose program has other primitives."""
     loss, params, task = problem(convolutional((8, 8, 1), 3, num_filters=4, num_layers=1))
     fn = jax.value_and_grad(loss(mode), has_aux=True)
     planned = memory._needs(loss, params, task, 1, mode)
@@ -123,7 +123,7 @@ def test_memory_of_the_machine_and_of_control_groups(tmp_path):
     assert process.host_memory(tmp_path / "none") is None
     assert system(tmp_path / "machine", "0::/\n", {}) == 3000 * kb
     v2 = {
-        "sys/fs/cgroup/a/memory.max": "900000\n",  # the group that this one is in
+        "sys/fs/cgroup/a/memory.max": "900000\n",  # the group around this one
         "sys/fs/cgroup/a/memory.current": "100000\n",
         "sys/fs/cgroup/a/b/memory.max": "max\n",
         "sys/fs/cgroup/a/b/memory.current": "1000\n",

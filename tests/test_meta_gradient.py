@@ -1,4 +1,4 @@
-"""Every exact mode gives the meta-gradient of plain reverse, in less memory."""
+"""All exact modes give the meta-gradient of reverse mode, in less memory."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from maml_jax.meta_gradient import MODES, gradient
 
 PREFIX = [0.3, {"w": 0.2, "b": 0.5}, 0.1]
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0, eps_root=1e-6))
-# name: inner_lr for S steps, other arguments
+# by name: inner_lr for S steps, other arguments
 SETTINGS = {
     "number": (lambda steps: 0.5, {}),
     "prefix": (lambda steps: PREFIX, {}),
@@ -32,7 +32,7 @@ SETTINGS = {
 
 
 def meta_gradient(mode, inner_lr, num_steps, metrics_weight=0.0, **kwargs):
-    """Gradient in the parameters and the inner rates, meta-batch of 2, under jit."""
+    """Differentiates in the parameters and the inner rates, for a meta-batch of 2, under jit."""
     params = mlp_params(jax.random.key(0))
     tasks = classification_task(jax.random.key(1), num_tasks=2)
 
@@ -41,7 +41,7 @@ def meta_gradient(mode, inner_lr, num_steps, metrics_weight=0.0, **kwargs):
             loss, metrics = meta_loss(
                 cross_entropy, params, task, inner_lr, num_steps, mode=mode, **kwargs
             )
-            # Metrics of the inner steps may be part of what is differentiated, too.
+            # The differentiated value may include metrics of the inner steps.
             inner = jnp.sum(metrics["support"]["size"]) + jnp.sum(metrics["support"]["loss"])
             return loss + metrics_weight * inner
 
@@ -73,8 +73,8 @@ def test_exact_modes_agree_in_all_settings(setting, x64):
 
 
 @pytest.mark.accelerator
-def test_first_order_differs_where_the_curvature_matters(x64):
-    """The test problem is not one on which any mode would pass."""
+def test_first_order_differs_on_the_test_problem(x64):
+    """The curvature matters on the test problem, so that not every mode passes."""
     exact = meta_gradient("reverse", 0.5, 3)[0]
     first = meta_gradient("first_order", 0.5, 3)[0]
     largest = max(
@@ -85,8 +85,8 @@ def test_first_order_differs_where_the_curvature_matters(x64):
 
 
 @pytest.mark.accelerator
-def test_what_the_loss_closes_over_is_differentiated(x64):
-    """A learned loss: its own parameters get a gradient through the inner steps in every mode."""
+def test_values_that_the_loss_closes_over_are_differentiated(x64):
+    """The parameters of a learned loss have a gradient through the inner steps in every mode."""
     x, y = jnp.linspace(-1, 1, 5), jnp.arange(5.0)
     labels = jnp.array([0, 1, 0, 1, 1])
 
@@ -107,7 +107,7 @@ def test_what_the_loss_closes_over_is_differentiated(x64):
 
 
 def test_the_support_batch_is_differentiated(x64):
-    """Data set distillation: the gradient in the support inputs, beside integer labels."""
+    """Data set distillation: a gradient in the support inputs, beside integer labels."""
     params = mlp_params(jax.random.key(0), (3, 5, 4))
     task = classification_task(jax.random.key(1))
 
@@ -122,14 +122,14 @@ def test_the_support_batch_is_differentiated(x64):
 
 
 def test_the_meta_loss_in_forward_mode():
-    """The one thing that mixed mode does not do is refused; the others do it."""
+    """Mixed mode refuses forward-mode differentiation; the other modes support it."""
     loss = lambda p, b: (jnp.sum(jnp.sin(p)), {})
     fn = lambda mode: lambda p: meta_loss(loss, p, Task(0.0, 0.0), 0.1, mode=mode)[0]
     p = jnp.ones(2)
     np.testing.assert_allclose(jax.jacfwd(fn("remat"))(p), jax.grad(fn("mixed"))(p), rtol=1e-6)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jacfwd(fn("mixed"))(p)
-    # Differentiating the meta-gradient once more is fine in every mode.
+    # Every mode supports differentiating the meta-gradient once more.
     hessian = lambda mode: jax.jacfwd(jax.grad(fn(mode)))(p)
     np.testing.assert_allclose(hessian("mixed"), hessian("reverse"), rtol=1e-5)
 
@@ -140,7 +140,7 @@ def test_gradient_refuses_an_unknown_mode():
 
 
 def wide_report(num_steps, modes):
-    """Memory for a network whose activations outweigh its parameters."""
+    """Reports memory for a network whose activations outweigh its parameters."""
     sizes = (16, 64, 64, 1)
     params = mlp_params(jax.random.key(0), sizes, jnp.float32)
 
@@ -201,7 +201,7 @@ def test_the_report_names_the_mode_that_fits(available, fitting, advice):
     assert re.search(advice, sentence)
 
 
-def test_advice_is_of_the_modes_that_were_asked_for():
+def test_advice_is_limited_to_the_requested_modes():
     only = {"remat": REPORT["remat"]}
     assert fitting_modes(only, 10**9) == ("remat",)
     assert "fit" not in format_memory_report(only)

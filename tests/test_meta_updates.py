@@ -1,6 +1,6 @@
-"""The outer step of meta-reinforcement learning, and the training around it.
+"""The outer step of meta-reinforcement learning, and the training loop.
 
-What is compiled is shared: one TRPO step of one problem serves most tests.
+Most tests share one compiled TRPO step of one problem.
 """
 
 import functools
@@ -44,7 +44,7 @@ def compiled(update):
 
 
 def gradient_of(problem):
-    """`(params, tasks) -> ((mean loss, mean divergence), gradient)`."""
+    """Returns `(params, tasks) -> ((mean loss, mean divergence), gradient)`."""
 
     def mean_loss(params, tasks):
         losses, metrics = jax.vmap(problem.learner.loss, (None, 0))(params, tasks)
@@ -55,7 +55,7 @@ def gradient_of(problem):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A problem, parameters, and tasks of it."""
+    """A problem, its parameters, and tasks."""
     problem = small_problem()
     params = problem.init(KEY)
     return problem, params, draw(problem, params)
@@ -68,7 +68,7 @@ def gradient(drawn):
 
 @pytest.fixture(scope="module")
 def step(drawn):
-    """`(params, tasks) -> (params, state, metrics)` by TRPO."""
+    """TRPO's step, `(params, tasks) -> (params, state, metrics)`."""
     return compiled(trpo(drawn[0], conjugate_steps=4))
 
 
@@ -76,7 +76,7 @@ def step(drawn):
 
 
 def test_trpo_step(drawn, step, gradient):
-    """The gradient is that of the meta-loss; the step improves, and keeps to its bound."""
+    """The gradient is that of the meta-loss; the step reduces the loss within its bound."""
     problem, params, tasks = drawn
     new, _, metrics = step(params, tasks)
     assert metrics["accepted"]
@@ -91,8 +91,8 @@ def test_trpo_step(drawn, step, gradient):
         trpo(problem, products="natural")
 
 
-def test_steps_that_were_not_taken_change_no_step(drawn, step):
-    """Whatever stands behind an episode's end: the masks reach the curvature and the divergence."""
+def test_steps_after_an_episodes_end_do_not_matter(drawn, step):
+    """The masks of these steps reach the curvature and the divergence, too."""
     _, params, tasks = drawn
     dead = jnp.arange(HORIZON)[:, None] >= 3
 
@@ -107,13 +107,15 @@ def test_steps_that_were_not_taken_change_no_step(drawn, step):
             alive=samples.alive & ~dead,
         )
 
-    found = [step(params, Task(tasks.support, cut(tasks.query, filling))) for filling in (0.1, 3.0)]
-    assert found[0][2]["accepted"]
-    assert_trees_close(found[0][0], found[1][0], 1e-4)
-    assert_trees_close(found[0][2], found[1][2], 1e-3)
+    result = [
+        step(params, Task(tasks.support, cut(tasks.query, filling))) for filling in (0.1, 3.0)
+    ]
+    assert result[0][2]["accepted"]
+    assert_trees_close(result[0][0], result[1][0], 1e-4)
+    assert_trees_close(result[0][2], result[1][2], 1e-3)
 
 
-def test_no_signal_no_step(drawn, step):
+def test_no_step_without_a_signal(drawn, step):
     _, params, tasks = drawn
     support, query = (x._replace(advantages=jnp.zeros_like(x.advantages)) for x in tasks)
     new, _, metrics = step(params, Task(support, query))
@@ -122,7 +124,7 @@ def test_no_signal_no_step(drawn, step):
 
 
 def test_products_are_of_full_precision(drawn):
-    """On accelerators, whose default is less: every product of the outer step says so."""
+    """Every product of the outer step sets its precision: accelerators default to less."""
     problem, params, tasks = drawn
 
     def precisions(jaxpr):
@@ -144,7 +146,7 @@ def test_products_are_of_full_precision(drawn):
 
 
 def test_batching_and_subsamples(drawn, step):
-    """And the outer loss that a problem names is the one that is used."""
+    """Also checks that the update uses the problem's outer loss."""
     problem, params, tasks = drawn
     one = step(params, tasks)
     doubled = problem._replace(
@@ -161,7 +163,7 @@ def test_batching_and_subsamples(drawn, step):
     assert some[2]["accepted"]
     moved = [ravel_pytree(x[0])[0] - ravel_pytree(params)[0] for x in (one, some)]
     cosine = jnp.vdot(*moved) / jnp.linalg.norm(moved[0]) / jnp.linalg.norm(moved[1])
-    assert 0.3 < cosine < 0.999  # another curvature, of the same kind
+    assert 0.3 < cosine < 0.999  # another estimate of the curvature
 
 
 # Masks, and gradient steps
@@ -171,7 +173,7 @@ MASK = {"mean": {"Dense_0": False, "Dense_1": True}, "log_std": True}
 
 
 def test_a_mask_keeps_parameters_bit_for_bit(drawn, gradient):
-    """And TRPO solves in the subspace of the others: the step is no part of the whole one."""
+    """TRPO solves in the subspace of the other parameters: its step differs from the full one."""
     problem, params, tasks = drawn
     whole = gradient(params, tasks)[1]
     free = {**whole, "mean": whole["mean"]["Dense_1"]}
@@ -190,7 +192,7 @@ def test_a_mask_keeps_parameters_bit_for_bit(drawn, gradient):
 
 
 def test_surrogate_update(drawn):
-    """Two steps on the problem's own outer loss, the clipped surrogate."""
+    """Two steps on the problem's outer loss, the clipped surrogate."""
     problem, params, tasks = drawn
     problem = problem._replace(outer_loss=surrogate(problem.policy, clip=0.05))
     new, _, metrics = compiled(surrogate_update(problem, optax.sgd(0.1), num_epochs=2))(
@@ -213,7 +215,7 @@ def test_surrogate_update(drawn):
 
 @pytest.fixture(scope="module")
 def trained(drawn):
-    """State and metrics after one meta-step on several devices."""
+    """The state and metrics after one meta-step on several devices."""
     problem, params, _ = drawn
     update = trpo(problem, conjugate_steps=4)
     mesh = task_mesh(TASKS, jax.devices()[:TASKS])
@@ -222,7 +224,7 @@ def trained(drawn):
 
 
 def test_devices_agree(drawn, step, trained):
-    """With one step of one device on the same tasks."""
+    """Several devices give the step of one device on the same tasks."""
     problem, params, _ = drawn
     key = jax.random.fold_in(jax.random.key(3), 0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(TASKS))
@@ -246,7 +248,7 @@ def test_a_meta_step_reports(trained):
 
 
 def test_recurrent_policies_adapt():
-    """By gradient steps; TRPO, which takes long to compile, is traced."""
+    """By gradient steps; TRPO, which compiles slowly, is only traced."""
     policy = recurrent_policy(2, 2, 6)
     problem = reinforcement_problem(navigation(horizon=6), policy, num_episodes=4, inner_lr=0.5)
     params = problem.init(KEY)
@@ -267,12 +269,12 @@ def test_evaluation_plays_new_episodes_after_each_update():
         adaptation_returns, problem, num_updates=2, num_episodes=4, monitor=watch
     )
     evaluate = make_evaluate_fn(returns)
-    found = evaluate(params, tasks, 0.5).per_task
-    assert found["return"].shape == (3, 3)
-    assert found["rewards"].shape == (3, 3, HORIZON, 4)
-    np.testing.assert_allclose(found["rewards"].sum(2).mean(-1), found["return"], rtol=1e-5)
-    assert len(np.unique(found["actions"])) == found["actions"].size
+    result = evaluate(params, tasks, 0.5).per_task
+    assert result["return"].shape == (3, 3)
+    assert result["rewards"].shape == (3, 3, HORIZON, 4)
+    np.testing.assert_allclose(result["rewards"].sum(2).mean(-1), result["return"], rtol=1e-5)
+    assert len(np.unique(result["actions"])) == result["actions"].size
     still = evaluate(params, tasks, 0.0).per_task
     np.testing.assert_allclose(still["d"], 0.0)
-    np.testing.assert_array_equal(found["actions"][:, 0], still["actions"][:, 0])
-    assert not np.allclose(found["d"][:, 1], 0.0)
+    np.testing.assert_array_equal(result["actions"][:, 0], still["actions"][:, 0])
+    assert not np.allclose(result["d"][:, 1], 0.0)

@@ -1,4 +1,4 @@
-"""The navigation experiment, end to end on a small scale."""
+"""The navigation experiment, end to end at a small scale."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ SMALL = {
     "hidden_sizes": (8,),
     "validate_every": 2,
     "validation_tasks": 4,
-    "eval_tasks": 4,  # as for validation, whose programs it shares
+    "eval_tasks": 4,  # as many as for validation, to share its programs
     "eval_episodes": 3,
     "eval_updates": 1,
     "tuning_tasks": 4,
@@ -41,21 +41,21 @@ def finished(tmp_path_factory):
 
 
 def test_all_methods_are_evaluated_after_each_update(finished):
-    workdir, found = finished
+    workdir, result = finished
     for name in ("config.json", "metrics.jsonl", "results.json", "figure.png", "evaluation.npz"):
         assert (workdir / name).stat().st_size > 0
     steps = {}
-    for row in found["rows"]:
+    for row in result["rows"]:
         assert (row["setting"], row["metric"]) == ("2D navigation", "return")
         assert row["mean"] < 0
         assert row["num_tasks"] == 4
         steps.setdefault(row["method"], set()).add(row["gradient_steps"])
     assert steps == {name: {0} if name == "oracle" else {0, 1} for name in SMALL["methods"]}
-    rates = {row["method"]: row.get("inner_lr") for row in found["rows"]}
+    rates = {row["method"]: row.get("inner_lr") for row in result["rows"]}
     assert rates["maml"] == 0.1
     assert rates["oracle"] is None
     assert rates["pretrained"] in (0.1, 0.5)
-    assert "random initialisation" in tables.group_table([found])
+    assert "random initialisation" in tables.group_table([result])
 
 
 def test_diagnostics_are_logged(finished):
@@ -95,7 +95,7 @@ def test_policies_can_be_given_away(finished):
 
 
 def test_members_may_differ_in_step_sizes():
-    """Traced and lowered, not compiled: stages take them as arguments of their programs."""
+    """Traces and lowers without compiling: step sizes are arguments of the stages' programs."""
     config = navigation.Config(**{**SMALL, "methods": ("maml",)})
     swept = {"inner_lr": (0.1, 0.2), "max_kl": (0.01, 0.02)}
     everyone = members.make_members(config, 0, 1, swept)
@@ -108,14 +108,14 @@ def test_members_may_differ_in_step_sizes():
 
 
 @pytest.mark.parametrize(("update", "name"), [("trpo", "meta_lr"), ("ppo", "max_kl")])
-def test_values_that_the_outer_step_does_not_use_make_no_members(update, name):
+def test_values_without_effect_on_the_outer_step_make_no_members(update, name):
     settings = navigation.Config(**{**SMALL, "meta_update": update})
     message = f"--{name} takes one value with --meta_update={update}, .*received 0.1,0.2"
     with pytest.raises(ConfigError, match=message):
         members.make_members(settings, 0, swept={name: (0.1, 0.2)})
 
 
-def test_first_order_is_named_apart():
+def test_first_order_has_a_separate_name():
     config = navigation.Config(**{**SMALL, "meta_gradient": "first_order"})
     assert config.trained == ("first_order", "pretrained", "random", "oracle")
     (stage, *_others) = navigation.EXPERIMENT.stages(config)
@@ -126,7 +126,7 @@ def test_first_order_is_named_apart():
     assert twice.trained == ("first_order", "pretrained", "random", "oracle")
 
 
-def test_the_presets_are_the_papers():
+def test_the_presets_equal_the_papers_settings():
     config = navigation.Config()
     assert (config.num_tasks, config.num_episodes, config.inner_steps) == (20, 20, 1)
     assert (config.inner_lr, config.max_kl) == (0.1, 0.01)
@@ -149,7 +149,7 @@ def test_other_updates_and_policies_are_made():
 
 
 def test_step_sizes_of_the_evaluation():
-    """Alpha as in meta-training, half of it afterwards."""
+    """Alpha of meta-training first, half of it afterwards."""
     rates = evaluation.update_rates(navigation.Config(), 0.1)
     np.testing.assert_allclose(rates, [0.1, 0.05, 0.05, 0.05])
     rates = evaluation.update_rates(navigation.Config(inner_steps=2), 0.1)
@@ -157,7 +157,7 @@ def test_step_sizes_of_the_evaluation():
     assert evaluation.update_rates(navigation.Config(), 0.1, count=0).shape == (0,)
 
 
-def test_runs_that_may_not_be_compared_have_other_settings():
+def test_incomparable_runs_have_different_settings():
     names = {
         navigation.setting(navigation.Config(**fields))
         for fields in (
@@ -178,7 +178,7 @@ def test_impossible_settings_are_refused():
         navigation.Config(inner_steps=0)
 
 
-def test_a_policy_that_does_not_fit_is_a_sentence(monkeypatch):
+def test_an_impossible_policy_is_an_error_message(monkeypatch):
     unfit = gaussian_policy(3, 2, (4,))
     monkeypatch.setattr(config_lib.Config, "make_policy", lambda config, env: unfit)
     env = navigation.make_environment(navigation.Config())
@@ -186,7 +186,7 @@ def test_a_policy_that_does_not_fit_is_a_sentence(monkeypatch):
         config_lib.make_problem(navigation.Config(), env, "maml")
 
 
-def test_a_step_size_with_which_episodes_blow_up_is_not_chosen():
+def test_a_step_size_with_non_finite_episodes_is_not_selected():
     settings = navigation.Config(tuning_rates=(0.1, 1e30))
 
     def returns_of(params, tasks, key, rates):
@@ -196,8 +196,8 @@ def test_a_step_size_with_which_episodes_blow_up_is_not_chosen():
     assert evaluation.tuned(settings, returns_of, None, None) == 0.1
 
 
-def test_evaluations_are_shared_by_members():
-    """What may be swept is an argument of their programs."""
+def test_members_share_evaluation_programs():
+    """Values that may be swept are arguments of the programs."""
     from experiments.meta_rl import returns
 
     config = navigation.Config(**SMALL)

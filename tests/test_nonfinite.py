@@ -1,4 +1,4 @@
-"""A loss, a gradient or a parameter that is not finite is named at its step and task."""
+"""Errors name the step and the task of a non-finite loss, gradient or parameter."""
 
 import functools
 
@@ -25,7 +25,7 @@ from maml_jax.task_gradients import sum_gradient
 
 
 def root_loss(p, x):
-    """Its value at x = 0 is finite, its derivative there is not."""
+    """Has a finite value and a non-finite derivative at x = 0."""
     return jnp.sqrt(x * jnp.sum(p**2)), {}
 
 
@@ -34,7 +34,7 @@ def linear_loss(p, batch):
     return jnp.mean((x @ p - y) ** 2), {}
 
 
-# optax.adam divides by the square root of a second moment, which is 0 for a feature that is 0.
+# optax.adam's derivative divides by the root of the second moment, 0 for a feature that is 0.
 ADAM_INSIDE = functools.partial(
     meta_loss, linear_loss, inner_lr=1.0, num_inner_steps=1, inner_optimizer=optax.adam(0.01)
 )
@@ -45,7 +45,7 @@ def step(theta, tasks, task_loss, optimizer, **options):
 
 
 def features(key, num_tasks, zero_in=()):
-    """Linear regression; tasks `zero_in` have a feature that is always 0."""
+    """Draws linear regression; tasks `zero_in` have a feature that is always 0."""
     x = jax.random.normal(key, (num_tasks, 4, 2))
     for task in zero_in:
         x = x.at[task, :, 1].set(0.0)
@@ -54,20 +54,20 @@ def features(key, num_tasks, zero_in=()):
 
 
 @pytest.mark.parametrize("batching", ["vmap", "scan", 2])
-def test_each_task_of_a_gradient_is_judged_by_itself(batching):
+def test_each_tasks_gradient_is_checked_separately(batching):
     x = jnp.array([1.0, 0.0, 2.0, jnp.inf, 1.0])
-    found = sum_gradient(root_loss, jnp.ones(3), x, batching)
-    np.testing.assert_array_equal(found.nonfinite, [False, True, False, True, False])
-    np.testing.assert_array_equal(np.isfinite(found.losses), [True, True, True, False, True])
+    result = sum_gradient(root_loss, jnp.ones(3), x, batching)
+    np.testing.assert_array_equal(result.nonfinite, [False, True, False, True, False])
+    np.testing.assert_array_equal(np.isfinite(result.losses), [True, True, True, False, True])
 
 
-def test_where_no_task_is_to_run_again_all_of_its_chunk_are_named():
+def test_without_a_repeated_run_all_tasks_of_the_chunk_are_named():
     x = jnp.array([1.0, 1.0, 0.0, 2.0, 1.0])
-    found = sum_gradient(root_loss, jnp.ones(3), x, 2, single_out=False)
-    np.testing.assert_array_equal(found.nonfinite, [False, False, True, True, False])
+    result = sum_gradient(root_loss, jnp.ones(3), x, 2, single_out=False)
+    np.testing.assert_array_equal(result.nonfinite, [False, False, True, True, False])
 
 
-def test_an_optimizer_inside_that_has_no_derivative_is_named_by_its_task():
+def test_an_inner_optimizer_without_a_derivative_is_reported_at_its_task():
     tasks = features(jax.random.key(0), 5, zero_in=(2, 3))
     *_, metrics = step(jnp.ones(2), tasks, ADAM_INSIDE, optax.adam(0.1))
     assert np.isfinite(metrics["loss"])
@@ -83,7 +83,7 @@ def test_an_optimizer_inside_that_has_no_derivative_is_named_by_its_task():
 
 
 def sample_root(params, key, bad_key):
-    """Task 6 of step 2 is bad: its key is the one that is handed over."""
+    """Task 6 of step 2 is bad; its key is an argument."""
     same = jnp.all(jax.random.key_data(key) == bad_key)
     x = jnp.where(same, 0.0, 1.0)
     return Task(x, x)
@@ -92,7 +92,7 @@ def sample_root(params, key, bad_key):
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("num_steps", [3, 4])
 def test_the_step_of_a_dispatch_and_its_task_are_named(num_devices, num_steps):
-    """In a dispatch's last step, too, and on whatever device the task is."""
+    """Also in a dispatch's last step, and on any device."""
     optimizer = optax.sgd(0.01)
     root = lambda params, task: root_loss(params, task.query)
     train = make_train_fn(
@@ -110,7 +110,7 @@ def test_the_step_of_a_dispatch_and_its_task_are_named(num_devices, num_steps):
     check_finite(jax.tree.map(lambda x: x[:2], metrics))
 
 
-def test_a_run_among_several_is_named():
+def test_a_member_among_several_is_named():
     optimizer = optax.sgd(0.01)
     root = lambda params, task: root_loss(params, task.query)
     one = make_train_fn(
@@ -126,7 +126,7 @@ def test_a_run_among_several_is_named():
         check_finite(metrics)
 
 
-def test_parameters_that_a_step_alone_makes_infinite():
+def test_parameters_that_only_the_step_makes_infinite():
     tasks = Task(jnp.ones(3), jnp.ones(3))
     root = lambda params, task: root_loss(params, task.query)
     *_, metrics = step(jnp.ones(2), tasks, root, optax.sgd(jnp.inf))
@@ -137,7 +137,7 @@ def test_parameters_that_a_step_alone_makes_infinite():
         check_finite(metrics, first_step=5)
 
 
-def test_an_optimizer_that_skips_what_is_not_finite_keeps_its_say():
+def test_an_optimizer_may_skip_non_finite_gradients():
     optimizer = optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5)
     tasks = features(jax.random.key(0), 3, zero_in=(1,))
     after, _, metrics = step(jnp.ones(2), tasks, ADAM_INSIDE, optimizer)
@@ -148,8 +148,8 @@ def test_an_optimizer_that_skips_what_is_not_finite_keeps_its_say():
 
 @pytest.mark.parametrize("batching", ["vmap", "scan", 32])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_gradients_are_added_up_in_float32(batching, dtype):
-    """2,048 tasks whose gradients are 1, and losses and metrics whose sum leaves float16."""
+def test_half_precision_gradients_are_summed_in_float32(batching, dtype):
+    """2,048 tasks with gradients of 1, and losses and metrics whose sums overflow float16."""
     count = 2048
     loss = lambda p, task: (p["w"] + task.query, {"large": 100 + task.query})
     tasks = Task(jnp.zeros(count, dtype), jnp.zeros(count, dtype))

@@ -1,4 +1,4 @@
-"""Several members in one program, on devices of their own: the same as each member alone."""
+"""Several members in one program, on separate devices, equal each member alone."""
 
 import functools
 
@@ -46,7 +46,7 @@ def trainer(mesh, inner_lr=0.1, **options):
 
 
 def states(count):
-    """The states of `count` seeds."""
+    """Makes the states of `count` seeds."""
     each = [
         init(mlp_params(jax.random.key(seed), (3, 8, 4), dtype()), update(), seed)
         for seed in range(count)
@@ -59,7 +59,7 @@ def of_member(tree, index):
 
 
 def alone(all_states, index, inner_lr=0.1):
-    """The state and metrics of a member by itself on one device."""
+    """Returns the state and metrics of a member that trains alone on one device."""
     train = trainer(task_mesh(TASKS, jax.devices()[:1]), inner_lr)
     return jax.device_get(train(of_member(all_states, index)))
 
@@ -73,7 +73,7 @@ def alone(all_states, index, inner_lr=0.1):
         pytest.param(3, 4, (1, 4), True, marks=pytest.mark.slow),
     ],
 )
-def test_each_member_is_as_alone(members, devices, shape, one_by_one, x64):
+def test_each_member_equals_a_separate_run(members, devices, shape, one_by_one, x64):
     mesh = member_mesh(members, TASKS, jax.devices()[:devices])
     assert mesh.devices.shape == shape
     train = over_members(trainer(mesh), one_by_one=one_by_one)
@@ -82,7 +82,7 @@ def test_each_member_is_as_alone(members, devices, shape, one_by_one, x64):
     assert collectives(text)["all-reduce"] == reduces
     once, _, kept = train(states(members))
     assert kept.all()
-    twice, metrics, _ = train(once)  # the second call takes what the first gave
+    twice, metrics, _ = train(once)  # the second call continues from the first
     assert metrics["loss"].shape == (members, STEPS)
     for index in (0, members - 1):
         first, _ = alone(states(members), index)
@@ -93,8 +93,8 @@ def test_each_member_is_as_alone(members, devices, shape, one_by_one, x64):
         assert_trees_close(of_member(twice.params, index), expected.params, 1e-10)
 
 
-def test_members_with_values_and_one_that_diverges():
-    """Rates are traced; the member with an absurd one keeps its state, the other goes on."""
+def test_members_with_swept_values_and_one_that_diverges():
+    """Rates are traced; a member that diverges keeps its state, and the other trains on."""
     mesh = member_mesh(2, TASKS, jax.devices()[:1])
     train = over_members(trainer(mesh), lambda values: trainer(mesh, inner_lr=values["inner_lr"]))
     before = jax.device_get(states(2))
@@ -118,7 +118,7 @@ def test_one_member_runs_the_program_of_one():
     np.testing.assert_array_equal(metrics["loss"][0], losses["loss"])
 
 
-def test_each_member_has_data_beside_what_all_share():
+def test_each_member_has_data_beside_the_shared_data():
     def draw(params, key, shared, row):
         return Task(row + shared, row + shared)
 
@@ -139,7 +139,7 @@ def test_each_member_has_data_beside_what_all_share():
     [
         (1, 25, (1, 5)),
         (8, 25, (8, 1)),
-        (3, 25, (1, 5)),  # more devices than 3 x 1
+        (3, 25, (1, 5)),  # more devices than the 3 x 1 in use
         (4, 32, (4, 2)),
         (6, 4, (2, 4)),
         (7, 11, (7, 1)),

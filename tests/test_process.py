@@ -1,4 +1,4 @@
-"""The process of a run: what compiling takes, and how its CPU is laid out."""
+"""The process of a run: compile time, the CPU's devices and threads, and memory."""
 
 import os
 import subprocess
@@ -34,8 +34,8 @@ def timer(monkeypatch):
 def test_pieces_that_nest_or_overlap_count_once(timer):
     assert timer(1.0, 2.0) == 1.0
     assert timer(3.0, 4.0) == 2.0
-    assert timer(0.0, 5.0) == 5.0  # holds both
-    assert timer(4.0, 7.0) == 7.0  # began in another thread before the last one ended
+    assert timer(0.0, 5.0) == 5.0  # contains both
+    assert timer(4.0, 7.0) == 7.0  # began in another thread before the previous one ended
     assert timer(8.0, 9.0) == 8.0
     assert timer(9.0, 20.0, event="/jax/another/event") == 8.0
 
@@ -48,7 +48,7 @@ def test_pieces_that_nest_or_overlap_count_once(timer):
         ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=4 --b=2"}, 4),
     ],
 )
-def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected):
+def test_the_users_layout_is_kept(monkeypatch, variables, expected):
     for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -61,7 +61,7 @@ def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected)
 
 
 @pytest.mark.parametrize(
-    ("told", "small", "expected"),
+    ("user_flags", "small", "expected"),
     [
         ("", True, "--xla_cpu_experimental_ynn_fusion_type="),
         ("--a=1", True, "--a=1 --xla_cpu_experimental_ynn_fusion_type="),
@@ -70,18 +70,18 @@ def test_the_users_own_layout_is_left_as_it_is(monkeypatch, variables, expected)
         ("flags.txt", True, None),
     ],
 )
-def test_small_kernels_are_xlas_own(monkeypatch, told, small, expected):
-    """But where the user says otherwise, or names a file of flags."""
+def test_small_kernels_use_xlas_emitter(monkeypatch, user_flags, small, expected):
+    """Unless the user sets the flag or names a file of flags."""
     monkeypatch.setattr(jaxlib.version, "__version_info__", (0, 10, 2))
-    monkeypatch.setenv("XLA_FLAGS", told)
+    monkeypatch.setenv("XLA_FLAGS", user_flags)
     process.lay_out_cpu(None, None, small)
-    assert os.environ["XLA_FLAGS"] == (told if expected is None else expected)
+    assert os.environ["XLA_FLAGS"] == (user_flags if expected is None else expected)
 
 
 @pytest.mark.parametrize(
     ("version", "has"), [((0, 9, 2), 0), ((0, 10, 0), 1), ((0, 11, 2), 1), ((0, 12, 0), 0)]
 )
-def test_no_flag_that_xla_may_not_have(monkeypatch, version, has):
+def test_no_flag_for_an_xla_that_may_lack_it(monkeypatch, version, has):
     monkeypatch.setattr(jaxlib.version, "__version_info__", version)
     monkeypatch.setenv("XLA_FLAGS", "")
     process.lay_out_cpu(None, None, True)
@@ -89,8 +89,8 @@ def test_no_flag_that_xla_may_not_have(monkeypatch, version, has):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_the_system_refuses_memory_that_there_is_not():
-    """Rather than end the process when it is used."""
+def test_the_system_refuses_more_memory_than_it_has():
+    """It would otherwise kill the process once the memory is used."""
     code = (
         "import numpy as np\n"
         "from experiments.core import process\n"
@@ -113,7 +113,7 @@ def test_the_system_refuses_memory_that_there_is_not():
     assert done.stdout == "refused\n", done.stderr
 
 
-def test_arrays_are_measured_before_they_are_made(monkeypatch):
+def test_arrays_are_measured_before_they_are_allocated(monkeypatch):
     monkeypatch.setattr(process, "available_memory", lambda: 1000)
     monkeypatch.setattr(process, "free_swap", lambda: 0)
     shapes = {"w": jax.ShapeDtypeStruct((5, 5), "float64"), "b": jax.ShapeDtypeStruct((50,), "f4")}

@@ -1,4 +1,4 @@
-"""The recipes of docs/networks.md give the meta-gradient of a loop that is written by hand."""
+"""The recipes in docs/networks.md give the meta-gradient of a hand-written loop."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "networks.md"
 
 @pytest.fixture(scope="module")
 def page():
-    """What the page's code defines."""
+    """Returns the names that the page's code defines."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names = {"__name__": "page"}
     exec(compile("\n".join(blocks), PAGE.name, "exec"), names)
@@ -40,7 +40,7 @@ def test_batch_norm_and_dropout(name, page):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     assert sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(gradient)) > 1e-2
 
-    # Dropout differs between steps, and statistics are those of the batch at hand.
+    # Dropout differs between steps; statistics are those of the current batch.
     batch = jax.tree.map(lambda x: x[0], task.support)
     losses = [loss_fn(params, (*batch[:2], key))[0] for key in task.support[2]]
     assert len(set(map(float, losses))) == steps

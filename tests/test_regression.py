@@ -27,8 +27,10 @@ class TestSinusoids:
         assert 4.9 < x.max() <= 5
         assert not np.intersect1d(tasks.support.inputs[0], tasks.query.inputs[0]).size
         informed = sinusoid_problem(mlp(3, 1), 7, 3, informed=True).sample
-        told = jax.vmap(lambda k: informed(None, k))(jax.random.split(jax.random.key(0), 500))
-        x, amplitude, phase = np.moveaxis(np.asarray(told.support.inputs), -1, 0)
+        tasks_with_inputs = jax.vmap(lambda k: informed(None, k))(
+            jax.random.split(jax.random.key(0), 500)
+        )
+        x, amplitude, phase = np.moveaxis(np.asarray(tasks_with_inputs.support.inputs), -1, 0)
         assert 0.1 <= amplitude.min() < 0.2
         assert 4.9 < amplitude.max() <= 5.0
         assert 0 <= phase.min() < 0.05
@@ -66,7 +68,7 @@ class TestNetworks:
         params = mlp(1, 1).init(jax.random.key(0))
         assert num_parameters(params) == 1761
 
-    def test_is_what_it_says(self):
+    def test_values_and_structure(self):
         network = mlp(2, 3, (5,), activation=jnp.tanh)
         params = network.init(jax.random.key(0))
         x = jax.random.normal(jax.random.key(1), (4, 6, 2))
@@ -92,7 +94,7 @@ class TestNetworks:
 
 
 class TestMatmul:
-    """The product that has its own lowering is the plain product, derivatives and all."""
+    """The product with a special lowering equals the plain one, derivatives included."""
 
     A = jax.random.normal(jax.random.key(0), (5, 3))
     B = jax.random.normal(jax.random.key(1), (3, 4))
@@ -102,7 +104,7 @@ class TestMatmul:
         check_grads(lambda a, b: jnp.sin(matmul(a, b)), (a, b), order=2, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (2, 1)])
-    def test_every_way_to_batch(self, axes):
+    def test_all_batchings(self, axes):
         shape = lambda x, axis: x if axis is None else jnp.stack([x, 2 * x, -x], axis)
         a, b = shape(self.A, axes[0]), shape(self.B, axes[1])
 
@@ -119,8 +121,8 @@ class TestMatmul:
     def test_two_task_axes(self):
         a = jnp.stack([self.A, -self.A])[None] * jnp.arange(3.0)[:, None, None, None]
         b = jnp.stack([self.B, 2 * self.B])[None] * jnp.ones((3, 1, 1, 1))
-        found = jax.vmap(jax.vmap(matmul))(a, b)
-        np.testing.assert_allclose(found, a @ b, rtol=1e-5, atol=1e-6)
+        result = jax.vmap(jax.vmap(matmul))(a, b)
+        np.testing.assert_allclose(result, a @ b, rtol=1e-5, atol=1e-6)
 
     def test_incompatible_shapes(self):
         with pytest.raises(TypeError, match=r"\(2, 3\) and \(2, 3\)"):
@@ -128,7 +130,7 @@ class TestMatmul:
 
 
 class TestBaselines:
-    def test_multi_task_loss_takes_all_points(self):
+    def test_multi_task_loss_uses_all_points(self):
         task = Task(
             Examples(jnp.array([[1.0]]), jnp.array([[1.0]])),
             Examples(jnp.array([[2.0], [3.0]]), jnp.array([[0.0], [0.0]])),
@@ -136,7 +138,7 @@ class TestBaselines:
         loss, _ = baselines.multi_task_loss(mean_squared_error(lambda p, x: p * x))(1.0, task)
         np.testing.assert_allclose(loss, (0 + 4 + 9) / 3)
 
-    def test_tuning_picks_the_smallest_error_and_survives_divergence(self):
+    def test_tuning_selects_the_smallest_error_and_survives_divergence(self):
         curve = lambda rate: jnp.where(
             rate > 0.5, jnp.nan, jnp.array([9.0, 1.0, 1.0]) * (rate - 0.1) ** 2
         )
@@ -146,7 +148,7 @@ class TestBaselines:
 
     @pytest.mark.parametrize("regularizer", baselines.REGULARIZERS)
     def test_single_task_networks_by_hand(self, regularizer):
-        """Two linear networks y = w x: errors and penalties worked out on paper."""
+        """Two linear networks y = w x: errors and penalties by hand."""
         network = type(mlp(1, 1))(init=lambda key: None, apply=lambda w, x: w * x)
         w = jnp.array([1.0, 3.0])
         points = Examples(jnp.ones((2, 1, 1)), jnp.zeros((2, 1, 1)))
@@ -155,12 +157,12 @@ class TestBaselines:
         penalty = {"none": 0.0, "l2": 0.5 * (1 + 9), "to_mean": 0.5 * (1 + 1)}[regularizer]
         np.testing.assert_allclose(loss, 1 + 9 + penalty)
         np.testing.assert_allclose(metrics["mse"], 5.0)
-        # The mean is a target, not something to be moved.
+        # The mean is a target and is not differentiated.
         gradient = jax.grad(lambda w: task_loss(w, Task((), points))[0])(w)
         pull = {"none": [0, 0], "l2": [1, 3], "to_mean": [-1, 1]}[regularizer]
         np.testing.assert_allclose(gradient, 2 * np.array([1, 3]) + np.array(pull))
 
-    def test_each_network_gets_points_of_its_own_function(self):
+    def test_each_network_receives_points_of_one_function(self):
         functions = sinusoid.Sinusoid(jnp.array([1.0, 3.0]), jnp.array([0.0, 1.0]))
         task = baselines.sample_single_task_batches(6)(None, jax.random.key(0), functions)
         x, y = np.asarray(task.query.inputs), np.asarray(task.query.targets)

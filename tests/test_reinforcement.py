@@ -1,4 +1,4 @@
-"""Policies, rollouts and environments: what is recorded."""
+"""Policies, rollouts and environments."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ KEY = jax.random.key(0)
 
 
 def counter(ends_at=(3, 5), horizon=6, reward=lambda t: 1.0, blow_up=None):
-    """An environment that counts steps; the task says when the episode ends."""
+    """Makes an environment that counts steps; the task is the step at which the episode ends."""
 
     def state(t, task, done):
         return State(
@@ -75,7 +75,7 @@ def play(env, task, episodes=4, key=KEY, policy=None):
 # Distributions
 
 
-def test_gaussian_sums_over_the_actions_elements():
+def test_the_gaussian_sums_over_the_elements_of_an_action():
     from jax.scipy.stats import norm
 
     one = Gaussian(jnp.array([0.3, -1.0]), jnp.log(jnp.array([0.5, 2.0])))
@@ -101,7 +101,7 @@ def test_categorical():
 
 @pytest.mark.parametrize("make", [gaussian_policy, categorical_policy, recurrent_policy])
 @pytest.mark.accelerator
-def test_unroll_is_act_repeated(make, full_precision):
+def test_unroll_equals_repeated_act(make, full_precision):
     policy = make(3, 2)
     params = policy.init(KEY)
     observations = jax.random.normal(KEY, (5, 4, 3))
@@ -114,12 +114,12 @@ def test_unroll_is_act_repeated(make, full_precision):
                 np.testing.assert_allclose(a, b[t, episode], rtol=1e-4, atol=1e-6)
 
 
-def test_log_std_has_a_floor():
+def test_log_std_has_a_lower_bound():
     policy = gaussian_policy(2, 2, (4,))
     params = policy.init(KEY)
     params["log_std"] = jnp.full(2, -100.0)
-    found, _ = policy.act(params, jnp.zeros(2), ())
-    np.testing.assert_allclose(found.log_std, np.log(1e-6), rtol=1e-6)
+    result, _ = policy.act(params, jnp.zeros(2), ())
+    np.testing.assert_allclose(result.log_std, np.log(1e-6), rtol=1e-6)
     with pytest.raises(ValueError, match="initial_std must be above"):
         gaussian_policy(2, 2, initial_std=0.0)
 
@@ -132,10 +132,10 @@ def test_alive_until_the_end_and_no_step_after_it():
     np.testing.assert_array_equal(t.alive[:, 0], [True, True, True, False, False, False])
     np.testing.assert_array_equal(t.rewards[:, 0], [1, 1, 1, 0, 0, 0])
     np.testing.assert_array_equal(t.returns, [3, 3, 3, 3])
-    assert t.observations.shape == (6, 4, 2)  # exactly four episodes of six steps, no reset
+    assert t.observations.shape == (6, 4, 2)  # exactly four episodes of six steps, without reset
 
 
-def test_what_is_not_finite_ends_the_episode_and_is_counted():
+def test_non_finite_values_end_the_episode_and_are_counted():
     t = play(counter(blow_up=2), jnp.asarray(5))
     np.testing.assert_array_equal(t.alive[:, 0], [True, True, False, False, False, False])
     np.testing.assert_array_equal(t.rewards[:, 0], [1, 0, 0, 0, 0, 0])
@@ -200,12 +200,12 @@ def test_navigation(full_precision):
         navigation("speed")
 
 
-def test_an_oracle_is_told_the_task_and_feedback_the_last_step():
+def test_an_oracle_observes_the_task_and_feedback_the_last_step():
     goal = jnp.array([0.2, -0.4])
     env = informed(navigation(horizon=4))
-    seen = play(env, goal).observations
+    recorded = play(env, goal).observations
     assert env.num_observations == 4
-    np.testing.assert_allclose(seen[..., 2:], jnp.broadcast_to(goal, seen[..., 2:].shape))
+    np.testing.assert_allclose(recorded[..., 2:], jnp.broadcast_to(goal, recorded[..., 2:].shape))
     env = with_feedback(navigation(horizon=4))
     t = play(env, goal)
     np.testing.assert_allclose(t.observations[1:, :, 2:4], t.actions[:-1], rtol=1e-6)
@@ -248,7 +248,7 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"actions of shape \(2,\).*received \(3,\)"):
         check_environment(env, gaussian_policy(2, 3, (4,)))
     unsummed = policy._replace(unroll=lambda p, x: policy.unroll(p, x[0]))
-    with pytest.raises(ValueError, match="one number an action"):
+    with pytest.raises(ValueError, match="one number per action"):
         check_environment(env, unsummed)
     with pytest.raises(ValueError, match="received"):
         reinforcement_problem(env, gaussian_policy(2, 3, (4,)), num_episodes=2)

@@ -1,4 +1,4 @@
-"""Meta-reinforcement learning: arguments that cannot be right end in a sentence, and parts fit."""
+"""Meta-reinforcement learning: impossible arguments and mismatched parts are refused."""
 
 import functools
 import math
@@ -83,7 +83,7 @@ def test_problems(options, message):
     refused(lambda: problem_of(**options), message)
 
 
-def test_estimation_is_one():
+def test_estimation_is_an_estimation():
     refused(lambda: problem_of(estimation=0.99), "estimation must be an Estimation", TypeError)
     t = jax.jit(play)()
     refused(lambda: to_samples(t, Estimation(NAN)), "discount must be .*; received nan")
@@ -121,21 +121,21 @@ def test_surrogates():
     refused(lambda: surrogate(POLICY, NAN), "clip must be a number above 0")
     refused(lambda: surrogate_update(PROBLEM, 1e-3), "optimizer must be an optax", TypeError)
     for make in (trpo, lambda problem: surrogate_update(problem, adam)):
-        refused(lambda m=make: m(PROBLEM.as_problem), "what reinforcement_problem", TypeError)
+        refused(lambda m=make: m(PROBLEM.as_problem), "come from reinforcement_problem", TypeError)
         of_batch = PROBLEM._replace(outer_loss=lambda params, samples: (samples.advantages, {}))
         state = init(PROBLEM.init(KEY), make(of_batch), 0)
         train = make_train_fn(of_batch.sample, make(of_batch), num_tasks=1, num_meta_steps=1)
         refused(lambda t=train, s=state: t.lower(s), "outer_loss must return a scalar loss")
 
 
-def test_states_of_another_kind():
+def test_states_of_another_structure():
     policy = gaussian_policy(2, 2, (5,))
     adam = surrogate_update(PROBLEM, optax.adam(1e-3))
     train = make_train_fn(PROBLEM.sample, adam, num_tasks=1, num_meta_steps=1)
     other = init(PROBLEM.init(KEY), trpo(PROBLEM), 0)
     refused(lambda: train.lower(other), "state.update_state must have the structure.*init")
     for update in (adam, trpo(PROBLEM)):
-        # `sample` acts by these parameters, which have other sizes but the right structure.
+        # `sample` acts with these parameters, which have the right structure and other sizes.
         train = make_train_fn(PROBLEM.sample, update, num_tasks=1, num_meta_steps=1)
         other = init(policy.init(KEY), update, 0)
         message = r"state.params\['mean'\].* must have shape \(4,\).*\(5,\)"
@@ -203,17 +203,18 @@ def discrete_environment(step):
     return Environment(lambda key: jnp.arange(3.0), reset, step, 1, 3, 2, lambda task: task)
 
 
-def test_discrete_environments_need_no_policy_to_be_checked():
+def test_discrete_environments_are_checked_without_a_policy():
     check_environment(bandit(3))
     check_environment(discrete_environment(lambda s, a: s._replace(reward=s.inner[a])))
-    by_value = lambda s, a: s._replace(reward=jnp.where(a == 0, 1.0, 0.0))  # of 3 rewards, if [3]
+    # This reward would have 3 elements if the action had shape [3].
+    by_value = lambda s, a: s._replace(reward=jnp.where(a == 0, 1.0, 0.0))
     check_environment(discrete_environment(by_value))
     wrong = discrete_environment(lambda s, a: s._replace(reward=s.inner[a][None]))
     with pytest.raises(ValueError, match=r"neither continuous.*nor discrete.*must have shape"):
         check_environment(wrong)
 
 
-def test_actions_that_do_not_fit():
+def test_mismatched_actions():
     several = memoryless_policy(POLICY.init, lambda p, x: Categorical(jnp.zeros((*x.shape, 5))))
     with pytest.raises(
         ValueError, match=r"one at a time, integers of shape \(\); received.*\(2,\)"
@@ -221,7 +222,7 @@ def test_actions_that_do_not_fit():
         check_environment(ENV, several)
     four = categorical_policy(1, 4, (2,))
     with pytest.raises(ValueError, match=r"between the environment's 3 actions.*\(4,\)"):
-        check_environment(bandit(3), four)  # the fourth would be taken for the third
+        check_environment(bandit(3), four)  # the fourth action would become the third
     with pytest.raises(ValueError, match=r"continuous actions of shape \(2,\)"):
         check_environment(ENV, categorical_policy(2, 2, (4,)))  # would move both coordinates
     with pytest.raises(ValueError, match="step failed on an action of type float32"):
@@ -235,7 +236,7 @@ def test_actions_that_do_not_fit():
         check_environment(ENV, counts)
 
 
-def test_images_are_to_be_flattened():
+def test_images_must_be_flattened():
     def reset(key, task):
         return State(jnp.zeros((8, 8, 3)), jnp.zeros(()), jnp.zeros((), bool), ())
 
@@ -250,5 +251,5 @@ def test_images_are_to_be_flattened():
 def test_an_oracle_needs_a_vector():
     for features in (lambda task: task[0], lambda task: {"goal": task}):
         bad = ENV._replace(task_features=features)
-        with pytest.raises(ValueError, match="task_features must give one vector"):
+        with pytest.raises(ValueError, match="task_features must return one vector"):
             informed(bad)

@@ -1,4 +1,4 @@
-"""Advantages and losses: what is estimated from recorded episodes, against exact meta-gradients."""
+"""Advantages and losses of recorded episodes, compared with exact meta-gradients."""
 
 import itertools
 
@@ -35,69 +35,69 @@ from maml_jax.types import Task
 
 def test_discounted_returns_by_hand():
     rewards = jnp.array([[1.0], [2.0], [3.0]])
-    found = advantages_lib.discounted_returns(rewards, 0.5)
-    np.testing.assert_allclose(found[:, 0], [2.75, 3.5, 3.0])
+    result = advantages_lib.discounted_returns(rewards, 0.5)
+    np.testing.assert_allclose(result[:, 0], [2.75, 3.5, 3.0])
 
 
 @pytest.mark.accelerator
 def test_generalized_advantages_by_hand():
     rewards, values = jnp.array([[1.0], [2.0], [0.0]]), jnp.array([[0.5], [1.0], [9.0]])
     alive = jnp.array([[True], [True], [False]])
-    found = advantages_lib.generalized_advantages(rewards, values, alive, 0.5, 0.5)
-    errors = [1.0 + 0.5 * 1.0 - 0.5, 2.0 - 1.0]  # after the episode's end the value is 0
-    np.testing.assert_allclose(found[:, 0], [errors[0] + 0.25 * errors[1], errors[1], 0.0])
+    result = advantages_lib.generalized_advantages(rewards, values, alive, 0.5, 0.5)
+    errors = [1.0 + 0.5 * 1.0 - 0.5, 2.0 - 1.0]  # the value after the episode's end is 0
+    np.testing.assert_allclose(result[:, 0], [errors[0] + 0.25 * errors[1], errors[1], 0.0])
     whole = advantages_lib.generalized_advantages(rewards, values, alive, 0.5, 1.0)
     returns = advantages_lib.discounted_returns(rewards, 0.5)
     np.testing.assert_allclose(whole[:2], (returns - values)[:2], rtol=1e-6)
 
 
 def test_a_time_limit_cannot_be_bootstrapped():
-    """The baseline is fitted to returns that end there: its value of what follows is none."""
+    """The baseline is fitted to returns that end there, and does not value later steps."""
     with pytest.raises(TypeError, match="bootstrap"):
         Estimation(bootstrap=True)
 
 
-def test_normalized_over_the_steps_that_were_taken():
+def test_normalized_over_the_steps_before_the_end():
     values = jnp.array([[1.0, 2.0], [3.0, 50.0]])
     alive = jnp.array([[True, True], [True, False]])
-    found = advantages_lib.normalized(values, alive)
-    assert found[1, 1] == 0
-    taken = np.asarray(found)[np.asarray(alive)]
+    result = advantages_lib.normalized(values, alive)
+    assert result[1, 1] == 0
+    taken = np.asarray(result)[np.asarray(alive)]
     np.testing.assert_allclose([taken.mean(), taken.std()], [0.0, 1.0], atol=1e-6)
 
 
 @pytest.mark.accelerator
-def test_baseline_is_a_ridge_regression_on_the_steps_that_were_taken(full_precision):
+def test_the_baseline_is_a_ridge_regression_on_the_steps_before_the_end(full_precision):
     env, policy = navigation(horizon=20), gaussian_policy(2, 2, (8,))
     t = rollout(env, policy, policy.init(KEY), jnp.array([0.3, 0.2]), KEY, 8)
     alive = t.alive.at[10:, 3].set(False)
     returns = advantages_lib.discounted_returns(t.rewards, 0.9)
-    found = advantages_lib.fit_baseline(t.observations, returns.at[10:, 3].set(1e6), alive)
+    result = advantages_lib.fit_baseline(t.observations, returns.at[10:, 3].set(1e6), alive)
     table = np.asarray(advantages_lib.features(t.observations), np.float64)[np.asarray(alive)]
     targets = np.asarray(returns, np.float64)[np.asarray(alive)]
     ridge = advantages_lib.RIDGE * np.eye(table.shape[1])
     expected = table @ np.linalg.solve(table.T @ table + ridge, table.T @ targets)
-    got = np.asarray(advantages_lib.predict(found, t.observations))[np.asarray(alive)]
+    got = np.asarray(advantages_lib.predict(result, t.observations))[np.asarray(alive)]
     np.testing.assert_allclose(got, expected, atol=2e-3)
     explained = 1 - np.var(targets - expected) / np.var(targets)
-    np.testing.assert_allclose(found.explained_variance, explained, atol=1e-3)
-    np.testing.assert_allclose(found.ridge, 1e-5)
+    np.testing.assert_allclose(result.explained_variance, explained, atol=1e-3)
+    np.testing.assert_allclose(result.ridge, 1e-5)
 
 
 def test_features():
-    seen = jnp.array([[[20.0, -3.0]], [[0.5, 0.0]]])
-    found = advantages_lib.features(seen)
-    np.testing.assert_allclose(found[0, 0], [10, -3, 100, 9, 0, 0, 0, 1])
-    np.testing.assert_allclose(found[1, 0], [0.5, 0, 0.25, 0, 0.01, 1e-4, 1e-6, 1], rtol=1e-6)
+    observed = jnp.array([[[20.0, -3.0]], [[0.5, 0.0]]])
+    result = advantages_lib.features(observed)
+    np.testing.assert_allclose(result[0, 0], [10, -3, 100, 9, 0, 0, 0, 1])
+    np.testing.assert_allclose(result[1, 0], [0.5, 0, 0.25, 0, 0.01, 1e-4, 1e-6, 1], rtol=1e-6)
 
 
 def test_ridge_grows_until_the_factorisation_succeeds():
-    gram = jnp.diag(jnp.array([1.0, -5e-4]))  # indefinite: rounding can do that
+    gram = jnp.diag(jnp.array([1.0, -5e-4]))  # indefinite, as rounding can make it
     weights, ridge = advantages_lib._solve(gram, jnp.ones(2))
     np.testing.assert_allclose(ridge, 1e-3, rtol=1e-5)
     assert np.isfinite(weights).all()
     weights, _ = advantages_lib._solve(jnp.diag(jnp.array([1.0, -5.0])), jnp.ones(2))
-    np.testing.assert_array_equal(weights, 0)  # hopeless: no baseline, rather than NaN
+    np.testing.assert_array_equal(weights, 0)  # no ridge suffices: no baseline, rather than NaN
 
 
 # Losses
@@ -105,7 +105,7 @@ def test_ridge_grows_until_the_factorisation_succeeds():
 
 @pytest.fixture(scope="module")
 def recorded():
-    """A problem, parameters and a task of it."""
+    """A problem, its parameters and a task."""
     policy = gaussian_policy(2, 2, (8,), activation=jnp.tanh)
     problem = reinforcement_problem(navigation(horizon=10), policy, num_episodes=4)
     params = problem.init(KEY)
@@ -157,7 +157,7 @@ def test_clipped_surrogate_stops_at_its_bound():
     samples = Samples(
         one, one * 2, one[..., 0], one[..., 0] > 0, Gaussian(one * 0, one * 0), metrics={}
     )
-    far = jnp.array([1.0])  # ratio exp(1.5): out of bounds, and better for being so
+    far = jnp.array([1.0])  # ratio exp(1.5): beyond the bound, in the direction of improvement
     loss, slope = jax.value_and_grad(lambda p: surrogate(policy, 0.2)(p, samples)[0])(far)
     np.testing.assert_allclose(loss, -1.2, rtol=1e-6)
     np.testing.assert_array_equal(slope, 0.0)
@@ -167,9 +167,9 @@ def test_clipped_surrogate_stops_at_its_bound():
 
 
 def enumerated(env_horizon, policy, params, tables):
-    """All trajectories of a process as samples, each weighted by its probability.
+    """Makes samples of all trajectories of a process, weighted by their probabilities.
 
-    The weight goes into the advantages, so that means over these samples are exact expectations.
+    The weights multiply the advantages: means over these samples are exact expectations.
     """
     n, num_actions = tables.rewards.shape
     walks = itertools.product(
@@ -218,7 +218,7 @@ def linear_policy(n, num_actions):
 )
 @pytest.mark.accelerator
 def test_meta_gradient_against_the_exact_one(x64, horizon, n, form, exact):
-    """LVC and DiCE are exact on a bandit, DiCE alone on two time steps, the paper's form never."""
+    """LVC and DiCE are exact on a bandit, only DiCE on two time steps, the paper's form never."""
     policy, inner_lr = linear_policy(n, 3), 2.0
     params = policy.init(KEY)
     tables = random_tables(jax.random.key(3), n, 3)
@@ -233,12 +233,12 @@ def test_meta_gradient_against_the_exact_one(x64, horizon, n, form, exact):
     def exact_return(p):
         return expected_adapted_return(policy, p, tables, horizon, inner_lr)
 
-    found, expected = jax.grad(recorded_loss)(params), jax.grad(exact_return)(params) / horizon
-    error = np.abs(found + expected).max() / np.abs(expected).max()
+    result, expected = jax.grad(recorded_loss)(params), jax.grad(exact_return)(params) / horizon
+    error = np.abs(result + expected).max() / np.abs(expected).max()
     assert (error < 1e-9) == exact, error
 
 
-def test_exact_return_is_what_episodes_return():
+def test_the_exact_return_is_the_mean_return_of_episodes():
     tables = random_tables(jax.random.key(3), 2, 3)
     env = tabular(lambda key: tables, 2, 3, horizon=3)
     policy = linear_policy(2, 3)

@@ -1,4 +1,4 @@
-"""Reinforcement as a problem of the core: episodes are collected as adaptation replays them."""
+"""Reinforcement learning as a problem of the core: sampling adapts as the replay does."""
 
 import functools
 
@@ -29,9 +29,7 @@ def test_alpha_does_not_depend_on_the_number_of_tasks():
 
 
 def test_rates_for_each_step():
-    """As for `maml_jax.adapt`: the same where episodes are drawn, new ones for each step, and where
-    they are replayed.
-    """
+    """Sampling, replay and evaluation use each step's rate; each step has new episodes."""
     params = POLICY.init(KEY)
     rates = {"mean": jnp.array([0.5, 0.0]), "log_std": jnp.array([0.0, 0.25])}
     problem = problem_of(inner_lr=PerStep(rates), num_inner_steps=2)
@@ -55,12 +53,12 @@ def test_rates_for_each_step():
     )
     tasks = jnp.ones((1, 2)), KEY[None]
     spread = make_evaluate_fn(returns)(params, tasks, PerStep(rates)).per_task["log_std"][0]
-    np.testing.assert_array_equal(spread[0], spread[1])  # only the second update adapts it
+    np.testing.assert_array_equal(spread[0], spread[1])  # only the second update changes it
     assert np.any(spread[2] != spread[1])
 
 
-def test_what_is_replaced_holds_everywhere():
-    """In sampling, in adaptation and in the outer loss; outer losses: test_meta_updates.py."""
+def test_replaced_settings_apply_everywhere():
+    """In sampling, adaptation and the outer loss; for other outer losses: test_meta_updates.py."""
     params = POLICY.init(KEY)
     still = PROBLEM._replace(inner_lr=0.0, num_episodes=3)
     task = jax.jit(still.sample)(params, KEY)

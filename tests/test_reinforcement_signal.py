@@ -1,4 +1,4 @@
-"""What policies must not learn from: rounding, and episodes that blow up."""
+"""Policies must not learn from rounding, nor from episodes with non-finite values."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ KEY = jax.random.key(0)
 
 
 def episodes(rewards, alive=None, nonfinite=None):
-    """Recorded episodes with these rewards [H, E], at random observations."""
+    """Makes recorded episodes with these rewards [H, E] and random observations."""
     shape = rewards.shape
     alive = jnp.ones(shape, bool) if alive is None else alive
     nonfinite = jnp.zeros(shape[1], bool) if nonfinite is None else nonfinite
@@ -42,7 +42,7 @@ def episodes(rewards, alive=None, nonfinite=None):
 
 @jax.jit
 def advantages(rewards, discount, alive=None, nonfinite=None):
-    """With and without baseline, and with a baseline but not normalised."""
+    """Computes advantages with and without baseline, and with a baseline but not normalised."""
     t = episodes(rewards, alive, nonfinite)
     ways = ({}, {"use_baseline": False}, {"normalize": False}, {"gae_lambda": 0.9})
     return [to_samples(t, Estimation(discount, **way)).advantages for way in ways]
@@ -53,49 +53,50 @@ DTYPES = (jnp.float32, jnp.float64)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("horizon", [1, 1000])
-def test_equal_returns_are_no_signal_and_small_differences_are_one(horizon, dtype):
-    """Whatever the baseline makes of them: its misfit of a constant reward is up to 4 %."""
+def test_equal_returns_are_no_signal_and_small_differences_are(horizon, dtype):
+    """For all baselines: the error of their fit to a constant reward is up to 4 %."""
     with jax.enable_x64(dtype == jnp.float64):
         uniform = jax.random.uniform(KEY, (horizon, 6), dtype)
-        # Logits' probabilities add up to 1 but for a few roundings.
+        # The probabilities of logits sum to 1 within a few roundings.
         rounded = jnp.sum(jax.nn.softmax(jax.random.normal(KEY, (horizon, 6, 9), dtype)), -1)
         by_time = jnp.broadcast_to(uniform[:, :1], uniform.shape)
         assert horizon == 1 or jnp.any(rounded != 1.0)
         for scale, discount in itertools.product((1.0, 1e6, 1e-6, -1.0), (0.99, 1.0)):
             for same in (jnp.ones_like(uniform), rounded, by_time):
-                for found in advantages(scale * same, discount):
-                    np.testing.assert_array_equal(found, 0)
-            for found in advantages(scale * (1.0 + 1e-4 * uniform), discount):
-                assert found.dtype == dtype
-                assert np.std(found) > 0
+                for result in advantages(scale * same, discount):
+                    np.testing.assert_array_equal(result, 0)
+            for result in advantages(scale * (1.0 + 1e-4 * uniform), discount):
+                assert result.dtype == dtype
+                assert np.std(result) > 0
             normalized, plain, *_ = advantages(scale * (1.0 + 1e-4 * uniform), discount)
             np.testing.assert_allclose([np.std(normalized), np.std(plain)], 1.0, rtol=1e-3)
 
 
-def test_what_is_a_signal():
+def test_differences_that_are_a_signal():
     ones, lengths = jnp.ones((5, 3)), jnp.array([5, 5, 3])
     alive = jnp.arange(5)[:, None] < lengths
     has_signal = jax.jit(advantages_lib.has_signal)
     assert not has_signal(ones, jnp.ones((5, 3), bool), 0.9)
-    assert has_signal(jnp.where(alive, 1.0, 0.0), alive, 0.9)  # to live longer is worth something
-    one = ones[:, :1]  # an episode without another to compare it with
+    # A longer episode has a larger return.
+    assert has_signal(jnp.where(alive, 1.0, 0.0), alive, 0.9)
+    one = ones[:, :1]  # a single episode has nothing to compare with
     assert not has_signal(one, one > 0, 0.9)
     assert has_signal(one.at[2].set(1.001), one > 0, 0.9)
-    late = jnp.zeros((5, 3)).at[0, 1].set(1e-3).at[4].set(1e6)  # drowns in the return's rounding
+    late = jnp.zeros((5, 3)).at[0, 1].set(1e-3).at[4].set(1e6)  # below the rounding of the return
     assert not has_signal(late, jnp.ones((5, 3), bool), 1.0)
     early = jnp.zeros((5, 3)).at[4, 1].set(1e-3).at[0].set(1e6)
     assert has_signal(early, jnp.ones((5, 3), bool), 1.0)
 
 
-def test_plain_returns_stay_as_they_are():
-    """Without baseline and normalisation, where leaving some out would bias the gradient."""
+def test_plain_returns_are_unchanged():
+    """Without baseline and normalisation: dropping small ones would bias the gradient."""
     t = episodes(jnp.ones((3, 2)))
     plain = Estimation(1.0, use_baseline=False, normalize=False)
-    found = jax.jit(lambda: to_samples(t, plain).advantages)()
-    np.testing.assert_array_equal(found[:, 0], [3, 2, 1])
+    result = jax.jit(lambda: to_samples(t, plain).advantages)()
+    np.testing.assert_array_equal(result[:, 0], [3, 2, 1])
 
 
-def test_explained_variance_does_not_depend_on_the_rewards_unit():
+def test_explained_variance_does_not_depend_on_the_scale_of_rewards():
     rewards = jax.random.normal(KEY, (5, 4))
     estimate = jax.jit(lambda rewards: to_samples(episodes(rewards)))
     large, small = estimate(rewards), estimate(1e-6 * rewards)
@@ -109,8 +110,8 @@ def constant(env):
     return env._replace(step=step)
 
 
-def test_no_signal_no_advantages():
-    """Of a whole problem; that none give no step: test_meta_updates.py."""
+def test_no_advantages_without_a_signal():
+    """For a whole problem; test_meta_updates.py checks that there is then no step."""
     policy = gaussian_policy(2, 2, (4,))
     problem = reinforcement_problem(constant(navigation(horizon=4)), policy, num_episodes=3)
     task = jax.jit(problem.sample)(problem.init(KEY), KEY)
@@ -119,26 +120,26 @@ def test_no_signal_no_advantages():
         np.testing.assert_array_equal(samples.metrics["gradient_norm"], 0)
 
 
-# Episodes that blow up
+# Episodes with non-finite values
 
 
-def test_what_an_episode_that_blew_up_counts_as():
+def test_the_reward_of_a_non_finite_step():
     rewards = jnp.array([[-1.0, 5.0, 1.0], [-3.0, 0.0, 1.0], [2.0, 0.0, 1.0], [2.0, 0.0, 1.0]])
     alive = jnp.array([[True] * 3, [True] * 3, [True, False, True], [True, False, True]])
     blown = jnp.array([False, True, False])
-    found = credited(rewards, alive, blown, 0.5)
-    np.testing.assert_array_equal(found[:, [0, 2]], rewards[:, [0, 2]])
-    np.testing.assert_allclose(found[:, 1], [-3.0, -3.0 * (1.0 + 1.0 + 0.5 + 0.25), 0.0, 0.0])
+    result = credited(rewards, alive, blown, 0.5)
+    np.testing.assert_array_equal(result[:, [0, 2]], rewards[:, [0, 2]])
+    np.testing.assert_allclose(result[:, 1], [-3.0, -3.0 * (1.0 + 1.0 + 0.5 + 0.25), 0.0, 0.0])
     t = episodes(rewards, alive, blown)
     np.testing.assert_allclose(t.returns, [0.0, -3.0 * 5, 4.0])
     samples = jax.jit(to_samples)(t)
     np.testing.assert_allclose(samples.metrics["return"], (0.0 - 15.0 + 4.0) / 3, rtol=1e-6)
-    gains = jnp.abs(rewards)  # the least that going on can be worth is then nothing: its own end
+    gains = jnp.abs(rewards)  # the smallest value of continuing is then zero, at the end
     np.testing.assert_array_equal(credited(gains, alive, blown, 0.5)[:, 1], 0.0)
 
 
-def test_blowing_up_never_pays():
-    """Against every sound episode, from every step on: costs, gains, both; any discount."""
+def test_a_non_finite_episode_is_never_better():
+    """Compared with every finite episode, from every step: costs, gains, both; any discount."""
     rng = np.random.default_rng(0)
     worth = jax.jit(lambda *args: discounted_returns(credited(*args), args[-1]))
     for low, high, discount in itertools.product((-2.0, 0.5), (-0.1, 3.0), (0.0, 0.7, 1.0)):
@@ -151,27 +152,27 @@ def test_blowing_up_never_pays():
             rewards[lengths[blown] - 1, np.flatnonzero(blown)] = 0.0
             returns = np.asarray(worth(rewards, alive, blown, discount))
             for b, s in itertools.product(np.flatnonzero(blown), np.flatnonzero(~blown)):
-                both = alive[:, b]  # also where the sound one has come to its end: worth 0
+                both = alive[:, b]  # also after the end of the finite episode, with value 0
                 assert np.all(returns[both, b] <= returns[both, s] + 1e-5)
                 last = lengths[b] - 1
                 if rewards.min() < 0:
                     assert returns[last, b] < returns[last, s]
 
 
-def test_a_task_without_any_reward_has_no_return():
-    """The 0 that nothing adds up to would be the best that navigation has."""
+def test_a_task_without_rewards_has_no_return():
+    """A return of 0, the empty sum, would be navigation's best."""
     zeros, all_blown = jnp.zeros((4, 3)), jnp.ones(3, bool)
     at_reset, at_once = jnp.zeros((4, 3), bool), jnp.zeros((4, 3), bool).at[0].set(True)
     for alive in (at_reset, at_once):
         t = episodes(zeros, alive, all_blown)
         assert np.isnan(t.returns).all()
         np.testing.assert_array_equal(jax.jit(to_samples)(t).advantages, 0)
-    ended = episodes(zeros, at_reset)  # at its goal from the start
+    ended = episodes(zeros, at_reset)  # at the goal from the start
     np.testing.assert_array_equal(ended.returns, 0)
 
 
 def explosive(kind):
-    """Large actions give NaN: at once, where others cost 1; or after a large gain."""
+    """Large actions give NaN: at once, where other actions cost 1, or after a large gain."""
 
     def state(reward, limit, armed):
         observation = jnp.where(jnp.isnan(reward), jnp.nan, jnp.ones(1))
@@ -197,7 +198,7 @@ def explosive(kind):
 
 
 @pytest.mark.parametrize("kind", ["cost", pytest.param("gain", marks=pytest.mark.slow)])
-def test_trpo_learns_not_to_blow_up(kind):
+def test_trpo_learns_to_avoid_non_finite_states(kind):
     policy = gaussian_policy(1, 1, (4,))
     problem = reinforcement_problem(explosive(kind), policy, num_episodes=20, num_inner_steps=0)
     update = trpo(problem, max_kl=0.05, conjugate_steps=4)
@@ -207,12 +208,12 @@ def test_trpo_learns_not_to_blow_up(kind):
     share = np.asarray(metrics["after"]["nonfinite"])
     assert share[0] > 0.4
     assert share[-3:].mean() < 0.15
-    if kind == "cost":  # -6 for one that blew up, -5 for another
+    if kind == "cost":  # -6 for a non-finite episode, -5 for a finite one
         np.testing.assert_allclose(metrics["after"]["return"], -5.0 - share, rtol=1e-5)
     assert "% of the episodes after adaptation blew up" in check_episodes(metrics)
 
 
-def test_a_warning_long_before_all_episodes_are_gone():
+def test_a_warning_before_all_episodes_are_non_finite():
     def metrics(before, after):
         shares = {"before": before, "after": after}
         return {when: {"nonfinite": jnp.array([0.0, share])} for when, share in shares.items()}
@@ -223,14 +224,14 @@ def test_a_warning_long_before_all_episodes_are_gone():
         check_episodes(metrics(1.0, 0.5))
 
 
-def test_an_evaluation_counts_them_too():
+def test_an_evaluation_counts_non_finite_episodes():
     policy = gaussian_policy(1, 1, (4,))
     problem = reinforcement_problem(explosive("cost"), policy, num_episodes=20)
     evaluate = make_evaluate_fn(functools.partial(adaptation_returns, problem, num_updates=0))
     tasks = jnp.ones(2), jax.random.split(KEY, 2)
-    found = evaluate(policy.init(KEY), tasks, 0.1).per_task
-    assert np.all(found["nonfinite"] > 0)
-    np.testing.assert_allclose(found["return"], -5.0 - found["nonfinite"], rtol=1e-5)
-    # A task of which half blew up has no return: what they count as says nothing of the others.
+    result = evaluate(policy.init(KEY), tasks, 0.1).per_task
+    assert np.all(result["nonfinite"] > 0)
+    np.testing.assert_allclose(result["return"], -5.0 - result["nonfinite"], rtol=1e-5)
+    # A task with half of its episodes non-finite has no return, rather than a misleading one.
     half = {"return": jnp.array([-3.0, 0.0, -1.0]), "nonfinite": jnp.array([0.0, 0.5, 0.1])}
     np.testing.assert_array_equal(sound_returns(half), [-3.0, np.nan, -1.0])

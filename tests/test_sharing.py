@@ -210,4 +210,4 @@ def test_the_code_of_the_guide_runs(tmp_path, monkeypatch):
     np.testing.assert_allclose(names["before"], ours, rtol=1e-5, atol=1e-6)
     about = names["about"]
     for key in re.findall(r"`(\w+)`", re.findall(r"\| key of the JSON.*?\n\n", page, re.S)[0]):
-        assert key in about or key in ("protocols", "adapt", "results", "safetensors"), key
+        assert key in about or key in ("protocols", "adapt", "tasks"), key

@@ -1,4 +1,4 @@
-"""The soak: its schedule, its checks, a short one, and a long one of as many minutes as asked for.
+"""Tests the soak's schedule and checks, and runs a short soak, or a long one on request.
 
     MAML_JAX_SOAK_MINUTES=30 python -m pytest -n0 -s -m slow tests/test_soak.py
 
@@ -19,7 +19,7 @@ QUICK = [
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_schedule_has_every_kind_at_steps_that_increase(seed):
+def test_the_schedule_has_every_kind_at_increasing_steps(seed):
     plan = schedule(seed, 10, 1000)
     assert plan == schedule(seed, 10, 1000) != schedule(seed + 1, 10, 1000)
     assert {d.kind for d in plan} == set(KINDS)
@@ -31,7 +31,7 @@ def test_the_schedule_has_every_kind_at_steps_that_increase(seed):
     assert all(0 <= d.delay < 1 for d in plan)
 
 
-def test_a_schedule_that_does_not_fit_is_refused():
+def test_an_impossible_schedule_is_refused():
     with pytest.raises(ValueError, match="at least 5; received 4"):
         schedule(0, 4, 1000)
     with pytest.raises(ValueError, match="more meta-steps; received 5"):
@@ -39,7 +39,7 @@ def test_a_schedule_that_does_not_fit_is_refused():
 
 
 def samples(megabytes, files):
-    """One sample a step, of 90 steps, from functions of the step."""
+    """Makes a sample for each of 90 steps, from functions of the step."""
     return [Sample(step, megabytes(step), files(step)) for step in range(90)]
 
 
@@ -51,20 +51,20 @@ def samples(megabytes, files):
         (lambda s: 1000, lambda s: 9 + s // 30, [True, False]),
     ],
 )
-def test_growth_is_found_after_the_warm_up(megabytes, files, passed):
+def test_growth_after_the_warm_up_is_detected(megabytes, files, passed):
     assert [check.passed for check in soak.growth(samples(megabytes, files), 90)] == passed
 
 
-def test_what_is_half_written_is_found(tmp_path):
+def test_half_written_files_are_detected(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "checkpoints" / "maml-10.damaged").mkdir(parents=True)
     assert soak.left_behind(tmp_path, 1).passed
-    assert soak.left_behind(tmp_path, 0).found == "checkpoints/maml-10.damaged"
+    assert soak.left_behind(tmp_path, 0).outcome == "checkpoints/maml-10.damaged"
     (tmp_path / "checkpoints" / "maml" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert "20.orbax" in soak.left_behind(tmp_path, 1).found
+    assert "20.orbax" in soak.left_behind(tmp_path, 1).outcome
     (tmp_path / "checkpoints" / "maml" / "20.orbax-checkpoint-tmp").rmdir()
     (tmp_path / "results.json.tmp").touch()
-    assert soak.left_behind(tmp_path, 1).found == "results.json.tmp"
+    assert soak.left_behind(tmp_path, 1).outcome == "results.json.tmp"
     (tmp_path / "results.json.tmp").unlink()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
     assert not soak.left_behind(tmp_path, 1).passed
@@ -81,22 +81,22 @@ def test_the_newest_checkpoint_is_cut(tmp_path):
 
 def assert_passed(checks):
     for check in checks:
-        print(f"{check.what}: {check.found}")
+        print(f"{check.name}: {check.outcome}")
     assert [check for check in checks if not check.passed] == []
-    kinds = {check.what.partition(". ")[2].partition(" at step")[0] for check in checks}
+    kinds = {check.name.partition(". ")[2].partition(" at step")[0] for check in checks}
     assert set(KINDS) <= kinds
 
 
 @pytest.mark.slow
 def test_a_short_soak(tmp_path):
-    """Each disturbance once, on a small network; its checkpoints are larger than its logs."""
+    """Each disturbance once, on a small network whose checkpoints are larger than its logs."""
     pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
     line = [
         *(*QUICK, "--dataset=synthetic", "--num_filters=64", "--set=num_layers=2"),
         *("--image_size=14", "--num_ways=3", "--num_tasks=4", "--set=steps_per_call=10"),
         *("--eval_tasks=8", "--set=validation_tasks=8", "--set=validate_every=100"),
         *("--checkpoint_every_s=0.5", "--cpu_devices=1"),
-        f"--compilation_cache={tmp_path / 'programs'}",  # six starts of seven compile nothing
+        f"--compilation_cache={tmp_path / 'programs'}",  # only the first of seven starts compiles
     ]
     assert_passed(soak.soak(tmp_path / "soak", line, num_disturbances=5, steps=2000))
 
@@ -104,7 +104,7 @@ def test_a_short_soak(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(
     MINUTES is None,
-    reason="no MAML_JAX_SOAK_MINUTES; a short soak runs",
+    reason="MAML_JAX_SOAK_MINUTES is not set; a short soak runs instead",
 )
 @pytest.mark.timeout(24 * 3600)
 def test_a_long_soak(tmp_path):

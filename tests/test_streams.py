@@ -1,4 +1,4 @@
-"""Output that cannot be shown ends no command, and never gets into another file."""
+"""Lost output ends no command and is never written to another file."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ except OSError:
 
 
 def shell(tmp_path, redirected, **variables):
-    """Runs the script under a shell's redirections; what it wrote, and what was shown."""
+    """Runs the script under a shell's redirections; returns its file and its output."""
     path, script = tmp_path / "results", tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     line = f"{sys.executable} {script} {path} {redirected}"
@@ -54,7 +54,7 @@ def test_closed_streams(tmp_path, redirected):
     assert shell(tmp_path, redirected).returncode == 0
 
 
-def test_a_lost_output_is_said_once(tmp_path):
+def test_lost_output_is_reported_once(tmp_path):
     done = shell(tmp_path, "| head -1")
     expected = b"note: standard output cannot be written (Broken pipe); the run goes on."
     assert done.stderr.count(expected) == 1
@@ -63,7 +63,7 @@ def test_a_lost_output_is_said_once(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("redirected", ["> /dev/full", "> /dev/full 2>&1", "2> /dev/full"])
 def test_full_streams(tmp_path, redirected):
-    """A command whose output is all that it makes can ask whether it was shown."""
+    """A command whose only result is its output can check that it was written."""
     done = shell(tmp_path, redirected)
     assert done.returncode == (1 if redirected.startswith(">") else 0)
 

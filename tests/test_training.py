@@ -1,4 +1,4 @@
-"""Meta-training: every arrangement of the task axis, any number of devices, no retracing."""
+"""Meta-training: all batchings of the task axis, any number of devices, no retracing."""
 
 import functools
 
@@ -45,13 +45,13 @@ def start(seed=0):
 @pytest.mark.accelerator
 def test_batching_does_not_change_the_gradient(batching, x64):
     params = mlp_params(jax.random.key(0), (3, 8, 4))
-    tasks = classification_task(jax.random.key(1), num_tasks=5)  # 5: chunks of 2 and 3 have a rest
+    tasks = classification_task(jax.random.key(1), num_tasks=5)  # chunks of 2, 3 leave a rest
     fn = jax.jit(lambda b: sum_gradient(LOSS, params, tasks, b), static_argnums=0)
     assert_trees_close(fn(batching), fn("vmap"), 1e-12)
 
 
 def wide_sample(params, key):
-    """A task of 256 KB."""
+    """Draws a task of 256 KB."""
     x = jax.random.normal(key, (2, 256, 64, 2))
     return Task(x[0], x[1])
 
@@ -73,7 +73,7 @@ def wide_trainer(num_tasks, batching):
 
 
 @pytest.mark.parametrize("batching", ["scan", "vmap"])
-def test_a_loss_sees_jax_arrays_however_few_tasks_there_are(batching):
+def test_a_loss_receives_jax_arrays_for_any_number_of_tasks(batching):
     def loss(params, task):
         return jnp.sum(params * task["x"].at[0].set(1.0)), {"seen": jnp.sum(task["x"])}
 
@@ -85,31 +85,31 @@ def test_a_loss_sees_jax_arrays_however_few_tasks_there_are(batching):
         np.testing.assert_allclose(gradient, [[1.0, 1.0, 2.0], [2.0, 5.0, 7.0]][count - 1])
 
 
-def test_thousands_of_tasks_take_the_memory_of_a_chunk():
-    """4,096 tasks would take 512 MB a device, if they were drawn at once."""
+def test_thousands_of_tasks_need_the_memory_of_a_chunk():
+    """Drawn at once, 4,096 tasks would take 512 MB a device."""
     state = init(jnp.ones((64, 2)), optax.sgd(0.1), 0)
     program = jax.jit(wide_trainer(4096, 16)).lower(state).compile()
     assert program.memory_analysis().temp_size_in_bytes < 50e6
 
 
-def test_a_large_meta_batch_drawn_by_chunks_is_the_same(monkeypatch):
-    found = {}
+def test_drawing_a_large_meta_batch_by_chunks_does_not_change_it(monkeypatch):
+    result = {}
     for limit in (64, 0):
         monkeypatch.setattr(training, "DRAWN_AT_ONCE_MB", limit)
         state = init(jnp.ones((64, 2)), optax.sgd(0.1), 0)
-        found[limit] = jax.device_get(wide_trainer(12, 4)(state))
-    assert_trees_close(found[0][0].params, found[64][0].params, 1e-6)
-    np.testing.assert_allclose(found[0][1]["loss"], found[64][1]["loss"], rtol=1e-6)
+        result[limit] = jax.device_get(wide_trainer(12, 4)(state))
+    assert_trees_close(result[0][0].params, result[64][0].params, 1e-6)
+    np.testing.assert_allclose(result[0][1]["loss"], result[64][1]["loss"], rtol=1e-6)
 
 
-def test_map_tasks_is_vmap():
+def test_map_tasks_equals_vmap():
     xs = jnp.arange(6.0)
     for batching in ("vmap", "scan", 4):
         np.testing.assert_array_equal(map_tasks(lambda x: x**2, xs, batching), xs**2)
 
 
-def test_pieces_are_vmap():
-    """Under two vmaps, with an argument that one of them has not; 14 in pieces of 5, 5 and 4."""
+def test_in_pieces_equals_vmap():
+    """Under two vmaps, one without one of the arguments; 14 elements in pieces of 5, 5 and 4."""
 
     def fn(x, y):
         return {"product": x * y, "sum": x + y, "nothing": x[:0]}
@@ -120,8 +120,8 @@ def test_pieces_are_vmap():
     x, y = jnp.arange(28.0).reshape(7, 2, 2), jnp.arange(14.0).reshape(7, 2)
     expected = both(fn)(x, y)
     for at_most in (1, 5, 7, 100):
-        found = jax.jit(both(in_pieces(fn, at_most)))
-        assert_trees_close(found(x, y), expected, 0.0)
+        result = jax.jit(both(in_pieces(fn, at_most)))
+        assert_trees_close(result(x, y), expected, 0.0)
     text = str(jax.make_jaxpr(both(in_pieces(lambda x, y: x @ y, 5)))(x, y))
     assert text.count("scan") == 1
     assert "f32[2,5,2]" in text
@@ -143,7 +143,7 @@ def test_batching_names():
 
 
 def test_meta_step_by_hand(x64):
-    """Plain SGD on a quadratic: theta - lr * mean over tasks of the hand-derived gradient."""
+    """SGD on a quadratic: theta - lr times the mean over tasks of the gradient by hand."""
     loss = lambda p, c: (0.5 * jnp.sum((p - c) ** 2), {})
     support, query = jnp.array([[1.0], [3.0]]), jnp.array([[2.0], [-1.0]])
     optimizer = optax.sgd(0.1)
@@ -162,7 +162,7 @@ def test_meta_step_by_hand(x64):
 
 @pytest.fixture(scope="module")
 def ten_steps():
-    """Ten meta-steps on D devices in float64, compiled once for each D."""
+    """Runs ten meta-steps on D devices in float64; compiles once for each D."""
 
     @functools.cache
     def run(num_devices, num_steps=10, steps_per_draw=1):
@@ -178,8 +178,8 @@ def ten_steps():
             )
             state, metrics = start(), []
             for _ in range(10 // num_steps):
-                state, seen = train(state)
-                metrics.append(jax.device_get(seen))
+                state, recorded = train(state)
+                metrics.append(jax.device_get(recorded))
             metrics = jax.tree.map(lambda *x: np.concatenate(x), *metrics)
             return jax.device_get(state.params), metrics
 
@@ -225,8 +225,8 @@ def test_tasks_differ_between_steps_and_tasks(ten_steps):
 def test_one_all_reduce_and_no_other_collective():
     mesh = Mesh(np.array(jax.devices()[:4]), (TASK_AXIS,))
     train = make_train_fn(sample, UPDATE, num_tasks=8, num_meta_steps=3, mesh=mesh)
-    found = collectives(jax.jit(train).lower(start()).compile().as_text())
-    assert found == {name: int(name == "all-reduce") for name in COLLECTIVES}
+    result = collectives(jax.jit(train).lower(start()).compile().as_text())
+    assert result == {name: int(name == "all-reduce") for name in COLLECTIVES}
 
 
 @pytest.mark.accelerator
@@ -272,7 +272,7 @@ def test_seeds_train_under_vmap(full_precision):
 
 
 def test_an_outer_mask_keeps_parameters_bit_for_bit():
-    """What the mask leaves out stays, integers too; the rest moves as if it were alone."""
+    """Masked parameters, integers too, stay equal; the others move as if alone."""
     body, head = start().params
     params = {"body": body, "head": head, "count": jnp.array(7)}
     loss = lambda p, task: LOSS([p["body"], p["head"]], task)
@@ -289,7 +289,7 @@ def test_an_outer_mask_keeps_parameters_bit_for_bit():
 
 
 def test_learned_inner_rate_trains():
-    """Meta-parameters are any pytree: here the network and its inner rate together."""
+    """Meta-parameters may be any pytree: here the network and its inner learning rate."""
 
     def task_loss(meta, task):
         return meta_loss(cross_entropy, meta["params"], task, meta["inner_lr"])
@@ -344,12 +344,12 @@ def test_a_task_loss_without_metrics():
 
 
 class TestMesh:
-    def test_uses_as_many_devices_as_divide_the_tasks(self):
+    def test_uses_the_largest_number_of_devices_that_divides_the_tasks(self):
         assert task_mesh(25).size == 5
         assert task_mesh(32).size == 8
         assert task_mesh(7, jax.devices()[:4]).size == 1
 
-    def test_refuses_tasks_that_do_not_divide(self):
+    def test_refuses_indivisible_tasks(self):
         mesh = Mesh(np.array(jax.devices()[:4]), (TASK_AXIS,))
         with pytest.raises(ValueError, match="received 6 tasks for 4 devices"):
             make_train_fn(sample, UPDATE, num_tasks=6, num_meta_steps=1, mesh=mesh)
@@ -361,7 +361,7 @@ class TestMesh:
 
 
 class TestWrongUse:
-    def test_parameters_that_are_not_float(self):
+    def test_integer_parameters(self):
         with pytest.raises(TypeError, match=r"not floating point: \['count'\]"):
             init({"w": jnp.ones(2), "count": jnp.arange(2)}, UPDATE, 0)
 
@@ -380,8 +380,8 @@ class TestWrongUse:
             UPDATE.update(*start()[:2], Task(jnp.ones(3), jnp.ones(4)))
 
 
-def test_a_non_finite_loss_is_found_and_named():
-    """Task 2 has a target of NaN at meta-step 3 of the second dispatch."""
+def test_a_non_finite_loss_is_named():
+    """Task 2 of meta-step 3 in the second dispatch has a target of NaN."""
 
     def draw(params, key, poison):
         del params
@@ -391,13 +391,13 @@ def test_a_non_finite_loss_is_found_and_named():
     task_loss = functools.partial(meta_loss, loss, inner_lr=0.1)
     params, state = jnp.zeros(2), OPTIMIZER.init(jnp.zeros(2))
     step = jax.jit(gradient_update(task_loss, OPTIMIZER).update)
-    seen = []
+    recorded = []
     for i in range(5):
         poison = jnp.arange(4) == (2 if i == 3 else -1)
         tasks = jax.vmap(lambda p: draw(None, None, p))(poison)
         params, state, metrics = step(params, state, tasks)
-        seen.append(metrics)
-    metrics = jax.tree.map(lambda *x: jnp.stack(x), *seen)
+        recorded.append(metrics)
+    metrics = jax.tree.map(lambda *x: jnp.stack(x), *recorded)
     check_finite(jax.tree.map(lambda x: x[:3], metrics))
     with pytest.raises(
         NonFiniteError, match=r"meta-step 103: 1 task\(s\), the first of them task 2"

@@ -1,4 +1,4 @@
-"""The parts of a trust-region step: conjugate gradients, the line search, curvature products."""
+"""Parts of a trust-region step: conjugate gradients, line search, curvature products."""
 
 import jax
 import jax.numpy as jnp
@@ -14,36 +14,36 @@ def test_conjugate_gradients_solve_a_system(x64):
     a = jax.random.normal(KEY, (6, 6))
     matrix = a @ a.T + jnp.eye(6)
     target = jnp.arange(6.0)
-    found, residual = trust_region.conjugate_gradients(lambda v: matrix @ v, target, 6)
-    np.testing.assert_allclose(found, jnp.linalg.solve(matrix, target), rtol=1e-6)
+    result, residual = trust_region.conjugate_gradients(lambda v: matrix @ v, target, 6)
+    np.testing.assert_allclose(result, jnp.linalg.solve(matrix, target), rtol=1e-6)
     assert residual < 1e-6
 
 
 def test_line_search_shrinks_until_both_conditions_hold():
-    def score(x):  # lower to the left of 1; divergence grows with the step
+    def score(x):  # lower left of 1; the divergence grows with the step
         return jnp.sum((x - 1.0) ** 2), jnp.sum(x**2)
 
     start = jnp.zeros(1)
-    found = trust_region.line_search(score, start, -4.0 * jnp.ones(1), 1.0, 0.5, 0.5, 15)
-    np.testing.assert_allclose(found.params, 0.5)  # 4, 2: no better; 1: too far; 0.5
-    assert found.accepted
-    assert found.backtracks == 3
+    result = trust_region.line_search(score, start, -4.0 * jnp.ones(1), 1.0, 0.5, 0.5, 15)
+    np.testing.assert_allclose(result.params, 0.5)  # 4, 2: no better; 1: too far; 0.5
+    assert result.accepted
+    assert result.backtracks == 3
 
 
 @pytest.mark.parametrize("value", [jnp.inf, jnp.nan, 2.0])
 def test_line_search_restores_the_parameters(value):
     start = jnp.arange(3.0)
-    found = trust_region.line_search(
+    result = trust_region.line_search(
         lambda x: (jnp.asarray(value), jnp.zeros(())), start, jnp.ones(3), 1.0, 0.5, 0.8, 4
     )
-    np.testing.assert_array_equal(found.params, start)
-    assert not found.accepted
-    assert found.backtracks == 4
-    assert found.loss == 1.0
+    np.testing.assert_array_equal(result.params, start)
+    assert not result.accepted
+    assert result.backtracks == 4
+    assert result.loss == 1.0
 
 
 def test_a_divergence_that_is_nan_is_not_accepted():
-    found = trust_region.line_search(
+    result = trust_region.line_search(
         lambda x: (jnp.zeros(()), jnp.full((), jnp.nan)),
         jnp.zeros(2),
         jnp.ones(2),
@@ -52,7 +52,7 @@ def test_a_divergence_that_is_nan_is_not_accepted():
         0.8,
         3,
     )
-    np.testing.assert_array_equal(found.params, 0)
+    np.testing.assert_array_equal(result.params, 0)
 
 
 def multiplied(problem, params, tasks, vector, kind):
@@ -75,7 +75,7 @@ def multiplied(problem, params, tasks, vector, kind):
 
 
 def test_products_agree(x64):
-    """Gauss-Newton and exact to rounding; finite differences to the square of their step."""
+    """Gauss-Newton equals exact up to rounding; finite differences up to their squared step."""
     problem = small_problem()
     to_64 = lambda tree: jax.tree.map(
         lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
@@ -83,7 +83,7 @@ def test_products_agree(x64):
     params = to_64(problem.init(KEY))
     tasks = to_64(draw(problem, params))
     vector = jax.random.normal(KEY, ravel_pytree(params)[0].shape)
-    found = {k: multiplied(problem, params, tasks, vector, k) for k in trust_region.PRODUCTS}
-    scale = jnp.abs(found["exact"]).max()
-    assert jnp.abs(found["gauss_newton"] - found["exact"]).max() < 1e-6 * scale
-    assert jnp.abs(found["finite_differences"] - found["exact"]).max() < 1e-2 * scale
+    result = {k: multiplied(problem, params, tasks, vector, k) for k in trust_region.PRODUCTS}
+    scale = jnp.abs(result["exact"]).max()
+    assert jnp.abs(result["gauss_newton"] - result["exact"]).max() < 1e-6 * scale
+    assert jnp.abs(result["finite_differences"] - result["exact"]).max() < 1e-2 * scale

@@ -1,4 +1,4 @@
-"""Points that a user brings in a CSV file: numbers as people write them, or a sentence."""
+"""A user's CSV file of points: common spellings of numbers are read, others refused."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def read(tmp_path, text):
         ("x,y\n1,2,\n", "line 2: expected 2 cells"),
         ("x,y\n1_0,2\n", "line 2, column 'x': expected a number; received '1_0'"),
         ("x,y\n1,0x10\n", "expected a number; received '0x10'"),
-        ("x,y\n\u0661,2\n", "expected a number; received"),  # a digit of another script
+        ("x,y\n\u0661,2\n", "expected a number; received"),  # digits of another script
         ("x,y\n1,2e\n", "expected a number; received '2e'"),
         ("x,y\n1,--2\n", "expected a number; received '--2'"),
         ("x,y\n1,+-nan\n", "expected a number"),
@@ -35,17 +35,17 @@ def read(tmp_path, text):
         ("x,y\n1,\x1b[31m\n", r"received '\\x1b\[31m'"),
     ],
 )
-def test_rows_and_numbers_that_are_none(tmp_path, text, message):
+def test_invalid_rows_and_numbers(tmp_path, text, message):
     with pytest.raises(PointsError, match=message) as error:
         read(tmp_path, text)
     assert str(error.value).isprintable()
 
 
-def test_numbers_as_people_write_them(tmp_path):
+def test_common_spellings_of_numbers(tmp_path):
     text = "\ufeffx , y,note\n +1.,.5,a\n-2E+1,1e-3,b\n\n3,0,\n"
     np.testing.assert_allclose(read(tmp_path, text), [[1, 0.5], [-20, 0.001], [3, 0]])
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_paths_that_are_not_files_are_named(tmp_path):
     with pytest.raises(PointsError, match="cannot be read: Is a directory"):
         read_points(tmp_path, ("x",), at_least=1)

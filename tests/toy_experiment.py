@@ -1,4 +1,4 @@
-"""An experiment that compiles in no time: points on a line, with data, validation and a warning."""
+"""A small experiment that compiles fast: points on a line, with data, validation and a warning."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Config:
 
 
 def loss(params, target):
-    """Squared distance; the largest is a metric."""
+    """Returns the squared distance, and the largest coordinate as a metric."""
     return jnp.sum((params["w"] - target) ** 2), {"largest": jnp.max(jnp.abs(params["w"]))}
 
 
-def sample(params, key, centre, own):
-    """A target near a centre that all members share, and an offset of the member's."""
+def sample(params, key, centre, offset):
+    """Draws a target near a centre that all members share, shifted by the member's offset."""
     del params
-    target = centre + own + jax.random.normal(key, (3,))
+    target = centre + offset + jax.random.normal(key, (3,))
     return Task(target, target)
 
 
 @functools.lru_cache(maxsize=1)
 def score_fn(config):
-    """Minus the loss after an inner step; compiled once for all members."""
+    """Returns the negative loss after an inner step; compiled once for all members."""
     del config
     targets = jax.random.normal(jax.random.key(1_000_002), (4, 3))
 
@@ -62,11 +62,11 @@ def score_fn(config):
 
 PROBLEM = Problem(lambda key: {"w": jax.random.normal(key, (3,))}, sample, loss, loss)
 CENTRE = np.full((3,), 0.5, np.float32)
-EVENTS: list[str] = []  # what the runner called, in order
+EVENTS: list[str] = []  # the runner's calls, in order
 
 
 def make_stages(config: Config) -> list[Stage]:
-    """Two stages: one that validates, with data, and one that does not."""
+    """Makes two stages: one that validates, with data, and one that does not."""
     learner = algorithms.maml(PROBLEM, config.inner_lr)
     update = gradient_update(learner.loss, optax.sgd(config.meta_lr))
     shared = {
@@ -101,7 +101,7 @@ def make_stages(config: Config) -> list[Stage]:
 
 
 def evaluate(config: Config, seed: int, selections) -> Outcome:
-    """Distances from fixed points, before and after a step."""
+    """Measures distances from fixed points before and after a step."""
     del seed
     targets = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
     rows = []
@@ -116,7 +116,7 @@ def evaluate(config: Config, seed: int, selections) -> Outcome:
 
 
 def draw(path, results, arrays, metrics) -> None:
-    """No figure, but a file that says what it was drawn from."""
+    """Writes the inputs of the figure to a file."""
     path.write_text(f"{len(results['rows'])} {sorted(arrays)} {len(metrics)}")
 
 

@@ -1,1 +1,1 @@
-"""Other libraries beside ours: the same work, checked to be the same before it is timed."""
+"""Compares other libraries with this one: the same work, checked before it is timed."""

@@ -1,4 +1,4 @@
-"""Contenders beside ours, in one run: first that they compute what we do, then how fast."""
+"""Compares contenders with this library: first their meta-gradients, then their speed."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import Row, agreement, sample_in_turns, summarize
-from benchmarks.problems import Program, Setup
-from maml_jax.types import Params, is_float
+from benchmarks.problems import Program, Setup, cast_floats
+from maml_jax.types import Params
 
-# Of the largest element, in float64, where all agree to rounding. In float32, which is timed,
-# several inner steps amplify rounding to whatever the processor makes of it.
+# Relative to the largest element, in float64, where all agree to rounding. In float32, which is
+# timed, several inner steps amplify rounding by factors that depend on the processor.
 TOLERANCE = 1e-8
 
 Layout = Callable[[Params], list[np.ndarray]]
 
 
 class Reference(NamedTuple):
-    """What all contenders are handed, and what they have to give.
+    """Inputs of all contenders, and the results that are expected of them.
 
     Attributes:
-        params: in the contenders' layout.
-        tasks: with a leading axis of tasks.
-        loss: ours, the mean over tasks.
+        params: meta-parameters in the contenders' layout.
+        tasks: a meta-batch, with a leading axis of tasks.
+        loss: our mean loss over tasks.
         gradient: our meta-gradient, in the contenders' layout.
     """
 
@@ -37,13 +36,17 @@ class Reference(NamedTuple):
     gradient: list[np.ndarray]
 
 
-def reference(setup: Setup, layout: Layout, dtype: str) -> Reference:
-    """Tasks, parameters, and our loss and meta-gradient, in float32 or float64."""
+def make_reference(setup: Setup, layout: Layout, dtype: str) -> Reference:
+    """Computes our loss and meta-gradient of a meta-batch.
+
+    Args:
+        setup: the problem.
+        layout: converts parameters to the contenders' layout.
+        dtype: "float32" or "float64".
+    """
     tasks, params = setup.tasks(), setup.params()
     with jax.enable_x64(dtype == "float64"):
-        tasks, params = jax.tree.map(
-            lambda x: jnp.asarray(x, dtype) if is_float(x) else x, (tasks, params)
-        )
+        tasks, params = cast_floats((tasks, params), dtype)
         terms = jax.jit(setup.gradient)(params, tasks)
         gradient = jax.tree.map(lambda g: g / setup.num_tasks, terms.gradient)
         loss = float(terms.losses.mean())
@@ -51,7 +54,16 @@ def reference(setup: Setup, layout: Layout, dtype: str) -> Reference:
 
 
 def assert_agrees(name: str, check: Callable[[], Any], ours: Reference) -> None:
-    """Raises an AssertionError unless a contender gives our loss and meta-gradient in float64."""
+    """Checks that a contender's loss and meta-gradient in float64 are ours.
+
+    Args:
+        name: of the contender.
+        check: returns the contender's loss and meta-gradient.
+        ours: in float64.
+
+    Raises:
+        AssertionError: they differ by more than `TOLERANCE`.
+    """
     loss, gradient = check()
     np.testing.assert_allclose(loss, ours.loss, rtol=TOLERANCE, err_msg=name)
     scale = max(np.abs(g).max() for g in ours.gradient)
@@ -63,25 +75,25 @@ def compare(
     title: Callable[[str], str],
     program: Program,
     contenders: Mapping[str, Callable[[Reference], Any]],
-    references: Mapping[str, Reference],
+    reference: Callable[[str], Reference],
     rounds: int,
     seconds: float,
 ) -> Iterator[Row]:
-    """Times ours and every contender in turns; whether a contender's meta-gradient is ours.
+    """Times this library and every contender in turns, and checks the meta-gradients.
 
     Args:
-        title: of a contender, the name of its row.
-        program: ours, tasks drawn inside it.
-        contenders: by name a maker, `make(reference) -> (check, step)`.
-        references: of "float64", which is checked, and of "float32", which is timed.
-        rounds: samples of each.
-        seconds: about how long a sample takes.
+        title: maps the name of a contender to that of its row.
+        program: our meta-steps.
+        contenders: makers by name, `make(reference) -> (check, step)`.
+        reference: returns the reference in a dtype: "float64" is checked, "float32" timed.
+        rounds: number of samples of each.
+        seconds: approximate time of a sample.
     """
     agree, calls = {"maml_jax": "yes"}, {"maml_jax": _stepper(program)}
+    exact, timed = reference("float64"), reference("float32")
     for name, make in contenders.items():
-        exact = references["float64"]
         agree[name] = agreement(assert_agrees, name, make(exact)[0], exact)
-        calls[name] = make(references["float32"])[1]
+        calls[name] = make(timed)[1]
     samples = sample_in_turns(calls, rounds, seconds)
     samples["maml_jax"] = [s / program.train.num_meta_steps for s in samples["maml_jax"]]
     ours = float(np.median(samples["maml_jax"])) * 1e3
@@ -102,6 +114,10 @@ def _stepper(program: Program) -> Callable[[], Any]:
 
 
 def check_torch(suite: str) -> None:
-    """Raises SystemExit where PyTorch is not installed."""
+    """Raises SystemExit if PyTorch is not installed.
+
+    Args:
+        suite: name for the message.
+    """
     if importlib.util.find_spec("torch") is None:
-        raise SystemExit(f"the {suite} suite needs PyTorch; `make bench-peers` brings it.")
+        raise SystemExit(f"the suite {suite} needs PyTorch; `make bench-peers` installs it.")

@@ -1,7 +1,7 @@
-"""Libraries whose packages do not install where we run, but whose MAML is pure Python.
+"""Imports MAML from checkouts of libraries whose packages do not install here.
 
-Each is taken from a checkout that an environment variable points to. Only the modules that its MAML
-needs are imported: the packages' own `__init__` files import data sets, simulators and the like.
+An environment variable names the checkout of each. Only the modules that its MAML needs are
+imported, and none of the packages' `__init__` files, which import data sets and simulators.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _PARTS = {
 
 
 def find_maml(package: str) -> Any:
-    """The class MAML of a package, or None if no checkout of it is named.
+    """Imports the class MAML of a package; returns None if its variable is not set.
 
     Args:
         package: "learn2learn" or "jax_meta".
 
     Raises:
-        SystemExit: the variable names a folder that does not hold the package.
+        SystemExit: the variable names a folder without the package.
     """
     folder = os.environ.get(CHECKOUTS[package])
     if not folder:

@@ -1,13 +1,14 @@
-"""Omniglot's and MiniImagenet's meta-steps in PyTorch libraries, beside ours, in one run.
+"""Compares meta-steps on Omniglot and MiniImagenet in PyTorch libraries with ours, in one run.
 
-The same network, second-order meta-gradient and Adam step. Ours draws its episodes inside the step;
-the others are handed theirs.
+All use the same network, second-order meta-gradient and Adam step. Our step includes drawing the
+episodes; the others receive theirs.
 """
 
 # pyright: basic, reportMissingImports=false
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 
 from benchmarks import problems
 from benchmarks.harness import Row
+from benchmarks.peers import comparison
 from benchmarks.peers.comparison import Reference, check_torch, compare
-from benchmarks.peers.comparison import reference as reference_of
 from benchmarks.peers.torch_contenders import TorchProblem, torch_contenders
 from benchmarks.problems import MINI, OMNIGLOT_5, OMNIGLOT_15, OMNIGLOT_20, ImageCase
 from maml_jax.networks.normalization import EPSILON
@@ -26,33 +27,38 @@ LAYERS = 4
 
 
 def image_peers_suite(rounds: int = 5) -> Iterator[Row]:
-    """Times every contender that is installed on each case, in turns, and gives the ratios.
+    """Times all installed contenders on each case, in turns, with the ratios to ours.
 
-    A row says whether the contender's meta-gradient in float64 is ours.
+    A row reports whether the contender's meta-gradient in float64 is ours.
+
+    Args:
+        rounds: number of samples of each.
 
     Raises:
         SystemExit: PyTorch is not installed.
     """
     check_torch("image_peers")
     for case in CASES:
-        makers = {
-            name: lambda given, make=make, case=case: make(torch_problem(case, given))
-            for name, make in torch_contenders()
-        }
+        contenders = torch_contenders(functools.partial(torch_problem, case))
         program = problems.images(case).program(max(1, 20 // (case.steps * case.queries)))
-        references = {dtype: reference(case, dtype) for dtype in ("float64", "float32")}
-        # The name of a row in committed results.
+        # The names in committed results have "a loop".
         title = lambda name, case=case: f"{case.name}: {name.replace(', loop', ', a loop')}"
-        yield from compare(title, program, makers, references, rounds, 0.0)
+        reference = functools.partial(make_reference, case)
+        yield from compare(title, program, contenders, reference, rounds, 0.0)
 
 
-def reference(case: ImageCase, dtype: str) -> Reference:
-    """What the contenders are handed, and our meta-gradient, in PyTorch's layout."""
-    return reference_of(problems.images(case, "mixed"), layout, dtype)
+def make_reference(case: ImageCase, dtype: str) -> Reference:
+    """Computes our meta-gradient of a case, in PyTorch's layout.
+
+    Args:
+        case: training settings.
+        dtype: "float32" or "float64".
+    """
+    return comparison.make_reference(problems.images(case, "mixed"), layout, dtype)
 
 
 def layout(params: Any) -> list[np.ndarray]:
-    """Our parameters as PyTorch has them: kernels, biases, head; then the four offsets."""
+    """Converts our parameters to PyTorch's layout: kernels and biases, head, then offsets."""
     flat = []
     for i in range(LAYERS):
         conv = params[f"Conv_{i}"]
@@ -62,14 +68,19 @@ def layout(params: Any) -> list[np.ndarray]:
     return [np.ascontiguousarray(leaf) for leaf in flat]
 
 
-def torch_problem(case: ImageCase, given: Reference) -> TorchProblem:
-    """A case in PyTorch: kernels, biases and head are adapted, offsets are not."""
+def torch_problem(case: ImageCase, reference: Reference) -> TorchProblem:
+    """Makes a case in PyTorch. Kernels, biases and head are adapted; offsets are not.
+
+    Args:
+        case: training settings.
+        reference: parameters and tasks.
+    """
     import torch
     from torch.nn import functional
 
-    leaves = [torch.tensor(p, requires_grad=True) for p in given.params]
+    leaves = [torch.tensor(p, requires_grad=True) for p in reference.params]
     tasks = []
-    for batch in given.tasks:
+    for batch in reference.tasks:
         pixels = np.ascontiguousarray(batch.images.transpose(0, 1, 4, 2, 3))
         tasks += [torch.tensor(pixels), torch.tensor(batch.labels, dtype=torch.long)]
     return TorchProblem(
@@ -85,16 +96,16 @@ def torch_problem(case: ImageCase, given: Reference) -> TorchProblem:
 
 
 def _apply(weights: Any, offsets: Any, x: Any) -> Any:
-    """Logits; `weights` are kernels and biases, the head's last.
+    """Returns logits; `weights` are kernels and biases, with the head's at the end.
 
-    Colour images are MiniImagenet's, whose layers have max-pooling in place of strides.
+    The layers of colour images, MiniImagenet's, have max-pooling in place of strides.
     """
     import torch
     from torch.nn import functional
 
     stride = 2 if x.shape[1] == 1 else 1
     for i in range(LAYERS):
-        total = (-(-x.shape[-1] // stride) - 1) * stride + 3 - x.shape[-1]  # as XLA pads for SAME
+        total = (-(-x.shape[-1] // stride) - 1) * stride + 3 - x.shape[-1]  # XLA's padding for SAME
         x = functional.pad(x, (total // 2, total - total // 2) * 2)
         x = functional.conv2d(x, weights[2 * i], weights[2 * i + 1], stride=stride)
         mean = x.mean((0, 2, 3), keepdim=True)

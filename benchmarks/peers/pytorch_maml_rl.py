@@ -1,7 +1,8 @@
-"""Runs under the Python of pytorch-maml-rl, in its checkout: seconds of its meta-iterations.
+"""Times meta-iterations of pytorch-maml-rl, under its Python and in its checkout.
 
-Started by `benchmarks.peers.reinforcement`; imports nothing of ours. PyTorch has removed the least
-squares that the baseline calls; it is put back here, so that the checkout can stay as it is.
+`benchmarks.peers.reinforcement` starts this script, which imports nothing of this repository. It
+restores `torch.lstsq`, which the baseline calls and PyTorch has removed, so that the checkout needs
+no change.
 """
 
 # pyright: basic, reportMissingImports=false
@@ -12,7 +13,12 @@ import time
 
 
 def main(workers: int, iterations: int) -> list[float]:
-    """Seconds of each meta-iteration of 2D navigation, the first ones included."""
+    """Returns the seconds of each meta-iteration of 2D navigation, warm-up included.
+
+    Args:
+        workers: processes that sample episodes.
+        iterations: number of meta-iterations.
+    """
     import torch
     import yaml
 
@@ -64,7 +70,7 @@ if __name__ == "__main__":
     import multiprocessing
     import os
 
-    # Its workers do not always end by themselves, and hold the pipe that is read from.
+    # The library's workers do not always stop, and keep the pipe to the parent process open.
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(0)

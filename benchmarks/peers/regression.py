@@ -1,7 +1,7 @@
-"""The sinusoid's meta-step in other libraries, beside ours, in one run.
+"""Compares the sinusoid's meta-step in other libraries with ours, in one run.
 
-Every contender draws 25 tasks of 10 + 10 points, takes the second-order meta-gradient of one inner
-step, then of ten, on the 1-40-40-1 network, and an Adam step.
+Every contender draws 25 tasks of 10 + 10 points, computes the second-order meta-gradient of the
+1-40-40-1 network over one or ten inner steps, and takes an Adam step.
 """
 
 # pyright: basic, reportMissingImports=false
@@ -19,19 +19,21 @@ import numpy as np
 from benchmarks import problems
 from benchmarks.harness import Row
 from benchmarks.peers import foreign
-from benchmarks.peers.comparison import Reference, check_torch, compare, reference
+from benchmarks.peers.comparison import Reference, check_torch, compare, make_reference
 from benchmarks.peers.torch_contenders import Contender, TorchProblem, torch_contenders
 from benchmarks.problems import INNER_LR, NUM_TASKS, OPTIMIZER, SHOTS
 from maml_jax.networks import mlp
 
 INNER_STEPS = (1, 10)
-DTYPES = ("float64", "float32")
 
 
 def peers_suite(rounds: int = 5) -> Iterator[Row]:
-    """Times every contender that is installed, in turns, and gives the ratios to ours.
+    """Times all installed contenders, in turns, with the ratios to ours.
 
-    A row says whether the contender's meta-gradient in float64 is ours.
+    A row reports whether the contender's meta-gradient in float64 is ours.
+
+    Args:
+        rounds: number of samples of each.
 
     Raises:
         SystemExit: PyTorch is not installed.
@@ -40,29 +42,35 @@ def peers_suite(rounds: int = 5) -> Iterator[Row]:
     for steps in INNER_STEPS:
         setup = problems.sinusoid("mixed", steps)
         title = lambda name, n=steps: name if n == 1 else f"{name}, {n} inner steps"
-        references = {dtype: reference(setup, layout, dtype) for dtype in DTYPES}
-        yield from compare(title, setup.program(1000), contenders(steps), references, rounds, 1.5)
+        reference = functools.partial(make_reference, setup, layout)
+        yield from compare(title, setup.program(1000), contenders(steps), reference, rounds, 1.5)
 
 
 def layout(params: Any) -> list[np.ndarray]:
-    """Kernel and bias of each layer."""
+    """Returns kernel and bias of each layer."""
     layers = [params[f"Dense_{i}"] for i in range(3)]
     return [np.asarray(layer[name]) for layer in layers for name in ("kernel", "bias")]
 
 
 def contenders(steps: int) -> dict[str, Any]:
-    """By name a maker of `(check, step)`: those in PyTorch, and jax-meta where it is named."""
-    makers: dict[str, Any] = {
-        name: lambda given, make=make: make(torch_problem(given, steps))
-        for name, make in torch_contenders()
-    }
+    """Returns makers of all contenders by name: those in PyTorch, and jax-meta if available.
+
+    Args:
+        steps: S, inner steps.
+    """
+    makers = torch_contenders(functools.partial(torch_problem, steps))
     if (maml := foreign.find_maml("jax_meta")) is not None:
         makers["jax-meta"] = functools.partial(_jax_meta, maml, steps)
     return makers
 
 
-def torch_problem(given: Reference, steps: int) -> TorchProblem:
-    """The sinusoid in PyTorch, tasks drawn anew in each step."""
+def torch_problem(steps: int, reference: Reference) -> TorchProblem:
+    """Makes the sinusoid in PyTorch; each meta-step draws new tasks.
+
+    Args:
+        steps: S, inner steps.
+        reference: parameters and tasks.
+    """
     import torch
     from torch.nn import functional
 
@@ -78,15 +86,15 @@ def torch_problem(given: Reference, steps: int) -> TorchProblem:
         y = amplitude * torch.sin(x - phase)
         return x[:, :SHOTS], y[:, :SHOTS], x[:, SHOTS:], y[:, SHOTS:]
 
-    weights = [torch.tensor(p, requires_grad=True) for p in given.params]
-    tasks = tuple(torch.tensor(x) for batch in given.tasks for x in batch)
+    weights = [torch.tensor(p, requires_grad=True) for p in reference.params]
+    tasks = tuple(torch.tensor(x) for batch in reference.tasks for x in batch)
     return TorchProblem(weights, [], apply, functional.mse_loss, tasks, draw, INNER_LR, steps)
 
 
-def _jax_meta(maml: Any, steps: int, given: Reference) -> Contender:
-    """jax-meta compiles one meta-step; a second program draws its tasks."""
+def _jax_meta(maml: Any, steps: int, reference: Reference) -> Contender:
+    """Makes the contender jax-meta, whose step compiles without drawing tasks."""
     network, sample = mlp(1, 1), problems.sinusoid().problem.sample
-    pairs = zip(given.params[::2], given.params[1::2], strict=True)
+    pairs = zip(reference.params[::2], reference.params[1::2], strict=True)
     params = {f"Dense_{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(pairs)}
 
     class Regression(maml):
@@ -100,9 +108,9 @@ def _jax_meta(maml: Any, steps: int, given: Reference) -> Contender:
     learner = Regression(None, num_steps=steps, alpha=INNER_LR)
 
     def check() -> Any:
-        with jax.enable_x64(given.params[0].dtype == np.float64):
+        with jax.enable_x64(reference.params[0].dtype == np.float64):
             gradient = jax.jit(jax.value_and_grad(learner.batch_outer_loss, has_aux=True))
-            support, query = given.tasks
+            support, query = reference.tasks
             (loss, _), grads = gradient(params, {}, support, query, ())
             return float(loss), layout(grads)
 

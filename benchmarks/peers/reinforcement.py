@@ -1,13 +1,14 @@
-r"""2D navigation beside pytorch-maml-rl (tristandeleu), at its own sizes, in one run.
+r"""Compares 2D navigation in pytorch-maml-rl (tristandeleu), at its default sizes, with ours.
 
     PYTORCH_MAML_RL=DIR PYTORCH_MAML_RL_PYTHON=PYTHON \
         python -m benchmarks.run --suite=reinforcement_peers
 
-DIR is a checkout of it, PYTHON an interpreter with what it needs; benchmarks/README.md says how to
-get both. Its work an iteration is ours: 20 tasks, 20 episodes of 100 steps twice, policy 2 x 64
-tanh, TRPO with 10 conjugate-gradient steps and at most 15 line-search steps. Its curvature products
-are exact second derivatives on all samples; ours Gauss-Newton ones, equal at the policy that acted,
-on all samples in one row and on those of 5 episodes in the other.
+DIR is a checkout of it, PYTHON an interpreter with its requirements; benchmarks/README.md describes
+how to get both. A meta-iteration does the same work in both: 20 tasks, 20 episodes of 100 steps
+before and after adaptation, a policy of 2 x 64 tanh, TRPO with 10 conjugate-gradient steps and at
+most 15 line-search steps. Theirs multiplies with exact second derivatives on all samples. Ours
+multiplies with the Gauss-Newton matrix, which is equal at the policy that acted, on all samples in
+one row and on those of 5 episodes in another.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ ITERATIONS, WARM_UP = 8, 2
 
 
 def reinforcement_peers_suite() -> list[Row]:
-    """Seconds of a meta-iteration, theirs with one and with several threads in each process."""
+    """Times a meta-iteration; theirs also with several threads in each process.
+
+    Raises:
+        SystemExit: the checkout or its interpreter is missing, or its run fails.
+    """
     checkout = os.environ.get("PYTORCH_MAML_RL", "")
     python = os.environ.get("PYTORCH_MAML_RL_PYTHON", "")
     if not (Path(checkout) / "maml_rl").is_dir() or not Path(python).is_file():
         raise SystemExit(
             "the suite reinforcement_peers needs PYTORCH_MAML_RL, a checkout of pytorch-maml-rl, "
-            "and PYTORCH_MAML_RL_PYTHON, an interpreter that has its requirements; received "
+            "and PYTORCH_MAML_RL_PYTHON, an interpreter with its requirements; received "
             f"{checkout!r} and {python!r}. See benchmarks/README.md."
         )
     case = pytorch_maml_rl_case()

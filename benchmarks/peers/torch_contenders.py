@@ -1,7 +1,7 @@
 """MAML in PyTorch, by hand and by libraries, for any network and loss.
 
-A contender is made from a `TorchProblem` as `(check, step)`: `check()` returns its loss and
-meta-gradient on fixed tasks; `step()` takes one meta-step.
+Each contender is a pair `(check, step)` made from a `TorchProblem`: `check()` returns the loss and
+the meta-gradient of fixed tasks; `step()` takes one meta-step.
 """
 
 # pyright: basic, reportMissingImports=false
@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.peers import foreign
+from benchmarks.peers.comparison import Reference
 
 
 class TorchProblem(NamedTuple):
-    """What a contender is made from.
+    """A meta-learning problem in PyTorch.
 
     Attributes:
-        weights: tensors that are adapted.
-        shared: tensors that are meta-learned and not adapted.
+        weights: adapted tensors.
+        shared: meta-learned tensors that are not adapted.
         apply: `apply(weights, shared, inputs) -> outputs`.
         criterion: `criterion(outputs, targets) -> loss`.
         tasks: support inputs and targets, query inputs and targets, each [T, ...].
-        draw: the tasks of one meta-step, in the same form.
+        draw: returns the tasks of one meta-step, in the same form.
         inner_lr: alpha.
         num_inner_steps: S.
     """
@@ -40,16 +41,28 @@ class TorchProblem(NamedTuple):
     num_inner_steps: int
 
     def loss(self, weights: Any, shared: Any, inputs: Any, targets: Any) -> Any:
-        """Of one batch."""
+        """Returns the loss of a batch."""
         return self.criterion(self.apply(weights, shared, inputs), targets)
 
 
 Contender = tuple[Callable[[], Any], Callable[[], None]]
-Maker = Callable[[TorchProblem], Contender]
 
 
-def torch_contenders() -> Iterator[tuple[str, Maker]]:
-    """Name and maker of each that is installed, or named by a variable (`foreign`)."""
+def torch_contenders(
+    make_problem: Callable[[Reference], TorchProblem],
+) -> dict[str, Callable[[Reference], Contender]]:
+    """Returns makers of all contenders in PyTorch that are installed, by name.
+
+    Args:
+        make_problem: makes the problem with a reference's parameters and tasks.
+    """
+    return {
+        name: lambda reference, make=make: make(make_problem(reference))
+        for name, make in _installed()
+    }
+
+
+def _installed() -> Iterator[tuple[str, Callable[[TorchProblem], Contender]]]:
     yield "torch.func", functools.partial(torch_func, compiled=False)
     yield "torch.func, compiled", functools.partial(torch_func, compiled=True)
     yield "PyTorch, loop over tasks", _torch_loop
@@ -62,7 +75,12 @@ def torch_contenders() -> Iterator[tuple[str, Maker]]:
 
 
 def torch_func(problem: TorchProblem, compiled: bool = False) -> Contender:
-    """All tasks at once, by `torch.func`."""
+    """Makes the contender `torch.func`, which computes all tasks at once.
+
+    Args:
+        problem: network, loss and tasks.
+        compiled: whether to use `torch.compile`.
+    """
     import torch
     from torch.func import grad, grad_and_value, vmap
 
@@ -100,7 +118,7 @@ def torch_func(problem: TorchProblem, compiled: bool = False) -> Contender:
 
 
 def _looped(problem: TorchProblem, weights: list[Any], task_loss: Callable[..., Any]) -> Contender:
-    """Of a contender that takes one task after the other, `task_loss(xs, ys, xq, yq)`."""
+    """Makes a contender that computes `task_loss(xs, ys, xq, yq)` of one task after the other."""
     import torch
 
     leaves = [*weights, *problem.shared]
@@ -141,7 +159,7 @@ def _torch_loop(problem: TorchProblem) -> Contender:
 
 
 def _module(problem: TorchProblem) -> Any:
-    """The network as a module; what is not adapted comes from outside."""
+    """Wraps the network in a module, whose parameters are the adapted ones only."""
     import torch
 
     class Net(torch.nn.Module):

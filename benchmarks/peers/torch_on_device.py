@@ -1,4 +1,4 @@
-"""`torch.func` on the device that JAX runs on, on the same tasks."""
+"""Times `torch.func` on JAX's device and on the same tasks."""
 
 # pyright: basic, reportMissingImports=false
 
@@ -17,17 +17,17 @@ DEVICES = {"gpu": "cuda", "cpu": "cpu"}
 
 
 def torch_func_row(name: str, case: ImageCase, seconds: float) -> Row:
-    """Milliseconds a meta-step, after its meta-gradient is known to be ours in float64.
+    """Checks that the meta-gradient in float64 is ours; then times a meta-step.
 
-    Timed with TF32, which is what JAX's default is on the GPUs that have it.
+    The timing uses TF32, JAX's default on GPUs that support it.
 
     Args:
         name: of the row.
-        case: the problem.
-        seconds: about how long to time for.
+        case: training settings.
+        seconds: approximate time to measure for.
 
     Returns:
-        The timing, or why there is none.
+        The timing, or the reason why there is none.
 
     Raises:
         AssertionError: the meta-gradients differ.
@@ -39,13 +39,13 @@ def torch_func_row(name: str, case: ImageCase, seconds: float) -> Row:
 
     if device is None or (device == "cuda" and not torch.cuda.is_available()):
         return {"name": name, "not run": "PyTorch does not see the device"}
-    exact, rough = (images.reference(case, dtype) for dtype in ("float64", "float32"))
+    exact, timed = (images.make_reference(case, dtype) for dtype in ("float64", "float32"))
     settle = torch.cuda.synchronize if device == "cuda" else lambda: None
     with torch.device(device):
         check, _ = torch_func(images.torch_problem(case, exact))
         comparison.assert_agrees(name, check, exact)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        _, step = torch_func(images.torch_problem(case, rough))
+        _, step = torch_func(images.torch_problem(case, timed))
         row = summarize(name, sample_times(lambda: (step(), settle()), seconds, 3))
     return {**row, "meta_steps_per_s": 1e3 / row["median_ms"]}

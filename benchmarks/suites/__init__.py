@@ -1,1 +1,1 @@
-"""What is timed: one module for each suite, or for those that share most."""
+"""The suites: one module for each, or for several that share code."""

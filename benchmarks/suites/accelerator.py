@@ -1,11 +1,11 @@
-"""Whether all is right and fast on an accelerator: one command, in under ten minutes.
+"""Checks correctness and speed on an accelerator: one command, in under ten minutes.
 
     python -m benchmarks.run --suite=accelerator --budget_s=540 --json=FILE
 
-First what the device can do; then that every choice gives the same meta-gradient; then meta-steps,
-in the order of their importance. What does not fit into the budget is listed as not run; the same
-command, with a file that is there, goes on with that. With `--quick` all sizes are tiny, to try the
-command itself: its figures say nothing.
+The suite measures the device's limits, checks that all choices of lowering, mode and batching give
+the same meta-gradient, and times meta-steps, most important first. Probes that do not fit into the
+budget are listed as not run; the same command with the same file runs them. `--quick` makes all
+sizes tiny, to try the command; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import functools
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,10 +23,10 @@ from benchmarks import problems
 from benchmarks.bounds import Peaks, measure_peaks, nearest
 from benchmarks.harness import Row, planned_mb
 from benchmarks.problems import MINI, OMNIGLOT_5, OMNIGLOT_20, ImageCase, Setup
-from benchmarks.suites import classification, equivalence
+from benchmarks.suites import classification, equivalence, reinforcement
 from maml_jax.kernels.preferences import preferred
 
-# Of each case: the default, and the choices that defaults are to be chosen from.
+# Alternatives to the defaults, for each case.
 LOWERINGS: list[Row] = [{"lowering": name} for name in ("shifts", "native")]
 CHOICES: list[tuple[ImageCase, Row]] = [
     *((case, choice) for case in (OMNIGLOT_5, OMNIGLOT_20, MINI) for choice in LOWERINGS),
@@ -42,12 +42,12 @@ LOCOMOTION = "locomotion, cheetah direction"
 
 
 class Probe(NamedTuple):
-    """One thing to find out.
+    """A check or measurement.
 
     Attributes:
-        name: of it, and of its first row.
-        expected_s: seconds that must be left for it to begin; guesses, mostly of compiling.
-        run: returns its rows.
+        name: of the probe and of its first row.
+        expected_s: estimated seconds, mostly of compiling; the probe starts if as many are left.
+        run: returns the rows.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Probe(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """What the probes share.
+    """The probes of a device.
 
     Attributes:
         quick: whether all sizes are tiny, to try the command.
-        peaks: of the device.
+        peaks: limits of the device.
     """
 
     quick: bool
     peaks: Peaks
 
     def probes(self) -> Iterator[Probe]:
-        """In the order of their importance."""
+        """Yields the probes, most important first."""
         yield Probe("meta-gradients agree", 90, self._equivalence)
         yield self._sinusoid("mixed", "vmap")
         cases = (OMNIGLOT_5,) if self.quick else (OMNIGLOT_5, OMNIGLOT_20, MINI)
@@ -117,7 +117,7 @@ class Bench(NamedTuple):
         return Probe(name, 60 if case is MINI else 45, run)
 
     def _timed(self, name: str, setup: Setup, count: int, work: tuple[float, float]) -> Row:
-        """Compile time, meta-steps, memory, and what bounds them."""
+        """Measures compile time, a meta-step and its memory; names the limit that bounds it."""
         program = setup.program(count)
         begun = time.perf_counter()
         compiled = program.compile()
@@ -134,22 +134,20 @@ class Bench(NamedTuple):
             "meta_steps_per_s": 1e3 / row["median_ms"],
             "compile_s": compile_s,
             "temporary_mb": planned_mb(compiled),
-            # A process's peak is never reset: it is this program's only if this program raised it.
+            # A process's peak is never reset; it is this program's if this program raised it.
             "peak_mb": after if after is not None and after != before else None,
             **nearest(row["median_ms"], work, self.peaks),
         }
 
     def _navigation(self) -> Iterator[Probe]:
-        from benchmarks.suites import reinforcement
-
         case = reinforcement.paper_case()
         yield from self._reinforcement(
             "navigation", case._replace(num_tasks=2) if self.quick else case, 45
         )
 
-    def _reinforcement(self, name: str, case: Any, expected_s: float) -> Iterator[Probe]:
-        from benchmarks.suites import reinforcement
-
+    def _reinforcement(
+        self, name: str, case: reinforcement.Case, expected_s: float
+    ) -> Iterator[Probe]:
         def speed() -> list[Row]:
             steps_per_s = reinforcement.rollout_speed(case, self._seconds)
             return [{"name": f"{name}: rollouts", "environment_steps_per_s": steps_per_s}]
@@ -190,13 +188,13 @@ def accelerator_suite(
     done: Sequence[Row] = (),
     save: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
-    """Runs the probes that fit, most important first.
+    """Runs the probes that fit into the budget, most important first.
 
     Args:
-        budget_s: wall-clock seconds. No probe begins that is not expected to end within them.
-        quick: tiny sizes, to try the command.
-        done: rows of an earlier command on the same device, which are not measured again.
-        save: is handed all rows after each probe.
+        budget_s: wall-clock seconds. A probe is skipped if it is not expected to end in time.
+        quick: whether all sizes are tiny, to try the command.
+        done: rows of an earlier run on the same device; their probes are not repeated.
+        save: called with all rows after each probe.
     """
     begun = time.monotonic()
     rows = [dict(row) for row in done if "not run" not in row and "error" not in row]
@@ -219,7 +217,7 @@ def accelerator_suite(
 
 
 def _outcome(probe: Probe) -> list[Row]:
-    """A probe's rows; one that fails (for want of memory, say) must not end the others."""
+    """Returns a probe's rows, or its error: one that runs out of memory must not end the rest."""
     try:
         return probe.run()
     except Exception as error:
@@ -240,10 +238,10 @@ def _short(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """The short table: agreement by precision, one row a case with the best choice, what is left.
+    """Makes the short table: agreement by precision, speeds, and the probes without a result.
 
     Args:
-        rows: of `accelerator_suite`.
+        rows: result of `accelerator_suite`.
     """
     short: list[Row] = []
     for precision in equivalence.TOLERANCE:
@@ -270,7 +268,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 
 def _with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """Times each case's first row, which is the default's, or the only one."""
+    """Adds each time's ratio to that of its case's first row, which has the default choices."""
     first: dict[str, float] = {}
     with_ratios = []
     for row in rows:
@@ -282,6 +280,6 @@ def _with_ratios(rows: Sequence[Row]) -> list[Row]:
 
 
 def _peak_mb() -> float | None:
-    """Most memory that the process ever had on the first device; None where that is unknown."""
+    """Returns the process's peak memory on the first device in MB; None if unknown."""
     stats = jax.devices()[0].memory_stats()
     return None if not stats else stats.get("peak_bytes_in_use", 0) / 1e6 or None

@@ -1,6 +1,6 @@
-"""Meta-steps of the paper's image classifiers, and how far they are from the machine's arithmetic.
+"""Times meta-steps of the paper's image classifiers, and their shares of the machine's peaks.
 
-On a CPU each core is one JAX device with one thread, as the experiments run.
+On a CPU each core is one JAX device with one thread, as in the experiments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
 
 
 def classification_suite() -> Iterator[Row]:
-    """Every case, with its shares of the measured peaks; then the choices, on the first case."""
+    """Times all cases with their shares of the measured peaks; then the choices on the first."""
     gflops, copy_gb_s = bounds.product_peak(), bounds.copy_peak(256)
     yield {"name": "peak: 1024^3 matrix products on every device", "gflops": gflops}
     yield {"name": "peak: 256 MB read and written on every device", "gb_s": copy_gb_s}
@@ -54,6 +54,12 @@ def classification_suite() -> Iterator[Row]:
 
 
 def work_of(case: ImageCase, mode: str, **network: Any) -> tuple[float, float]:
-    """`Setup.work` of a case: what is needed, which is reverse mode's; recomputation is no work."""
+    """Returns `Setup.work` of a case without recomputation: that of reverse mode or first order.
+
+    Args:
+        case: training settings.
+        mode: of the meta-gradient.
+        **network: options of the network.
+    """
     exact = mode if mode == "first_order" else "reverse"
     return images(case, exact, **network).work()

@@ -1,4 +1,4 @@
-"""The core on the sinusoid's network."""
+"""Times the core functions on the sinusoid's network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-from benchmarks.harness import Row, measure
+from benchmarks.harness import TIMES, Row, measure
 from benchmarks.problems import NUM_TASKS, sinusoid
 from maml_jax import MODES, adapt, inner_update
 
@@ -14,7 +14,7 @@ LR = 0.01
 
 
 def core_suite() -> Iterator[Row]:
-    """inner_update, adapt, the meta-gradient in each mode, a meta-step, and many in a dispatch."""
+    """Times `inner_update`, `adapt`, the meta-gradient in each mode, and meta-steps."""
     setup = sinusoid()
     params, tasks, loss = setup.params(), setup.tasks(), setup.problem.inner_loss
     support = jax.tree.map(lambda x: x[0], tasks.support)
@@ -40,8 +40,8 @@ def core_suite() -> Iterator[Row]:
 
 
 def sinusoid_suite() -> Iterator[Row]:
-    """The whole meta-training of the paper's sinusoid: 70 dispatches of 1,000 meta-steps."""
+    """Times the paper's whole meta-training on sinusoids: 70 dispatches of 1,000 meta-steps."""
     row = sinusoid().program(1000).measure("sinusoid: 70,000 meta-steps", 70)
     yield row
-    whole = {key: row[key] * 70e3 for key in ("median_ms", "low_ms", "high_ms")}
+    whole = {key: row[key] * 70e3 for key in TIMES}
     yield {**row, "name": "sinusoid: all of it, in seconds x 1,000", "compile_s": None, **whole}

@@ -1,6 +1,6 @@
-"""That every choice of lowering, mode and batching gives one meta-gradient on this device.
+"""Checks that all choices of lowering, mode and batching give the same meta-gradient on a device.
 
-All are compared with float64 on the same device, at the device's default matrix precision (TF32 on
+Each is compared with float64 on the same device, at the device's default matrix precision (TF32 on
 NVIDIA's GPUs, bfloat16 products on TPUs, float32 on CPUs) and at "highest".
 """
 
@@ -12,23 +12,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import problems
 from benchmarks.harness import Row
-from benchmarks.problems import OMNIGLOT_5, ImageCase
+from benchmarks.problems import OMNIGLOT_5, ImageCase, cast_floats
 from maml_jax import MODES
 from maml_jax.kernels.convolutions import LOWERINGS
-from maml_jax.types import is_float
 
-# Norm of the difference, relative to the meta-gradient's; TF32 has ten bits of mantissa, 1e-3, in
-# each product, and a ReLU's input that is zero but for rounding falls to either side.
+# Norm of the difference relative to the meta-gradient's. TF32 rounds each operand of a product to
+# ten bits of mantissa, 1e-3, and rounding decides the sign of a ReLU's input near zero.
 TOLERANCE = {"default": 5e-2, "highest": 1e-3}
-# Steps short enough for rounding to stay rounding.
+# The inner learning rate is small, so that the steps do not amplify rounding.
 CASE = OMNIGLOT_5._replace(tasks=4, steps=2, rate=0.2)
-
-
 CHOICES: tuple[Row, ...] = (
     *({"lowering": name} for name in LOWERINGS),
     *({"mode": mode} for mode in MODES if mode != "reverse"),
@@ -37,25 +33,28 @@ CHOICES: tuple[Row, ...] = (
 
 
 def equivalence_rows(case: ImageCase = CASE, **network: Any) -> Iterator[Row]:
-    """Deviations of each choice from the exact meta-gradient, with whether they are as allowed.
+    """Compares the meta-gradient of each choice with the exact one.
 
     Args:
-        case: the problem.
-        **network: options of its network.
+        case: training settings.
+        **network: options of the network.
+
+    Yields:
+        Rows with the relative `deviation` and whether it is within `TOLERANCE`.
     """
     setup = problems.images(case, **network)
     tasks, params = setup.tasks(), setup.params()
     exact = functools.cache(lambda mode: _exact(case, mode, params, tasks, network))
     for precision in TOLERANCE:
         for choice in CHOICES:
-            made = {"lowering": LOWERINGS[0], "mode": "reverse", "batching": "vmap", **choice}
+            options = {"lowering": LOWERINGS[0], "mode": "reverse", "batching": "vmap", **choice}
             with _precision(precision):
-                gradient = _gradient(case, {**network, **made})(params, tasks)
-            target = exact("first_order" if made["mode"] == "first_order" else "reverse")
+                gradient = _gradient(case, {**network, **options})(params, tasks)
+            target = exact("first_order" if options["mode"] == "first_order" else "reverse")
             deviation = _distance(gradient, target)
+            settings = ", ".join(str(options[key]) for key in ("lowering", "mode", "batching"))
             yield {
-                "name": f"meta-gradient: {made['lowering']}, {made['mode']}, {made['batching']}, "
-                f"precision {precision}",
+                "name": f"meta-gradient: {settings}, precision {precision}",
                 "precision": precision,
                 "deviation": deviation,
                 "agree": "yes" if deviation <= TOLERANCE[precision] else "NO",
@@ -74,13 +73,11 @@ def _gradient(case: ImageCase, options: Row) -> Any:
 
 
 def _exact(case: ImageCase, mode: str, params: Any, tasks: Any, network: Row) -> Any:
-    """In float64, or, where the device has none, at the highest precision of float32."""
+    """Computes the meta-gradient in float64, or on a TPU, which has none, in precise float32."""
     double = jax.default_backend() != "tpu"
     with jax.enable_x64(double), jax.default_matmul_precision("highest"):
         if double:
-            tasks, params = jax.tree.map(
-                lambda x: jnp.asarray(x, jnp.float64) if is_float(x) else x, (tasks, params)
-            )
+            tasks, params = cast_floats((tasks, params), "float64")
         options = {**network, "lowering": "native", "mode": mode, "batching": "vmap"}
         return jax.tree.map(np.asarray, _gradient(case, options)(params, tasks))
 

@@ -1,6 +1,6 @@
-"""Locomotion: where a meta-iteration's time goes.
+"""Times the phases of locomotion's meta-iterations.
 
-On a CPU each core is one JAX device with one thread, as the experiments run.
+On a CPU each core is one JAX device with one thread, as in the experiments.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ HORIZON = 200
 
 
 def locomotion_case(family: str, physics: str) -> Case:
-    """A family of tasks as it is meta-trained."""
+    """Makes the case of a task family with the paper's numbers of episodes and steps.
+
+    Args:
+        family: of tasks, such as "cheetah_direction".
+        physics: "paper" or "brax".
+    """
     env = lib.locomotion(family, physics, horizon=HORIZON)
     return make_case(f"{family}, {physics}", env, ENVIRONMENTS // EPISODES)
 
 
 def locomotion_suite(families: Sequence[str] = lib.TASKS) -> Iterator[Row]:
-    """The whole rollout against the raw physics, then each meta-iteration's phases.
+    """Times each phase, the rollout beside the physics alone, and the whole meta-iteration.
 
     Args:
-        families: of tasks, each in both physics.
+        families: task families; each runs in both physics.
     """
     for family, physics in itertools.product(families, ("paper", "brax")):
         case = locomotion_case(family, physics)

@@ -1,4 +1,4 @@
-"""Memory and time of each meta-gradient mode: against inner steps, width, and of MiniImagenet."""
+"""Measures memory and time of the meta-gradient modes against inner steps and network width."""
 
 from __future__ import annotations
 
@@ -19,14 +19,24 @@ from maml_jax.regression import Examples, mean_squared_error
 
 STEPS, WIDTHS = (1, 3, 10, 30, 100), (64, 128, 256, 512, 1024)
 FIXED_STEPS, FIXED_WIDTH, EXAMPLES = 10, 256, 2000
-SECONDS = 4.0  # for the timing of one row; a longer call is timed once
+SECONDS = 4.0  # to time one row; a longer call is timed once
 
 
-def wide_problem(width: int = FIXED_WIDTH, examples: int = EXAMPLES) -> tuple[Any, Any, Task]:
-    """Loss, parameters and task: a tanh network of 64 inputs and three layers, and 1 output.
+def wide_problem(
+    mode: str, num_inner_steps: int, width: int = FIXED_WIDTH, examples: int = EXAMPLES
+) -> tuple[Callable[..., Any], Any, Task]:
+    """Makes a regression problem whose activations outweigh its parameters, as in image networks.
 
-    With 2,000 support and as many query examples activations outweigh parameters, as they do in
-    image networks.
+    The network has 64 inputs, three tanh layers and 1 output.
+
+    Args:
+        mode: of the meta-gradient.
+        num_inner_steps: S.
+        width: of the hidden layers.
+        examples: in the support set, and in the query set.
+
+    Returns:
+        The meta-loss of one task, the meta-parameters, and a task.
     """
     network = mlp(64, 1, (width, width, width), activation=jnp.tanh)
 
@@ -34,8 +44,14 @@ def wide_problem(width: int = FIXED_WIDTH, examples: int = EXAMPLES) -> tuple[An
         x = jax.random.normal(jax.random.key(seed), (examples, 64))
         return Examples(x, jnp.sin(x.sum(1, keepdims=True)))
 
-    params = network.init(jax.random.key(0))
-    return mean_squared_error(network.apply), params, Task(batch(1), batch(2))
+    loss = functools.partial(
+        meta_loss,
+        mean_squared_error(network.apply),
+        inner_lr=0.01,
+        num_inner_steps=num_inner_steps,
+        mode=mode,
+    )
+    return loss, network.init(jax.random.key(0)), Task(batch(1), batch(2))
 
 
 def memory_suite(
@@ -45,14 +61,14 @@ def memory_suite(
     examples: int = EXAMPLES,
     seconds: float = SECONDS,
 ) -> Iterator[Row]:
-    """Planned and resident memory and time of each mode, one process each.
+    """Measures planned and resident memory and time of each mode, each in a new process.
 
     Args:
-        steps: inner steps, at a width of 256.
-        widths: of the hidden layers, at 10 inner steps.
+        steps: numbers of inner steps, at a width of 256.
+        widths: widths of the hidden layers, at 10 inner steps.
         modes: of the meta-gradient.
-        examples: of the support set, and of the query set.
-        seconds: about how long to time each for.
+        examples: in the support set, and in the query set.
+        seconds: approximate time to measure each for.
     """
     points = [(s, FIXED_WIDTH) for s in steps] + [(FIXED_STEPS, w) for w in widths]
     for s, w in dict.fromkeys(points):
@@ -64,19 +80,18 @@ def memory_suite(
 def measure_point(
     mode: str, num_inner_steps: int, width: int, examples: int, seconds: float
 ) -> Row:
-    """One row: compiles, runs once for the memory, and then for the time."""
-    loss, params, task = wide_problem(width, examples)
-    options: Any = {"inner_lr": 0.01, "num_inner_steps": num_inner_steps, "mode": mode}
-    compiled, memory = _memory(functools.partial(meta_loss, loss, **options), params, task)
+    """Compiles a meta-gradient, runs it once to measure memory, and then times it."""
+    loss, params, task = wide_problem(mode, num_inner_steps, width, examples)
+    compiled, memory = _memory(loss, params, task)
     call = harness.rotating(compiled, harness.variants((params, task)))
     return harness.summarize("meta-gradient", harness.sample_times(call, seconds, 1)) | memory
 
 
 def fits_suite(limit_mb: int = 1000, num_inner_steps: int = 100) -> Iterator[Row]:
-    """Whether 100 second-order inner steps fit into so much memory, by really limiting it (Linux).
+    """Runs 100 second-order inner steps under a limit of the process's memory (Linux).
 
     Args:
-        limit_mb: beyond what JAX itself takes to start.
+        limit_mb: MB beyond those in use before the run.
         num_inner_steps: S.
     """
     for mode in ("mixed", "reverse"):
@@ -86,13 +101,11 @@ def fits_suite(limit_mb: int = 1000, num_inner_steps: int = 100) -> Iterator[Row
 
 
 def _fits(mode: str, num_inner_steps: int, limit_mb: int) -> str:
-    """Compiles, limits the memory, runs: "yes", or "NO" and why."""
+    """Compiles, limits the memory, runs; returns "yes", or "NO" and the error."""
     import resource
 
-    loss, params, task = wide_problem()
-    options: Any = {"inner_lr": 0.01, "num_inner_steps": num_inner_steps, "mode": mode}
-    gradient = jax.jit(jax.grad(functools.partial(meta_loss, loss, **options), has_aux=True))
-    compiled = gradient.lower(params, task).compile()
+    loss, params, task = wide_problem(mode, num_inner_steps)
+    compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(params, task).compile()
     jax.block_until_ready(jnp.ones(1000) @ jnp.ones(1000))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + limit_mb * 10**6
@@ -105,10 +118,10 @@ def _fits(mode: str, num_inner_steps: int, limit_mb: int) -> str:
 
 
 def image_memory_suite() -> Iterator[Row]:
-    """Memory of a meta-gradient in each mode: what the compiler plans, and what is resident.
+    """Measures planned and resident memory of image classifiers' meta-gradients in each mode.
 
-    MiniImagenet 5-way 5-shot, 5 steps, one task and a meta-batch of four at once; Omniglot 5-way
-    1-shot, one task.
+    The cases are MiniImagenet 5-way 5-shot with 5 inner steps, one task and four at once, and one
+    task of Omniglot 5-way 1-shot.
     """
     for case, tasks in ((MINI_5_SHOT, 1), (MINI_5_SHOT, MINI_5_SHOT.tasks), (OMNIGLOT_5, 1)):
         for mode in MODES:
@@ -127,7 +140,7 @@ def _memory_of_images(case: ImageCase, num_tasks: int, mode: str) -> Row:
 
 
 def _memory(loss: Callable[..., Any], params: Any, tasks: Task) -> tuple[Any, Row]:
-    """The compiled meta-gradient, and its memory, planned and resident, of one run."""
+    """Returns the compiled meta-gradient, and the planned and resident memory of one run."""
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     compiled = gradient.lower(params, tasks).compile()
     peak = harness.resident_mb(lambda: jax.block_until_ready(compiled(params, tasks)))

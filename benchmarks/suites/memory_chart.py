@@ -1,4 +1,4 @@
-"""The rows of suite `memory` as a chart and as a table."""
+"""Draws a chart and writes a table of the suite `memory`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.suites import memory
 from experiments.core import plotting
 from experiments.core.results import format_table
 
-# Okabe and Ito's palette; markers tell the lines apart without colour.
+# Okabe and Ito's palette; markers distinguish the lines without colour.
 LOOKS = {
     "reverse": ("#D55E00", "o"),
     "remat": ("#E69F00", "s"),
@@ -25,21 +25,26 @@ MEASURES = {"resident_mb": "peak memory, MB", "median_ms": "one meta-gradient, m
 
 
 def write_memory_chart(beside: Path, rows: Sequence[Row]) -> None:
-    """Writes FILE.png and FILE.txt beside FILE.json."""
+    """Writes FILE.png and FILE.txt beside FILE.json.
+
+    Args:
+        beside: path of FILE.json.
+        rows: of the suite.
+    """
     memory_chart(beside.with_suffix(".png"), rows)
     beside.with_suffix(".txt").write_text(memory_table(rows) + "\n")
     print(f"chart and table: {beside.with_suffix('.png')}, {beside.with_suffix('.txt')}")
 
 
 def against(rows: Sequence[Row], axis: str) -> list[Row]:
-    """The rows that differ in one axis only, in its order."""
+    """Returns the rows along one axis, in its order; the other axis has its fixed value."""
     fixed_width, fixed_steps = ("width", memory.FIXED_WIDTH), ("inner_steps", memory.FIXED_STEPS)
     other, fixed = fixed_width if axis == "inner_steps" else fixed_steps
     return sorted((row for row in rows if row[other] == fixed), key=lambda row: row[axis])
 
 
 def memory_table(rows: Sequence[Row]) -> str:
-    """For each axis a table of all modes: memory planned and resident, and time."""
+    """Formats a table for each axis: planned memory, resident memory and time of each mode."""
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     parts = []
     for axis, title in AXES.items():
@@ -58,7 +63,7 @@ def _cell(row: Row) -> str:
 
 
 def memory_chart(path: Path, rows: Sequence[Row]) -> None:
-    """Memory and time (rows) against inner steps and width (columns), all axes logarithmic."""
+    """Draws memory and time (rows) against inner steps and width (columns) on logarithmic axes."""
     with plt.rc_context(plotting.STYLE):
         figure, axes = plt.subplots(
             2, 2, figsize=(9, 6.4), sharex="col", sharey="row", layout="constrained"
@@ -80,7 +85,7 @@ def memory_chart(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _draw(ax: Any, rows: Sequence[Row], axis: str, measure: str) -> None:
-    """A line for each mode; where it is of memory, what was planned as a dotted line beside it."""
+    """Draws a line for each mode; in a chart of memory also a dotted line of planned memory."""
     for mode in dict.fromkeys(row["mode"] for row in rows):
         color, marker = LOOKS[mode]
         of_mode = [row for row in rows if row["mode"] == mode]

@@ -1,6 +1,6 @@
-"""What the robots' physics costs, and how far it is from MuJoCo's own engine.
+"""Times the robots' physics and measures its deviation from MuJoCo's engine.
 
-On a CPU each core is one JAX device with one thread, as the experiments run.
+On a CPU each core is one JAX device with one thread, as in the experiments.
 """
 
 from __future__ import annotations
@@ -12,25 +12,23 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from benchmarks.harness import Row, rotating, sample_times, variants
+from benchmarks.harness import SPLIT, Row, rotating, sample_times, variants
 from maml_jax import task_mesh
-from maml_jax.mesh import TASK_AXIS, on_mesh
+from maml_jax.mesh import on_mesh
 from maml_jax.reinforcement import locomotion as lib
 from maml_jax.reinforcement.locomotion import mujoco_physics
 from maml_jax.types import Array
 
-ENVIRONMENTS = 800  # of a meta-batch: 40 tasks of 20 episodes
-LEAST = 2  # samples of what takes seconds
+ENVIRONMENTS = 800  # a meta-batch: 40 tasks of 20 episodes
+LEAST = 2  # samples of a call that takes seconds
 SOLVERS = (lib.Solver(1, 4), lib.Solver(2, 4), lib.Solver(4, 8), lib.Solver(4, 8, "feet"))
-STEPS, STARTS = 100, 20  # of the comparison with MuJoCo's own engine
-FEW = 4  # starts, of a solver that takes minutes on a CPU and is not timed
-SPLIT = PartitionSpec(TASK_AXIS)
+STEPS, STARTS = 100, 20  # for the comparison with MuJoCo's engine
+FEW = 4  # starts for the accurate solver, which takes minutes on a CPU and is not timed
 
 
 def physics_suite() -> Iterator[Row]:
-    """Steps a second and deviation from MuJoCo's engine, for each robot and solver."""
+    """Measures steps a second and deviation from MuJoCo's engine for each robot and solver."""
     for robot in ("half_cheetah", "ant"):
         for solver in SOLVERS:
             yield _physics_row(robot, solver)
@@ -52,7 +50,12 @@ def _physics_row(robot: str, solver: lib.Solver, starts: int = STARTS) -> Row:
 
 
 def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
-    """Control steps a second of the physics alone: random actions, nothing recorded."""
+    """Measures control steps a second of the physics alone: random actions, nothing recorded.
+
+    Args:
+        physics: of a robot.
+        num_steps: control steps of each of the `ENVIRONMENTS`.
+    """
     mesh = task_mesh(ENVIRONMENTS)
 
     def play(keys: Array) -> Any:
@@ -74,11 +77,12 @@ def raw_speed(physics: lib.Physics, num_steps: int = 50) -> float:
 def _deviation(
     robot: str, physics: lib.Physics, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From MuJoCo's own engine with an exact solver, at random actions.
+    """Compares the physics with MuJoCo's engine and its accurate solver, at random actions.
 
     Returns:
-        Largest error of a velocity after one step, from the engine's states; distance of the
-        states after 100 steps from the same start; how much further forward the robot is then.
+        The largest error of a velocity after one step from each of the engine's states; after 100
+        steps from each start, the largest difference of a coordinate in metres or radians, and the
+        difference of the forward positions in metres.
     """
     model = getattr(mujoco_physics, f"{robot}_model")(lib.ACCURATE)
     starts, _ = jax.jit(jax.vmap(physics.reset))(jax.random.split(jax.random.key(1), count))

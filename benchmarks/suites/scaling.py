@@ -1,9 +1,9 @@
-"""How a meta-step scales over devices, on simulated CPU devices, against what it should by formula.
+"""Measures how a meta-step scales over simulated CPU devices, and compares it with formulas.
 
-A device count is fixed when JAX starts, so each gets a new process. What the program says of
-itself (how many all-reduces, what they carry, memory of its arguments, tasks a device) holds for
-any devices and must agree with the formula; the times are those of devices that share this
-machine's cores, and cannot speed up beyond their number.
+JAX fixes the number of devices when it starts, so each number gets a new process. The counts and
+bytes of a compiled program (all-reduces, memory of arguments, tasks on a device) hold for devices
+of any kind and must agree with the formulas. The times do not: simulated devices share this
+machine's cores, whose number bounds the speed-up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks import problems
-from benchmarks.harness import Row, in_fresh_process
+from benchmarks.harness import TIMES, Row, in_fresh_process, planned_mb
 from benchmarks.problems import OMNIGLOT_5, Program, Setup
 from benchmarks.programs import all_reduce_bytes, collectives
 from experiments.core.process import num_cores
@@ -25,19 +25,19 @@ from maml_jax.batching import resolve_batching
 from maml_jax.networks import num_parameters
 
 DEVICES = (1, 2, 4, 8)
-TASKS, TASKS_PER_DEVICE = 32, 4  # fixed in all (strong), or for each device (weak)
+TASKS, TASKS_PER_DEVICE = 32, 4  # T in strong scaling; T / devices in weak scaling
 
 
 class Sizes(NamedTuple):
-    """How large and how long the measurement is.
+    """Sizes of the problems and of the measurement.
 
     Attributes:
-        tasks: T, where it is fixed.
-        tasks_per_device: where that is fixed.
+        tasks: T in strong scaling.
+        tasks_per_device: T / devices in weak scaling.
         filters: of Omniglot's convolutions.
-        sinusoid_steps: meta-steps of a dispatch.
-        omniglot_steps: meta-steps of a dispatch.
-        calls: timed dispatches.
+        sinusoid_steps: meta-steps in a dispatch.
+        omniglot_steps: meta-steps in a dispatch.
+        calls: number of timed dispatches.
     """
 
     tasks: int = TASKS
@@ -52,11 +52,11 @@ def scaling_suite(
     devices: Sequence[int] = DEVICES,
     sizes: Sizes = Sizes(),  # noqa: B008
 ) -> Iterator[Row]:
-    """Strong and weak scaling over devices; then threads against devices.
+    """Measures strong and weak scaling over devices; then compares threads with devices.
 
     Args:
-        devices: counts, the first of which the others are compared with.
-        sizes: of the problems.
+        devices: numbers of devices; speed-ups are relative to the first.
+        sizes: of the problems and of the measurement.
     """
     first: dict[tuple[str, str], Row] = {}
     for count in devices:
@@ -66,7 +66,7 @@ def scaling_suite(
 
 
 def threads_against_devices(sizes: Sizes = Sizes()) -> Iterator[Row]:  # noqa: B008
-    """The same meta-steps on one device with one thread and with two, and on two with one each."""
+    """Times the same meta-steps with one thread, with two threads, and with two devices."""
     for devices, threads in ((1, 1), (1, 2), (2, 1)):
         for row in in_fresh_process(_in_layout, devices, threads, _timed_rows, sizes):
             layout = f"{devices} devices x {threads} threads"
@@ -74,7 +74,7 @@ def threads_against_devices(sizes: Sizes = Sizes()) -> Iterator[Row]:  # noqa: B
 
 
 def _in_layout(devices: int, threads: int, fn: Callable[..., Any], *args: Any) -> Any:
-    """`fn(*args)` on so many CPU devices, whatever layout this process inherited."""
+    """Returns `fn(*args)`, run on `devices` CPU devices; replaces the inherited layout."""
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
     os.environ["PJRT_NPROC"] = str(threads)
@@ -86,7 +86,7 @@ def _in_layout(devices: int, threads: int, fn: Callable[..., Any], *args: Any) -
 
 
 def _speed(row: Row, first: Row) -> Row:
-    """Speed-up of a meta-step, and the most that these cores allow, by time for each task."""
+    """Returns the speed-up of the time for each task, and the largest that the cores allow."""
     more = row["devices"] / first["devices"]
     return {
         "ms_a_task": row["median_ms"] / row["tasks"],
@@ -126,16 +126,16 @@ def _timed_rows(sizes: Sizes) -> list[Row]:
 
 def _times(program: Program, sizes: Sizes) -> Row:
     row = program.measure("", sizes.calls)
-    return {key: row[key] for key in ("median_ms", "low_ms", "high_ms")}
+    return {key: row[key] for key in TIMES}
 
 
 def describe(setup: Setup, program: Program, devices: int) -> Row:
-    """What the compiled program says, beside what the formulas say.
+    """Compares the compiled program with the formulas.
 
     Args:
-        setup: of which the program was made.
-        program: on as many devices as divide its tasks.
-        devices: that it should run on.
+        setup: from which the program was made.
+        program: on the largest number of devices that divides its tasks.
+        devices: number of devices that it should use.
     """
     compiled = program.compile()
     tasks, used = setup.num_tasks, program.train.mesh.size
@@ -145,22 +145,25 @@ def describe(setup: Setup, program: Program, devices: int) -> Row:
         "tasks": tasks,
         "devices": used,
         **facts(compiled, setup, program, devices),
-        "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "temporary_mb": planned_mb(compiled),
         "temporary_mb, formula": by_formula / 1e6,
     }
 
 
 def facts(compiled: Any, setup: Setup, program: Program, devices: int) -> Row:
-    """Counts and bytes that hold for devices of any kind, each beside its formula; if they agree.
+    """Compares the counts and bytes that hold for devices of any kind with their formulas.
 
     Args:
-        compiled: the program.
-        setup: of which it was made.
+        compiled: the compiled program.
+        setup: from which it was made.
         program: before it was compiled.
-        devices: that it should run on.
+        devices: number of devices that it should use.
+
+    Returns:
+        Each quantity, its formula's value, and `agree`: whether all are equal.
     """
     text, tasks = compiled.as_text(), setup.num_tasks
-    whole = sum(_bytes(leaf) for leaf in jax.tree.leaves((program.state, program.data)))
+    whole = _tree_bytes((program.state, program.data))
     counts = collectives(text)
     pairs = {
         "tasks_a_device": (tasks // program.train.mesh.size, tasks // devices),
@@ -177,7 +180,10 @@ def facts(compiled: Any, setup: Setup, program: Program, devices: int) -> Row:
 
 
 def _reduced_bytes(setup: Setup, devices: int) -> int:
-    """Four bytes a parameter and metric, eight a task: its loss, and whether that is finite."""
+    """Returns the all-reduce's bytes: 4 for a parameter or metric, 8 for a task.
+
+    A task contributes its loss and whether it is finite.
+    """
     params, task = setup.shapes()
     _, metrics = jax.eval_shape(setup.loss, params, task)
     carried = num_parameters(params) + _elements(metrics) + 2 * setup.num_tasks
@@ -185,23 +191,32 @@ def _reduced_bytes(setup: Setup, devices: int) -> int:
 
 
 def scratch_bytes(setup: Setup, num_meta_steps: int, tasks_a_device: int, reduced: int) -> float:
-    """Scratch memory of a device by formula: C B + N d + G + 2 R.
+    """Returns a device's scratch memory by the formula C B + N d + G + 2 R.
 
-    C tasks at a time need B bytes each, as one task's meta-gradient does that is compiled alone; N
-    tasks are drawn at a time (for several meta-steps, where that is faster), d bytes each; the
-    gradient is added up in G, and what is reduced over devices, R, goes in and comes out.
+    C is the number of tasks computed at once and B the scratch memory of one task's meta-gradient,
+    compiled alone; N tasks of d bytes each are drawn together, G is the size of the gradient's sum,
+    and R the bytes of the all-reduce, needed for its input and its output.
+
+    Args:
+        setup: the problem.
+        num_meta_steps: in a dispatch.
+        tasks_a_device: tasks on a device.
+        reduced: R, in bytes.
     """
     params, task = setup.shapes()
     alone = jax.jit(jax.grad(setup.loss, has_aux=True)).lower(params, task).compile()
     at_once = resolve_batching(setup.batching, tasks_a_device)
     drawn = tasks_a_device * min(setup.steps_per_draw, num_meta_steps)
-    task_bytes = sum(_bytes(leaf) for leaf in jax.tree.leaves(task))
     needed = at_once * alone.memory_analysis().temp_size_in_bytes
-    return needed + drawn * task_bytes + 4 * num_parameters(params) + 2 * reduced
+    return needed + drawn * _tree_bytes(task) + 4 * num_parameters(params) + 2 * reduced
 
 
 def _elements(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _tree_bytes(tree: Any) -> int:
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _bytes(leaf: Any) -> int:

@@ -1,7 +1,8 @@
-"""From the command to the first finished dispatch of meta-steps, with and without JAX's cache.
+"""Times experiments from the command to the end of the first dispatch, with and without a cache.
 
-Each run is a process of its own, watched from outside: it is done when `metrics.jsonl` has its
-first line, and is then waited for only until it has saved what it spent on compiling.
+The cache is JAX's compilation cache. Each run is a separate process. The first line of
+`metrics.jsonl` marks the end of the first dispatch; the run is stopped once it has also saved its
+compile time.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ RUNS: dict[str, list[str]] = {
 
 
 def startup_suite(repeats: int = 3, limit_s: float = 300.0) -> Iterator[Row]:
-    """Seconds until the imports are done and until the first line, for each experiment.
+    """Times the imports and the first dispatch of each experiment.
 
     Args:
-        repeats: fresh processes of each kind, of which the median is reported.
-        limit_s: after which a run that has no line is given up.
+        repeats: new processes of each kind; the rows have their medians.
+        limit_s: seconds that a run may take.
     """
     for name, command in RUNS.items():
         if name == "Omniglot" and not _has_omniglot():
@@ -66,21 +67,21 @@ def _row(
 ) -> Row:
     imports = [_imports(command[0], variables) for _ in range(repeats)]
     runs = [first_line(command, variables, limit_s) for _ in range(repeats)]
-    middle = lambda values: float(np.median(values))
+    median = lambda values: float(np.median(values))
     return {
         "name": name,
         "cache": cache,
-        "imports_s": middle(imports),
-        "first_line_s": middle([run["first_line_s"] for run in runs]),
+        "imports_s": median(imports),
+        "first_line_s": median([run["first_line_s"] for run in runs]),
         "first_line_least_s": min(run["first_line_s"] for run in runs),
-        "compile_s": middle([run["compile_s"] for run in runs]),
+        "compile_s": median([run["compile_s"] for run in runs]),
         "meta_steps": runs[0]["meta_steps"],
         "samples": repeats,
     }
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's, without its settings of caches and of the CPU's layout."""
+    """Returns this process's environment without its settings of the cache and the CPU's layout."""
     dropped = (
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
@@ -93,7 +94,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _imports(module: str, variables: Mapping[str, str]) -> float:
-    """Seconds of a process that only imports an experiment."""
+    """Returns the seconds of a process that only imports an experiment."""
     begun = time.monotonic()
     line = [sys.executable, "-c", f"import {module}"]
     subprocess.run(line, cwd=ROOT, env=_environment(variables), check=True, capture_output=True)
@@ -103,19 +104,19 @@ def _imports(module: str, variables: Mapping[str, str]) -> float:
 def first_line(
     command: Sequence[str], variables: Mapping[str, str], limit_s: float = 300.0
 ) -> dict[str, Any]:
-    """Starts an experiment, waits for its first dispatch, and ends it.
+    """Starts an experiment, waits for its first dispatch, and stops it.
 
     Args:
         command: module and flags.
-        variables: of the environment, beside this process's.
-        limit_s: after which it is given up.
+        variables: environment variables, in addition to this process's.
+        limit_s: seconds that the run may take.
 
     Returns:
-        `first_line_s` from the start of the process; `compile_s`, what the run itself says it
-        spent on tracing and compiling its training; `meta_steps` of the dispatch.
+        `first_line_s`, seconds from the start of the process; `compile_s`, seconds that the run
+        reports for tracing and compiling its training; `meta_steps` in the dispatch.
 
     Raises:
-        RuntimeError: it stopped, or took longer.
+        RuntimeError: the run stopped by itself or took longer.
     """
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
@@ -154,7 +155,7 @@ def _first_entry(workdir: Path) -> dict[str, Any] | None:
 
 
 def _compile_seconds(workdir: Path) -> float | None:
-    """From the information beside the first checkpoint, whose directories have the step's name."""
+    """Reads the compile time beside the first checkpoint, whose directory is named by its step."""
     for path in workdir.glob("checkpoints/*/[0-9]*/info/*"):
         try:
             info = json.loads(path.read_text())
@@ -166,7 +167,7 @@ def _compile_seconds(workdir: Path) -> float | None:
 
 
 def _end(child: subprocess.Popen[Any]) -> None:
-    """Ends the process and those that it started."""
+    """Stops the process and its children."""
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -81,12 +81,12 @@ def write_models(
         write_json(
             path,
             {
+                **blueprint.description,
                 **kept,
                 "method": method,
                 "meta_step": int(selection.best_step),
                 "inner_lr": blueprint.inner_lr,
                 "num_inner_steps": blueprint.num_inner_steps,
-                **blueprint.description,
                 "classes": list(outcome.classes),
                 "rows": [row for row in record["rows"] if row["method"] in names],
                 "sha256": hashlib.sha256(content).hexdigest(),

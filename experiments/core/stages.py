@@ -95,7 +95,8 @@ class Blueprint(NamedTuple):
 
     Attributes:
         network: has `init(key) -> params`; an `apply(params, inputs)`, or the parts of a policy.
-        description: of the network and its inputs, as JSON.
+        description: of the network (key `"network"`) and its inputs, as JSON; the other keys of the
+            model's file take precedence.
         problem: has `inner_loss`; None for a method without gradient steps.
         inner_lr: alpha; None for a method without an inner loop in training.
         num_inner_steps: gradient steps of `adapt` by default.

@@ -58,7 +58,7 @@ def meta_rl_experiment(
 
     def blueprint(settings: Any, method: str, classes: tuple[str, ...]) -> Blueprint:
         del classes
-        description = {"environment": {"name": name, "setting": setting(settings)}}
+        description = {"tasks": setting(settings)}
         return make_blueprint(settings, make_environment(settings), method, description)
 
     return Experiment(
@@ -85,7 +85,7 @@ def make_blueprint(
         config: of the run.
         env: of the run.
         method: name of the stage.
-        description: of the environment, as JSON.
+        description: of the tasks, as JSON.
 
     Raises:
         ConfigError: no such method, or a policy that does not fit the environment.

@@ -1,4 +1,4 @@
-"""The family of meta-learners: each a `MetaLearner` built from a `Problem` by way of `adapt`."""
+"""Meta-learning algorithms: each makes a `MetaLearner` from a `Problem`."""
 
 from maml_jax.algorithms.maml import maml
 

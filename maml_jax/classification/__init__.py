@@ -1,13 +1,11 @@
-"""Few-shot image classification: episodes drawn on the device, cross-entropy, baselines."""
+"""Few-shot image classification: episodes drawn on the device, cross-entropy and baselines."""
 
 from maml_jax.classification.episodes import (
-    CLASS_SPECS,
-    ImageSet,
     classification_problem,
     draw_episodes,
     episode_sampler,
-    split_classes,
 )
+from maml_jax.classification.image_sets import CLASS_SPECS, ImageSet, split_classes
 from maml_jax.classification.losses import (
     PROTOCOLS,
     LabelledImages,

@@ -1,4 +1,4 @@
-"""What MAML is compared with on few-shot classification (paper section 5.2)."""
+"""Baselines for few-shot classification (paper section 5.2): pretraining, matching networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maml_jax import checks
-from maml_jax.classification.episodes import ROTATIONS, ImageSet, check_image_set, scaled, turn
+from maml_jax.classification.image_sets import ROTATIONS, ImageSet, check_image_set, scaled, turn
 from maml_jax.classification.losses import (
     LabelledImages,
     loss_and_accuracy,
@@ -23,16 +23,20 @@ from maml_jax.types import Array, Params, Task, TaskLoss
 def class_batches(
     num_images: int, rotations: str = "none"
 ) -> Callable[[Params, Array, ImageSet], Task]:
-    """A sampler of plain labelled batches from all classes of a set, for pretraining.
+    """Makes a sampler of labelled batches from all classes of a set, for pretraining.
 
     Args:
-        num_images: in a batch, drawn with replacement, classes uniform.
-        rotations: `"classes"` makes four classes of each, as turned; `"augment"` turns each image
-            by a random multiple of 90 degrees, and keeps its class.
+        num_images: size of a batch. Classes are uniform; examples are drawn with replacement.
+        rotations: `"classes"` makes four classes of each, one for each rotation; `"augment"`
+            rotates each image by a random multiple of 90 degrees and keeps its class.
 
     Returns:
-        `sample(params, key, image_set) -> Task` with an empty support and the batch as query;
-        labels are the classes' numbers (times four, plus the turn, for `"classes"`).
+        `sample(params, key, image_set) -> Task` with an empty support and the batch as query. A
+        label is the index of the class c, or 4 * c + rotation for `"classes"`.
+
+    Raises:
+        ValueError: an unknown choice, or a count below 1; (from the sampler) an empty class.
+        TypeError: a count that is not an integer.
     """
     checks.check_choice(rotations, ROTATIONS, "rotations")
     checks.check_counts(num_images=num_images)
@@ -55,7 +59,7 @@ def class_batches(
 
 
 def pretraining_loss(apply: ImageApply) -> TaskLoss:
-    """Cross-entropy over all training classes, for `training.make_train_fn`."""
+    """Makes the cross-entropy loss over all training classes, for `training.make_train_fn`."""
 
     def task_loss(params: Params, task: Task) -> tuple[Array, dict[str, Any]]:
         logits = apply(params, task.query.images)
@@ -68,15 +72,15 @@ def pretraining_loss(apply: ImageApply) -> TaskLoss:
 def matching_logits(
     apply: ImageApply, num_ways: int, protocol: str, params: Params, support: Any, images: Array
 ) -> Array:
-    """Log-probabilities [n, N] by attention over the support (Vinyals et al. 2016, equation 1).
+    """Returns log-probabilities [n, N] by attention over the support.
 
-    The attention is the softmax of cosine similarities of features, as in the paper; both sides
-    are embedded by the same trunk, without full-context embeddings.
+    Source: Vinyals et al. 2016, equation 1. The attention is the softmax of cosine similarities of
+    features. One network embeds support and query. Departure: no full-context embeddings.
 
     Args:
-        apply: of an image network, called for features.
+        apply: of an image network; its features are the embedding.
         num_ways: N.
-        protocol: one of `losses.PROTOCOLS`: where batch statistics of query images come from.
+        protocol: one of `losses.PROTOCOLS`, the source of the query's batch statistics.
         params: of the network.
         support: `LabelledImages`.
         images: query images [n, H, W, C].
@@ -89,7 +93,7 @@ def matching_logits(
 
 
 def matching_loss(apply: ImageApply, num_ways: int, protocol: str = "transductive") -> TaskLoss:
-    """The loss of a matching network on an episode's query, for `training.make_train_fn`."""
+    """Makes the query loss of a matching network, for `training.make_train_fn`."""
 
     def task_loss(params: Params, task: Task) -> tuple[Array, dict[str, Any]]:
         images, labels = task.query.images, task.query.labels
@@ -103,9 +107,13 @@ def matching_loss(apply: ImageApply, num_ways: int, protocol: str = "transductiv
 def nearest_neighbour_accuracy(
     apply: ImageApply, protocol: str, params: Params, task: Task
 ) -> Array:
-    """The share of query images whose nearest support image is of their class.
+    """Returns the accuracy of nearest-neighbour classification by cosine similarity of features.
 
-    Nearest by cosine similarity of features.
+    Args:
+        apply: of an image network; its features are the embedding.
+        protocol: one of `losses.PROTOCOLS`, the source of the query's batch statistics.
+        params: of the network.
+        task: an episode of `LabelledImages`.
     """
     keys = _unit(apply(params, task.support.images, features=True))
     queries = query_outputs(
@@ -120,14 +128,14 @@ def _unit(features: Array) -> Array:
 
 
 def with_new_head(params: Params, num_outputs: int) -> Params:
-    """Pretrained parameters with a head of zeros, for another number of classes.
+    """Replaces the head of pretrained parameters by zeros, for another number of classes.
 
-    Of zeros, so that fine-tuning begins with equal probabilities of all classes, whatever the size
-    of the features; drawn at random, the head would first have to be unlearned.
+    With zeros, fine-tuning starts from equal probabilities at any scale of the features. It would
+    have to unlearn a random head first.
 
     Args:
         params: of a network with a `"Head"`.
-        num_outputs: classes of the new head.
+        num_outputs: number of classes of the new head.
     """
     head = jax.tree.map(lambda p: jnp.zeros((*p.shape[:-1], num_outputs), p.dtype), params["Head"])
     return {**params, "Head": head}

@@ -1,44 +1,19 @@
-"""N-way K-shot episodes, drawn on the device from a set of images that lies there."""
+"""Draws N-way K-shot episodes on the device from a set of images in its memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.sharding import PartitionSpec
 
 from maml_jax import checks
+from maml_jax.classification.image_sets import ROTATIONS, ImageSet, check_image_set, scaled, turn
 from maml_jax.classification.losses import LabelledImages, cross_entropy
-from maml_jax.mesh import TASK_AXIS
 from maml_jax.networks.image import ImageNetwork
 from maml_jax.types import Array, Params, Problem, Task
 
-ROTATIONS = ("none", "augment", "classes")
-EpisodeSampler = Callable[[Params, Array, "ImageSet"], Task]
-
-
-class ImageSet(NamedTuple):
-    """The images of some classes, for `episode_sampler`: of one split, never of two.
-
-    Attributes:
-        images: uint8 [classes, examples, H, W, C]; classes with fewer examples are padded.
-        counts: int32 [classes], examples that each class has. Every class must have as many as an
-            episode takes, K + Q. The sampler checks that where it sees the numbers, as the first
-            call of a train function does; where they are traced, images of a class with too few
-            examples are NaN. `datasets.check_episodes` checks it before anything is compiled.
-    """
-
-    images: Array
-    counts: Array
-
-
-_SPLIT: Any = PartitionSpec(TASK_AXIS)
-_WHOLE: Any = PartitionSpec()
-CLASS_SPECS = ImageSet(_SPLIT, _WHOLE)  # how what `split_classes` returns lies on a mesh
+EpisodeSampler = Callable[[Params, Array, ImageSet], Task]
 
 
 def episode_sampler(
@@ -48,30 +23,40 @@ def episode_sampler(
     rotations: str = "none",
     class_axis: str | None = None,
 ) -> EpisodeSampler:
-    """A sampler of episodes, to be compiled into the training step.
+    """Makes a sampler of episodes that compiles into the training step.
 
-    An episode has N distinct classes, uniform among those of the set, in random order; of each, K
-    support and Q query examples, all distinct. Labels are 0 to N - 1. Images are scaled to [0, 1].
+    An episode has N distinct classes, drawn uniformly and in random order, and K support and Q
+    query examples of each class, all distinct. Labels are 0 to N - 1. Images are scaled to [0, 1].
 
     Args:
         num_ways: N.
         num_shots: K.
         num_queries: Q.
-        rotations: `"none"`; `"augment"`: each class of an episode is turned by one random multiple
-            of 90 degrees; `"classes"`: a turned class is another class, so that an episode may
-            have a character beside the same one turned. The original code does the first.
-        class_axis: the axis of the device mesh that the images of `split_classes` are spread over,
-            if they are; the sampler then runs under `shard_map`, on every device at once, and
-            draws the episodes that it draws from a whole set.
+        rotations: `"none"`; `"augment"`: rotates each class of an episode by a random multiple of
+            90 degrees, as the original code; `"classes"`: makes four classes of each, one for each
+            rotation, so an episode may hold a character twice under two rotations.
+        class_axis: the axis of the device mesh over which the images are spread, see
+            `split_classes`; None for whole sets. With an axis the sampler runs under `shard_map`
+            and draws the same episodes as from a whole set.
 
     Returns:
         `sample(params, key, image_set) -> Task` of `LabelledImages`, ordered by class: support
         [N * K], query [N * Q].
 
     Raises:
-        ValueError: a count below 1; (from the sampler) the set has too few classes, a class has too
-            few examples, or the images are not square and are to be turned.
-        TypeError: a count is no integer; (from the sampler) the images are not uint8.
+        ValueError: a count below 1; (from the sampler) too few classes, a class with too few
+            examples, or rotations of images that are not square.
+        TypeError: a count that is not an integer; (from the sampler) images that are not uint8.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.classification import ImageSet, episode_sampler
+        >>> image_set = ImageSet(jnp.zeros((3, 8, 4, 4, 1), jnp.uint8), jnp.full(3, 8))
+        >>> sample = episode_sampler(num_ways=2, num_shots=1, num_queries=3)
+        >>> task = jax.jit(sample)(None, jax.random.key(0), image_set)
+        >>> task.support.images.shape, task.query.labels.tolist()
+        ((2, 4, 4, 1), [0, 0, 0, 1, 1, 1])
     """
     checks.check_counts(num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
     checks.check_choice(rotations, ROTATIONS, "rotations")
@@ -104,56 +89,32 @@ def episode_sampler(
     return sample
 
 
-def split_classes(image_set: ImageSet, num_devices: int) -> ImageSet:
-    """A set whose classes can be spread over devices, for those that do not fit on each of them.
-
-    Images are padded with empty classes to a multiple of the devices, counts are not: they say how
-    many classes there are. Give it to `make_train_fn`'s function with `data_specs=(CLASS_SPECS,)`
-    and a sampler with `class_axis="tasks"`.
-
-    Args:
-        image_set: whole, on the host or a device.
-        num_devices: of the mesh.
-    """
-    checks.check_counts(num_devices=num_devices)
-    images = np.asarray(image_set.images)
-    missing = -len(images) % num_devices
-    padded: Any = np.pad(images, ((0, missing), *((0, 0) for _ in images.shape[1:])))
-    return image_set._replace(images=padded)
-
-
 def _fetch(images: Array, classes: Array, examples: Array, axis: str) -> Array:
-    """Images [N, k, H, W, C] of classes [N] and examples [N, k] that other devices may hold.
+    """Fetches images [N, k, H, W, C] of classes [N] and examples [N, k] from all devices.
 
-    Every device asks all others for its episodes, and answers what they ask of its classes.
+    Each device sends its requests to all devices and answers requests for its classes.
     """
-    asked = jax.lax.all_gather(jnp.concatenate([classes[:, None], examples], axis=1), axis)
-    asked_classes, asked_examples = asked[..., 0], asked[..., 1:]
-    local = asked_classes - jax.lax.axis_index(axis) * images.shape[0]
+    requests = jax.lax.all_gather(jnp.concatenate([classes[:, None], examples], axis=1), axis)
+    requested_classes, requested_examples = requests[..., 0], requests[..., 1:]
+    local = requested_classes - jax.lax.axis_index(axis) * images.shape[0]
     held = (local >= 0) & (local < images.shape[0])
-    fetched = images[jnp.clip(local, 0, images.shape[0] - 1)[..., None], asked_examples]
+    fetched = images[jnp.clip(local, 0, images.shape[0] - 1)[..., None], requested_examples]
     answers = jnp.where(held[..., None, None, None, None], fetched, 0)
     return jax.lax.psum_scatter(answers, axis)
 
 
 def _batch(images: Array) -> LabelledImages:
-    """Images [N, k, ...] as one batch, with labels."""
+    """Makes one labelled batch of images [N, k, ...]."""
     ways, count = images.shape[:2]
     labels = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), count)
     return LabelledImages(images.reshape(ways * count, *images.shape[2:]), labels)
 
 
-def turn(images: Array, quarters: Array) -> Array:
-    """Images [..., H, W, C], turned counter-clockwise by so many quarter turns."""
-    by_one = jnp.where(quarters % 2 == 1, jnp.rot90(images, axes=(-3, -2)), images)
-    return jnp.where(quarters >= 2, by_one[..., ::-1, ::-1, :], by_one)
-
-
 def distinct(key: Array, population: Array | int, count: int) -> Array:
-    """Draws `count` distinct whole numbers below `population`, all ordered choices equally likely.
+    """Draws `count` distinct integers from 0 to `population` - 1; all orders are equally likely.
 
-    Floyd's algorithm, in `count` steps whatever the population (which may be traced, and must be
-    at least `count`), and then a shuffle.
+    Runs Floyd's algorithm, whose `count` steps do not depend on the population, and shuffles. The
+    population may be traced and must be at least `count`.
     """
     draw_key, order_key = jax.random.split(key)
     last = jnp.asarray(population, jnp.int32) - count + jnp.arange(count, dtype=jnp.int32)
@@ -165,74 +126,27 @@ def distinct(key: Array, population: Array | int, count: int) -> Array:
 
     chosen = jnp.full((count,), -1, jnp.int32)
     if count <= 32:
-        for i in range(count):  # unrolled: a loop costs more than its body
+        for i in range(count):  # unrolled: a compiled loop costs more than its body
             chosen = step(jnp.asarray(i), chosen)
     else:
         chosen = jax.lax.fori_loop(0, count, step, chosen)
     return jax.random.permutation(order_key, chosen)
 
 
-def scaled(images: Array) -> Array:
-    """Bytes as float32 from 0 to 1.
-
-    Raises:
-        TypeError: the images are not uint8, so that their range is not known.
-    """
-    dtype = jnp.result_type(images)
-    if dtype != jnp.uint8:
-        raise TypeError(
-            f"images of an image set must be uint8, from 0 to 255; received {dtype}. Convert them "
-            "first, images from 0 to 1 by np.round(255 * images).astype(np.uint8)."
-        )
-    return images.astype(jnp.float32) / 255
-
-
-def check_image_set(
-    image_set: ImageSet, num_ways: int, per_class: int, rotations: str, spread: bool = False
-) -> None:
-    """Raises unless episodes can be drawn from a set.
-
-    Args:
-        image_set: the set, or a device's part of one that is spread.
-        num_ways: N.
-        per_class: examples that are needed of each class.
-        rotations: as in `episode_sampler`.
-        spread: whether the images are a device's part.
-    """
-    shape, counts = jnp.shape(image_set.images), image_set.counts
-    if len(shape) != 5 or jnp.ndim(counts) != 1 or (not spread and len(counts) != shape[0]):
-        raise ValueError(
-            "an image set must have images [classes, examples, H, W, C] and counts [classes]; "
-            f"received {shape} and {jnp.shape(counts)}."
-        )
-    if not jnp.issubdtype(jnp.result_type(counts), jnp.integer):
-        raise TypeError(f"counts must be integers; received {jnp.result_type(counts)}.")
-    classes = len(counts) * (4 if rotations == "classes" else 1)
-    if classes < num_ways:
-        raise ValueError(f"{num_ways}-way episodes need as many classes; the set has {classes}.")
-    if shape[1] < per_class:
-        raise ValueError(
-            f"episodes need {per_class} examples of a class (support and query); "
-            f"the set has at most {shape[1]}."
-        )
-    if not isinstance(counts, Tracer):
-        values = np.asarray(counts)
-        if values.min() < per_class:
-            raise ValueError(
-                f"episodes need {per_class} examples of a class (support and query); class "
-                f"{values.argmin()} of the set has {values.min()}."
-            )
-        if values.max() > shape[1]:
-            raise ValueError(
-                f"class {values.argmax()} of the set has {values.max()} examples by counts, and "
-                f"{shape[1]} by images."
-            )
-    if rotations != "none" and shape[2] != shape[3]:
-        raise ValueError(f"only square images can be turned; received {shape[2]}x{shape[3]}.")
-
-
 def draw_episodes(sampler: EpisodeSampler, key: Array, image_set: ImageSet, num_tasks: int) -> Task:
-    """A fixed set of episodes [T], for validation or test: the same for the same key."""
+    """Draws a fixed set of episodes [T] for validation or test.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.classification import ImageSet, draw_episodes, episode_sampler
+        >>> image_set = ImageSet(jnp.zeros((3, 8, 4, 4, 1), jnp.uint8), jnp.full(3, 8))
+        >>> sampler = episode_sampler(num_ways=2, num_shots=1, num_queries=3)
+        >>> draw = jax.jit(draw_episodes, static_argnames=("sampler", "num_tasks"))
+        >>> tasks = draw(sampler, jax.random.key(0), image_set, num_tasks=10)
+        >>> tasks.query.images.shape  # [T, N * Q, H, W, C]
+        (10, 6, 4, 4, 1)
+    """
     checks.check_counts(num_tasks=num_tasks)
     keys = jax.random.split(key, num_tasks)
     return jax.vmap(lambda k: sampler(None, k, image_set))(keys)
@@ -246,11 +160,11 @@ def classification_problem(
     rotations: str = "none",
     class_axis: str | None = None,
 ) -> Problem:
-    """Few-shot classification of images.
+    """Builds a few-shot classification problem from an image network.
 
-    Its `sample(params, key, image_set)` takes the images as a third argument, which
-    `make_train_fn` passes on, so that they stay out of the compiled program. Pass
-    `mask=network.mask` to the core beside it.
+    Its sampler is `sample(params, key, image_set)`; train functions pass the image set on as an
+    argument, so the compiled program does not contain the images. Pass `mask=network.mask` to the
+    core with it.
 
     Args:
         network: with N outputs.
@@ -259,6 +173,21 @@ def classification_problem(
         num_queries: Q.
         rotations: as in `episode_sampler`.
         class_axis: as in `episode_sampler`.
+
+    Raises:
+        ValueError, TypeError: as in `episode_sampler`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.classification import ImageSet, classification_problem
+        >>> from maml_jax.networks import fully_connected
+        >>> network = fully_connected((4, 4, 1), num_outputs=2)
+        >>> problem = classification_problem(network, num_ways=2, num_shots=1, num_queries=3)
+        >>> image_set = ImageSet(jnp.zeros((3, 8, 4, 4, 1), jnp.uint8), jnp.full(3, 8))
+        >>> task = jax.eval_shape(problem.sample, None, jax.random.key(0), image_set)
+        >>> task.support.images.shape
+        (2, 4, 4, 1)
     """
     loss = cross_entropy(network.apply)
     sample = episode_sampler(num_ways, num_shots, num_queries, rotations, class_axis)

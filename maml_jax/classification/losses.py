@@ -1,4 +1,4 @@
-"""Cross-entropy on labelled images, and the protocols in which query images are classified."""
+"""Cross-entropy on labelled images, and protocols for the classification of query images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ class LabelledImages(NamedTuple):
     """A batch for classification.
 
     Attributes:
-        images: [n, H, W, C], float.
-        labels: [n], int32, from 0 to N - 1.
+        images: float [n, H, W, C].
+        labels: int32 [n], from 0 to N - 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.classification import LabelledImages
+        >>> batch = LabelledImages(jnp.zeros((2, 8, 8, 1)), jnp.array([0, 1]))
+        >>> batch.images.shape, batch.labels.shape
+        ((2, 8, 8, 1), (2,))
     """
 
     images: Array
@@ -29,12 +36,20 @@ class LabelledImages(NamedTuple):
 
 
 class QueryImages(NamedTuple):
-    """Query images with the support images whose statistics they may need.
+    """Query images with the support images of their episode, input of `query_loss`.
 
     Attributes:
-        support_images: [N * K, H, W, C].
-        images: [n, H, W, C].
-        labels: [n].
+        support_images: float [N * K, H, W, C].
+        images: float [n, H, W, C].
+        labels: int32 [n], from 0 to N - 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.classification import QueryImages
+        >>> support, query = jnp.zeros((2, 8, 8, 1)), jnp.zeros((6, 8, 8, 1))
+        >>> batch = QueryImages(support, query, labels=jnp.array([0, 0, 0, 1, 1, 1]))
+        >>> batch.support_images.shape
+        (2, 8, 8, 1)
     """
 
     support_images: Array
@@ -43,19 +58,29 @@ class QueryImages(NamedTuple):
 
 
 def cross_entropy(apply: ImageApply) -> LossFn:
-    """The mean cross-entropy of a batch, with its accuracy (paper section 3.1, with the mean).
+    """Makes the cross-entropy loss, a mean over the batch in nats.
 
-    The original code sums over classes what it averages over shots: its loss is N times this one,
-    and its step size alpha acts as N times alpha here.
+    Source: paper section 3.1, equation 3. Departures: a mean over examples replaces the paper's
+    sum. The original code averages over shots and sums over classes, so its loss is N times this
+    one and its step size alpha corresponds to N * alpha here.
 
     Args:
         apply: `apply(params, images) -> logits [n, N]`.
 
     Returns:
-        `loss_fn(params, batch) -> (nats, {"accuracy"})`, for a batch of `LabelledImages`.
+        `loss_fn(params, batch: LabelledImages) -> (loss in nats, {"accuracy": fraction})`.
 
     Raises:
-        ValueError: (from the loss) logits and labels do not fit.
+        ValueError, TypeError: (from the loss) as in `loss_and_accuracy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.classification import LabelledImages, cross_entropy
+        >>> loss_fn = cross_entropy(lambda params, images: images.reshape(-1, 4) @ params)
+        >>> batch = LabelledImages(jnp.ones((2, 2, 2, 1)), jnp.array([0, 1]))
+        >>> loss, metrics = loss_fn(jnp.zeros((4, 2)), batch)  # equal logits: log(2) nats
+        >>> round(float(loss), 3), float(metrics["accuracy"])
+        (0.693, 0.5)
     """
 
     def loss_fn(params: Params, batch: LabelledImages) -> tuple[Array, dict[str, Any]]:
@@ -65,11 +90,11 @@ def cross_entropy(apply: ImageApply) -> LossFn:
 
 
 def loss_and_accuracy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropy of logits [n, N] in nats, and the share of right answers.
+    """Returns the mean cross-entropy of logits [n, N] in nats, and the accuracy.
 
     Raises:
-        ValueError: logits and labels do not fit; a label is not from 0 to N - 1. A label that is
-            traced cannot raise: the loss, its gradient and the accuracy are then NaN.
+        ValueError: the shapes of logits and labels do not match, or a label is not from 0 to N - 1.
+            Traced labels cannot raise: the loss, its gradient and the accuracy become NaN.
         TypeError: labels are not integers.
     """
     if jnp.ndim(logits) != 2 or jnp.shape(labels) != jnp.shape(logits)[:1]:
@@ -77,7 +102,7 @@ def loss_and_accuracy(logits: Array, labels: Array) -> tuple[Array, dict[str, Ar
             "logits must be [n, N] with labels [n]; received "
             f"{jnp.shape(logits)} and {jnp.shape(labels)}."
         )
-    # A product with the one-hot labels, not a gather: its derivatives of every order are products.
+    # A product with one-hot labels replaces a gather: its derivatives of all orders are products.
     picked = one_hot(labels, logits.shape[-1], logits.dtype)
     nats = -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * picked, axis=-1))
     right = jnp.argmax(logits, -1) == labels
@@ -85,11 +110,10 @@ def loss_and_accuracy(logits: Array, labels: Array) -> tuple[Array, dict[str, Ar
 
 
 def one_hot(labels: Array, num_ways: int, dtype: Any = jnp.float32) -> Array:
-    """Labels [...] as rows [..., N] with a 1 at the label's place.
+    """Encodes labels [...] as one-hot rows [..., N].
 
     Raises:
-        ValueError: a label is not from 0 to N - 1. Where labels are traced and nothing can be
-            raised, the row of such a label is NaN.
+        ValueError: a label is not from 0 to N - 1. Traced labels cannot raise: the row becomes NaN.
         TypeError: labels are not integers.
     """
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
@@ -110,21 +134,44 @@ def one_hot(labels: Array, num_ways: int, dtype: Any = jnp.float32) -> Array:
 
 
 def query_loss(apply: ImageApply, protocol: str) -> LossFn:
-    """The loss on query images under one of three protocols, which give different numbers.
+    """Makes the cross-entropy loss on query images under an evaluation protocol.
 
-    Batch normalisation makes an answer depend on what else is in the batch:
+    Under batch normalisation a prediction depends on the other images of the batch, so the
+    protocols give different accuracies:
 
-    - `"transductive"`: statistics of all query images of the episode together, as the paper and
-      the original code. Answers use that the query is balanced between classes.
-    - `"support_statistics"`: statistics of the support images alone.
-    - `"one_query"`: statistics of the support images and the one query image that is asked about,
-      for each by itself (as Nichol et al. 2018, arXiv 1803.02999).
+    ==================== ==========================================================================
+    protocol             source of the batch statistics
+    ==================== ==========================================================================
+    `transductive`       all query images of the episode, as in the paper and the original code;
+                         predictions exploit that the query is balanced between classes
+    `support_statistics` the support images
+    `one_query`          the support images and the one query image to classify, separately for each
+                         query image (Nichol et al. 2018, arXiv 1803.02999)
+    ==================== ==========================================================================
+
+    Args:
+        apply: of an image network.
+        protocol: one of `PROTOCOLS`.
 
     Returns:
-        `loss_fn(params, batch: QueryImages) -> (nats, {"accuracy"})`.
+        `loss_fn(params, batch: QueryImages) -> (loss in nats, {"accuracy": fraction})`.
 
     Raises:
         ValueError: the protocol is none of `PROTOCOLS`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.classification import QueryImages, query_loss
+        >>> from maml_jax.networks import fully_connected
+        >>> network = fully_connected((4, 4, 1), num_outputs=2, hidden_sizes=(3,))
+        >>> params = jax.tree.map(  # zeros: equal logits, log(2) nats
+        ...     lambda p: jnp.zeros(p.shape), jax.eval_shape(network.init, jax.random.key(0))
+        ... )
+        >>> batch = QueryImages(jnp.ones((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1)), jnp.array([0, 1]))
+        >>> loss, metrics = query_loss(network.apply, "support_statistics")(params, batch)
+        >>> round(float(loss), 3)
+        0.693
     """
     checks.check_choice(protocol, PROTOCOLS, "protocol")
 
@@ -143,7 +190,7 @@ def query_outputs(
     images: Array,
     features: bool = False,
 ) -> Array:
-    """Logits [n, N] (or features) of query images under a protocol, see `query_loss`."""
+    """Returns logits [n, N] or features of query images under a protocol, see `query_loss`."""
     count = support_images.shape[0]
     if protocol == "transductive":
         return apply(params, images, features=features)
@@ -159,5 +206,16 @@ def query_outputs(
 
 
 def with_support_images(task: Task) -> Task:
-    """The task with a query batch for `query_loss`; works with a leading axis of tasks, too."""
+    """Adds the support images to the query of a task, or of tasks [T], for `query_loss`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax import Task
+        >>> from maml_jax.classification import LabelledImages, with_support_images
+        >>> support = LabelledImages(jnp.zeros((2, 8, 8, 1)), jnp.array([0, 1]))
+        >>> query = LabelledImages(jnp.zeros((6, 8, 8, 1)), jnp.array([0, 0, 0, 1, 1, 1]))
+        >>> task = with_support_images(Task(support, query))
+        >>> task.query.support_images.shape, task.query.images.shape
+        ((2, 8, 8, 1), (6, 8, 8, 1))
+    """
     return Task(task.support, QueryImages(task.support.images, *task.query))

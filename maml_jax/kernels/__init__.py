@@ -1,1 +1,1 @@
-"""What one platform needs: products, convolutions, factorisations, waiting, preferences."""
+"""Code for single platforms: products, convolutions, factorisations, dispatch, preferences."""

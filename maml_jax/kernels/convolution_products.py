@@ -1,15 +1,14 @@
-"""Convolutions as matrix products that fit into a cache, closed under differentiation.
+"""Convolutions as matrix products that fit into the cache, closed under differentiation.
 
-A convolution's output y, its input x and its kernel w make one trilinear form; its three partial
-derivatives are the convolution itself and its two gradients, each bilinear in two of the three, and
-their derivatives are again these three. So they are one primitive with three forms, as the products
-of `products.py` are one with four, and how each is computed is said once:
+Output y, input x and kernel w of a convolution define a trilinear form. Its partial derivatives are
+the convolution and its gradients in x and in w. Each is bilinear, and their derivatives are again
+these three. The module therefore defines one primitive with three forms, as `products.py` does with
+four. Each form is computed as follows:
 
-- the shifted inputs under the kernel are gathered side by side into patches, and one matrix product
-  does the rest. Nothing of the patches, which are as many times larger than the image as the kernel
-  has positions, is kept for the backward pass.
-- on a CPU it is done for a few images at a time, so that their patches stay in the cache, and for
-  one task after the other. Measured on two cores: benchmarks/README.md.
+- It gathers the input patches under the kernel into a matrix and takes one matrix product. The
+  patches are larger than the image by the size of the kernel; the backward pass recomputes them.
+- On a CPU it processes a few images at a time, whose patches fit into the cache, and one task after
+  the other (measurements on two cores: benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from maml_jax.kernels import products
 from maml_jax.types import Array
 
 FORMS = ("output", "input", "kernel")
-CACHE_BYTES = 600_000  # of patches at a time on a CPU; a core's second-level cache is 1 to 2 MB
+CACHE_BYTES = 600_000  # patches at a time on a CPU, whose second-level cache has 1 to 2 MB a core
 
 
 class Geometry(NamedTuple):
-    """What is fixed about a convolution.
+    """The static parameters of a convolution.
 
     Attributes:
-        image: H, W.
-        size: height and width of the kernel.
-        strides: by rows and by columns.
+        image: height and width of the image, H and W.
+        size: height and width of the kernel, h and w.
+        strides: along rows and columns.
         padding: ((top, bottom), (left, right)).
-        precision: of the products, as `jnp.matmul` takes it.
+        precision: precision of the products, in the form of `jnp.matmul`.
     """
 
     image: tuple[int, int]
@@ -48,19 +47,28 @@ class Geometry(NamedTuple):
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Height and width of the image with its padding."""
+        """Height and width of the padded image."""
         return tuple(n + sum(p) for n, p in zip(self.image, self.padding, strict=True))  # pyright: ignore
 
     @property
     def output(self) -> tuple[int, int]:
-        """H', W'."""
+        """Height and width of the output, H' and W'."""
         pairs = zip(self.padded, self.size, self.strides, strict=True)
         return tuple((n - k) // s + 1 for n, k, s in pairs)  # pyright: ignore
 
 
 def convolve(inputs: Array, kernel: Array, geometry: Geometry) -> Array:
-    """The convolution of images [n, H, W, C] with a kernel [h, w, C, F]: [n, H', W', F]."""
-    # A primitive is lowered later, where `jax.default_matmul_precision` may be another.
+    """Convolves images [n, H, W, C] with a kernel [h, w, C, F] to outputs [n, H', W', F].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.kernels.convolution_products import Geometry, convolve
+        >>> geometry = Geometry((4, 4), (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+        >>> convolve(jnp.ones((2, 4, 4, 1)), jnp.ones((3, 3, 1, 5)), geometry).shape
+        (2, 4, 4, 5)
+    """
+    # Fixes the precision here: `jax.default_matmul_precision` may differ when JAX lowers the
+    # primitive.
     geometry = geometry._replace(precision=geometry.precision or products.default_precision())
     return conv_p.bind(inputs, kernel, form="output", geometry=geometry)
 
@@ -107,7 +115,7 @@ def _transpose_in_b(ct: Array, a: Array, b: Any, *, form: str, geometry: Geometr
 def _batch(args: Any, axes: Any, *, form: str, geometry: Geometry) -> tuple[Array, int]:
     (a, b), (axis_a, axis_b) = args, axes
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    if axis_b is None and form != "kernel" and b.ndim == 4:  # one kernel: all are more images
+    if axis_b is None and form != "kernel" and b.ndim == 4:  # a shared kernel: more images
         a = jnp.moveaxis(a, axis_a, 0)
         out = _bind(a.reshape(-1, *a.shape[2:]), b, form, geometry)
         return out.reshape(*a.shape[:2], *out.shape[1:]), 0
@@ -121,7 +129,7 @@ def _batch(args: Any, axes: Any, *, form: str, geometry: Geometry) -> tuple[Arra
 
 
 def _patches(x: Array, geometry: Geometry) -> Array:
-    """The inputs under the kernel for each output position: [n * H' * W', h * w * C]."""
+    """Returns the input patch of each output position, [n * H' * W', h * w * C]."""
     n, channels = x.shape[0], x.shape[-1]
     padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
     (rows, columns), (down, right) = geometry.output, geometry.strides
@@ -145,29 +153,29 @@ def _output(x: Array, w: Array, geometry: Geometry) -> Array:
 
 
 def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
-    """The kernel as a matrix [h * w * C, F], or [F, h * w * C] if `_turned`."""
+    """Returns the kernel gradient as a matrix [h * w * C, F], or [F, h * w * C] if `_turned`."""
     left, right = _patches(x, geometry), y.reshape(-1, y.shape[-1])
     if _turned(x, y, geometry):
         left, right = right, left
-    # Written out: products with a transposed left side are slow on a CPU, see products.py.
+    # Copies the transpose: products with a transposed left side are slow, see products.py.
     left = jax.lax.optimization_barrier(left.T)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.matmul(left, right, precision=geometry.precision, preferred_element_type=wide)
 
 
 def _turned(x: Array, y: Array, geometry: Geometry) -> bool:
-    """Whether outputs are narrower than patches: the narrower is what costs least to transpose."""
+    """Returns whether outputs are narrower than patches; the narrower one is transposed."""
     return y.shape[-1] < geometry.size[0] * geometry.size[1] * x.shape[-1]
 
 
 def _unfold(matrix: Array, x: Array, y: Array, geometry: Geometry) -> Array:
-    """What `_kernel` gives, or a sum of it, as a kernel [h, w, C, F]."""
+    """Reshapes the matrix of `_kernel` to a kernel [h, w, C, F]."""
     matrix = matrix.T if _turned(x, y, geometry) else matrix
     return matrix.reshape(*geometry.size, x.shape[-1], y.shape[-1]).astype(x.dtype)
 
 
 def _input(y: Array, w: Array, geometry: Geometry) -> Array:
-    """Each output position's share of the inputs under the kernel, added up."""
+    """Returns the input gradient: sums the shares of all output positions."""
     n, channels = y.shape[0], w.shape[-2]
     outputs, weights = y.reshape(-1, y.shape[-1]), w.reshape(-1, w.shape[-1])
     shares = jnp.matmul(outputs, weights.T, precision=geometry.precision)
@@ -177,7 +185,7 @@ def _input(y: Array, w: Array, geometry: Geometry) -> Array:
     total = jnp.zeros((n, height, width, channels), y.dtype)
     for i in range(geometry.size[0]):
         for j in range(geometry.size[1]):
-            # Edges below zero cut off what lies in the padding.
+            # Negative edges crop the padding.
             below = height + top - i - ((rows - 1) * down + 1)
             beside = width + left - j - ((columns - 1) * right + 1)
             total += jax.lax.pad(
@@ -190,14 +198,14 @@ def _input(y: Array, w: Array, geometry: Geometry) -> Array:
 
 
 def _once(a: Array, b: Array, form: str, geometry: Geometry) -> Array:
-    """One task, all images at once."""
+    """Computes one task, all images at once."""
     if form == "kernel":
         return _unfold(_kernel(a, b, geometry), a, b, geometry)
     return (_output if form == "output" else _input)(a, b, geometry)
 
 
 def _in_cache(a: Array, b: Array, form: str, geometry: Geometry) -> Array:
-    """One task, a few images at a time."""
+    """Computes one task, a few images at a time."""
     n = a.shape[0]
     channels = b.shape[-2] if form == "input" else a.shape[-1]
     rows, columns = geometry.output
@@ -224,7 +232,7 @@ def _in_cache(a: Array, b: Array, form: str, geometry: Geometry) -> Array:
 
 
 def _each_task(one: Callable[..., Array], loop: bool) -> Callable[..., Array]:
-    """Takes care of leading axes: as one batched program, or one task after the other."""
+    """Maps `one` over leading axes, in one batched program or in a loop."""
 
     def fn(a: Array, b: Array, *, form: str, geometry: Geometry) -> Array:
         if a.ndim == 4:

@@ -1,8 +1,8 @@
-"""Two-dimensional convolution in the ways that machines like, behind one signature.
+"""Two-dimensional convolutions with a choice of lowering, behind the signature of JAX.
 
-Second-order MAML gives every task weights of its own, and on those `jax.vmap` turns a convolution
-into a grouped one, which most back ends run slowly: on a CPU thirty times slower than the same
-arithmetic as a matrix product. So the lowering is a choice. All give the same values.
+MAML has separate weights for each task. `jax.vmap` turns convolutions with such weights into
+grouped ones, which are slow on most back ends: on a CPU thirty times slower than the same
+arithmetic as a matrix product. All lowerings return the same values.
 """
 
 from __future__ import annotations
@@ -23,19 +23,32 @@ LOWERINGS = ("patches", "shifts", "native")
 
 
 def convolution(lowering: str | None = None) -> Callable[..., Array]:
-    """A convolution in the form of `jax.lax.conv_general_dilated`, for `flax.linen.Conv`.
+    """Returns a replacement of `jax.lax.conv_general_dilated`, for `flax.linen.Conv`.
 
     Args:
-        lowering: `"native"` is JAX's own; `"patches"` gathers the shifted inputs under the kernel
-            side by side and takes one matrix product, see `convolution_products`; `"shifts"` adds
-            up one product for each position of the kernel. Default: see `preferences`.
+        lowering: default: the platform's preference, see `preferences`. One of
+
+            =========== ==================================================================
+            `"native"`  JAX's convolution
+            `"patches"` one matrix product of all input patches, see `convolution_products`
+            `"shifts"`  the sum of one product for each position of the kernel
+            =========== ==================================================================
 
     Returns:
-        `conv(inputs [..., H, W, C], kernel [h, w, C, F], strides, padding, ...)`. The latter two
-        are for inputs [N, H, W, C] without dilation or groups, and leave others to JAX's own.
+        `conv(inputs [N, H, W, C], kernel [h, w, C, F], strides, padding, ...)`. `"patches"` and
+        `"shifts"` pass inputs of other ranks, dilation and groups on to JAX's convolution.
 
     Raises:
-        ValueError: the lowering is none of `LOWERINGS`.
+        ValueError: `lowering` is none of `LOWERINGS`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.kernels.convolutions import convolution
+        >>> images, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2))
+        >>> outputs = convolution("patches")(
+        ...     images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        >>> outputs.shape, float(outputs[0, 0, 0, 0])
+        ((1, 2, 2, 2), 9.0)
     """
     lowering = preferred("lowering") if lowering is None else lowering
     checks.check_choice(lowering, LOWERINGS, "lowering")

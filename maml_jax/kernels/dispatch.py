@@ -1,4 +1,4 @@
-"""When a program's results are waited for: an XLA deadlock on a CPU."""
+"""Works around a deadlock of XLA's CPU client between programs with all-reduces."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from maml_jax.types import PyTree
 
 
 def settle(values: PyTree, mesh: Mesh) -> PyTree:
-    """Waits for the results of a program over several devices of a CPU; else does nothing.
+    """Waits for the results of a program over several CPU devices; does nothing elsewhere.
 
-    XLA's CPU client runs programs that do not depend on each other at the same time, on as few
-    threads as there are devices; where they hold all-reduces, each can end up waiting for a thread
-    that the other has. On accelerators the next program may be dispatched before this one ends.
+    XLA's CPU client runs independent programs concurrently, on one thread per device. Two programs
+    with all-reduces can each hold threads that the other one waits for. Accelerators have no such
+    deadlock and may queue the next program early.
     """
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         return jax.block_until_ready(values)

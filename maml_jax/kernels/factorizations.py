@@ -1,8 +1,8 @@
-"""Factorisations of many small matrices on a CPU, where XLA can deadlock on them.
+"""Factorises many small matrices on a CPU without a deadlock of jaxlib.
 
-jaxlib 0.10.0 to 0.11.0 hands a batch of factorisations that costs more than 200,000 operations out
-to XLA's threads and waits for them on those threads: for ever, if as many batches come at once as
-there are threads. Batches that cost less run where they are called.
+jaxlib 0.10.0 to 0.11.0 splits a batch of factorisations of more than 200,000 operations over XLA's
+threads and waits for the parts on one of these threads. It deadlocks when as many batches run as
+there are threads. Smaller batches run on the calling thread.
 """
 
 from __future__ import annotations
@@ -21,16 +21,24 @@ from maml_jax.batching import axis_size
 def in_pieces(fn: Callable[..., Any], at_most: int, platform: str = "cpu") -> Callable[..., Any]:
     """Limits `fn` to `at_most` elements at once under any `vmap`; larger batches run in sequence.
 
-    For functions that factorise matrices (`factorized_at_once` says how many are safe). Pieces
-    also stay in a CPU's caches.
+    Use it for functions that factorise matrices; `factorized_at_once` returns a safe limit. Small
+    pieces also fit into a CPU's caches.
 
     Args:
-        fn: a function of at least one array; not to be differentiated in reverse mode.
-        at_most: elements at once.
-        platform: the back end that is limited; on others `fn` is vmapped as it is.
+        fn: a function of one or more arrays. The result has no reverse-mode derivative.
+        at_most: largest number of elements in one batch.
+        platform: the back end to limit; others run `fn` under a plain `vmap`.
 
     Raises:
         ValueError: `at_most` is less than 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.kernels.factorizations import in_pieces
+        >>> cholesky = in_pieces(jnp.linalg.cholesky, at_most=2)
+        >>> jax.vmap(cholesky)(4 * jnp.ones((3, 1, 1))).ravel().tolist()
+        [2.0, 2.0, 2.0]
     """
     checks.check_counts(at_most=at_most)
     return _in_pieces(fn, at_most, platform, 0)
@@ -81,12 +89,18 @@ def _piecewise(many: Callable[..., Any], args: tuple[Any, ...], piece: int) -> A
 
 
 def factorized_at_once(side: int, right_sides: int = 1) -> int:
-    """Number of square matrices that cost less than 200,000 operations to factorise, at least 1.
+    """Returns how many square matrices cost less than 200,000 operations to factorise, at least 1.
 
-    Cholesky, as jaxlib counts: a third of the side's cube, and its square for each right side.
+    Follows jaxlib's cost of a Cholesky factorisation and its solves: side^3 / 3, and side^2 for
+    each right-hand side.
 
     Args:
         side: rows of each matrix.
-        right_sides: right sides that each is solved for; `side` of them to invert it.
+        right_sides: number of right-hand sides per matrix; `side` for an inverse.
+
+    Example:
+        >>> from maml_jax.kernels.factorizations import factorized_at_once
+        >>> factorized_at_once(side=10)
+        599
     """
     return max(1, int(199_999 / max(side**3 / 3, side**2 * right_sides)))

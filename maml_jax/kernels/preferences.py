@@ -1,7 +1,10 @@
-"""What each platform prefers, in one table, and by what evidence.
+"""The preferred implementation of each computation per platform, with the evidence.
 
-`"measured"` names a benchmark of this repository that was run there; `"compiled, not measured"`
-goes by what the compiler says of the program; `"assumed"` has no evidence yet.
+======================== ==============================================================
+`MEASURED`               a benchmark of this repository, run on the platform
+`COMPILED`               the compiler's report on the program, without a run
+`ASSUMED`                no evidence yet
+======================== ==============================================================
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ class Preference(NamedTuple):
     Attributes:
         value: the choice.
         evidence: `MEASURED`, `COMPILED` or `ASSUMED`.
-        reason: what was measured where, or why it is assumed.
+        reason: the measurement, or the reason of the assumption.
     """
 
     value: Any
@@ -30,21 +33,21 @@ class Preference(NamedTuple):
 
 
 PREFERENCES: dict[str, dict[str, Preference]] = {
-    # How a convolution is computed (`kernels.convolutions`).
+    # The lowering of convolutions (`kernels.convolutions`).
     "lowering": {
         "cpu": Preference("patches", MEASURED, "benchmarks/README.md, suite classification"),
         "gpu": Preference("patches", COMPILED, "H100, Omniglot: 116 MB of scratch; native 403 MB"),
         "tpu": Preference("native", COMPILED, "v5e x 8, Omniglot: 0.30 GB accessed; patches 0.73"),
     },
-    # Tasks at once, of networks whose kernels are large: convolutions, policies in physics.
+    # The batching of tasks with large kernels: convolutional networks, policies in simulators.
     "batching": {
         "cpu": Preference("scan", MEASURED, "benchmarks/README.md, suite classification"),
         "gpu": Preference("vmap", ASSUMED, "one batched program fills the device"),
         "tpu": Preference("vmap", ASSUMED, "one batched program fills the device"),
     },
-    # Members of a run on one device whose parameters differ: side by side, or in sequence.
+    # The batching of a run's members with separate parameters on one device.
     "members": {
-        "cpu": Preference("scan", ASSUMED, "weights of each member make small products smaller"),
+        "cpu": Preference("scan", ASSUMED, "separate weights per member shrink small products"),
         "gpu": Preference("vmap", ASSUMED, "one batched program fills the device"),
         "tpu": Preference("vmap", ASSUMED, "one batched program fills the device"),
     },
@@ -52,14 +55,20 @@ PREFERENCES: dict[str, dict[str, Preference]] = {
 
 
 def preferred(choice: str, platform: str | None = None) -> Any:
-    """The value of a choice for a platform.
+    """Returns the preferred value of a choice on a platform.
 
     Args:
-        choice: a name in `PREFERENCES`: "lowering", "batching" or "members".
-        platform: "cpu", "gpu" or "tpu"; default that of the first device. Others count as "gpu".
+        choice: a key of `PREFERENCES`: "lowering", "batching" or "members".
+        platform: "cpu", "gpu" or "tpu"; default `jax.default_backend()`. Other platforms count as
+            "gpu".
 
     Raises:
-        ValueError: an unknown choice.
+        ValueError: `choice` is unknown.
+
+    Example:
+        >>> from maml_jax.kernels.preferences import preferred
+        >>> preferred("lowering", "cpu"), preferred("lowering", "tpu")
+        ('patches', 'native')
     """
     checks.check_choice(choice, tuple(PREFERENCES), "choice")
     table = PREFERENCES[choice]

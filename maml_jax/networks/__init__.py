@@ -1,4 +1,4 @@
-"""Networks as pairs of pure functions: `init(key) -> params`, `apply(params, inputs)`."""
+"""Networks and policies as pure functions: `init(key) -> params`, `apply(params, inputs)`."""
 
 from maml_jax.networks.distributions import Categorical, Gaussian
 from maml_jax.networks.image import ImageNetwork, convolutional, fully_connected

@@ -1,4 +1,4 @@
-"""Networks for images: the paper's convolutional and fully connected classifiers (section 5.2)."""
+"""Image classifiers: the paper's convolutional and fully connected networks (section 5.2)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from maml_jax.types import Array, Params, PyTree
 
 POOLINGS = ("stride", "max")
 HEADS: dict[str, Callable[..., Array]] = {
-    "normal": nn.initializers.normal(1.0),  # the original's for Omniglot
-    "xavier": nn.initializers.xavier_uniform(),  # the original's for MiniImagenet
-    "truncated_normal": nn.initializers.truncated_normal(0.01),  # its fully connected network
+    "normal": nn.initializers.normal(1.0),  # the original code's for Omniglot
+    "xavier": nn.initializers.xavier_uniform(),  # the original code's for MiniImagenet
+    "truncated_normal": nn.initializers.truncated_normal(0.01),  # its fully connected network's
     "zeros": nn.initializers.zeros_init(),
 }
 
 
 class ImageApply(Protocol):
-    """How an image network is called."""
+    """The signature of `ImageNetwork.apply`."""
 
     def __call__(
         self,
@@ -34,20 +34,34 @@ class ImageApply(Protocol):
         num_statistics: int | None = None,
         features: bool = False,
     ) -> Array:
-        """Logits [n, N] of images [n, H, W, C], or features if asked for.
+        """Returns logits [n, N] of images [n, H, W, C].
 
-        `num_statistics`: batch normalisation takes its statistics from the first so many images.
+        Args:
+            params: of the network.
+            images: float [n, H, W, C].
+            num_statistics: computes the statistics of batch normalisation from the first
+                `num_statistics` images alone; None for all images.
+            features: whether to return the inputs of the head [n, features] instead of logits.
         """
         ...
 
 
 class ImageNetwork(NamedTuple):
-    """A classifier of images, without hidden state.
+    """An image classifier as three pure functions.
 
     Attributes:
         init: `init(key) -> params`.
         apply: `apply(params, images, num_statistics=None, features=False)`, see `ImageApply`.
-        mask: `mask(params)`: what the inner loop adapts, for `mask=` of the core.
+        mask: `mask(params)` marks the leaves that the inner loop adapts; pass it as `mask=` to the
+            core.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax.networks import fully_connected
+        >>> network = fully_connected((4, 4, 1), num_outputs=2, hidden_sizes=(3,))
+        >>> params = jax.eval_shape(network.init, jax.random.key(0))  # shapes without compiling
+        >>> network.mask(params)["Norm_0"]  # the outer loop alone trains offsets
+        {'offset': False}
     """
 
     init: Callable[[Array], Params]
@@ -115,17 +129,16 @@ class _FullyConnected(nn.Module):
 
 
 def _has_effect(module: Any) -> bool:
-    """Whether a bias before the normalisation is added.
+    """Returns whether to add the bias before a normalisation.
 
-    Batch normalisation subtracts it again with the mean. The paper's networks have it, so that it
-    is among the parameters; to add it and to sum up its gradient, which is 0, takes up to an eighth
-    of a meta-step's time on a CPU.
+    The paper's networks have this bias, so `init` creates it. Batch normalisation subtracts it with
+    the mean, and its gradient is 0. Skipping it saves up to an eighth of a meta-step on a CPU.
     """
     return module.is_initializing() or not normalization.removes_offsets(module.norm)
 
 
 def _head(module: Any, x: Array) -> Array:
-    """Features, or the logits that a linear layer makes of them, in float32."""
+    """Returns features, or their logits by a linear layer, in float32 or wider."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     head = nn.Dense(
         module.num_outputs,
@@ -137,7 +150,7 @@ def _head(module: Any, x: Array) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """The largest of each 2x2 block of [n, H, W, C]; an odd last row or column is left out."""
+    """Takes the maximum of each 2x2 block of [n, H, W, C]; drops an odd last row or column."""
     rows, columns = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     tops = jnp.maximum(x[:, 0:rows:2, :columns], x[:, 1:rows:2, :columns])
     return jnp.maximum(tops[:, :, 0::2], tops[:, :, 1::2])
@@ -156,30 +169,42 @@ def convolutional(
     lowering: str | None = None,
     dtype: Any = None,
 ) -> ImageNetwork:
-    """Layers of 3x3 convolution, normalisation, ReLU and pooling, and a linear head.
+    """Builds a convolutional classifier: layers of convolution and pooling, and a linear head.
 
-    The defaults are the paper's network for Omniglot; `pooling="max"` with 32 filters is the one
-    for MiniImagenet. Under batch normalisation the convolutions' biases are parameters, as the
-    paper's are, and are not added: normalisation would take them off again.
+    A layer is a 3x3 convolution, normalisation, ReLU and pooling. The defaults are the paper's
+    network for Omniglot; `pooling="max", num_filters=32` is its network for MiniImagenet.
+    Departure: batch normalisation cancels the convolutions' biases, so they are not added.
 
     Args:
         image_shape: H, W, C.
         num_outputs: N, classes of an episode.
         num_filters: of each layer.
-        num_layers: how many layers.
-        pooling: `"stride"`: convolutions of stride 2 and a mean over the image at the end;
-            `"max"`: 2x2 max-pooling after each layer, and all that is left as features.
+        num_layers: number of convolutional layers.
+        pooling: `"stride"`: convolutions of stride 2, and the mean over pixels as features;
+            `"max"`: 2x2 max-pooling after each layer, and all remaining pixels as features.
         norm: one of `normalization.NORMS`.
-        adapt_norm: whether the inner loop adapts the parameters of normalisation, too.
-        head: initialiser of the head's weights, a name in `HEADS`; default that of the original
-            code: `"normal"` for stride, `"xavier"` for max-pooling.
-        lowering: of convolutions, one of `convolutions.LOWERINGS`; default the platform's.
-        dtype: of activations, `jnp.bfloat16` say; parameters, their updates, statistics and logits
-            stay float32.
+        adapt_norm: whether the inner loop adapts offsets and scales of normalisation.
+        head: initialiser of the head's weights, a name in `HEADS`. None for the original code's:
+            `"normal"` with strides, `"xavier"` with max-pooling.
+        lowering: of convolutions, one of `convolutions.LOWERINGS`; None for the platform's default.
+        dtype: of activations, for example `jnp.bfloat16`. Parameters, updates, statistics and
+            logits stay float32.
 
     Raises:
-        ValueError: an unknown choice, a count below 1, or images too small for so many poolings.
-        TypeError: a count that is no integer.
+        ValueError: an unknown choice, a count below 1, or images too small for the poolings; (from
+            `apply`) images of another shape.
+        TypeError: a count that is not an integer; (from `apply`) images that are not floats.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import convolutional
+        >>> network = convolutional((28, 28, 1), num_outputs=5)
+        >>> params = jax.eval_shape(network.init, jax.random.key(0))  # shapes without compiling
+        >>> params["Conv_0"]["kernel"].shape, params["Head"]["kernel"].shape
+        ((3, 3, 1, 64), (64, 5))
+        >>> jax.eval_shape(network.apply, params, jnp.zeros((10, 28, 28, 1))).shape
+        (10, 5)
     """
     checks.check_choice(pooling, POOLINGS, "pooling")
     head = {"stride": "normal", "max": "xavier"}[pooling] if head is None else head
@@ -190,21 +215,13 @@ def convolutional(
     if pooling == "max" and min(image_shape[:2]) < 2**num_layers:
         raise ValueError(
             f"images of {image_shape[0]}x{image_shape[1]} are too small for {num_layers} times 2x2 "
-            f"max-pooling: expected {2**num_layers} or more on each side."
+            f"max-pooling: expected {2**num_layers} or more pixels on each side."
         )
 
     def module(num_statistics: int | None = None, features: bool = False) -> nn.Module:
+        sizes = num_outputs, num_filters, num_layers
         return _Convolutional(
-            num_outputs,
-            num_filters,
-            num_layers,
-            pooling,
-            norm,
-            lowering,
-            head,
-            dtype,
-            num_statistics,
-            features,
+            *sizes, pooling, norm, lowering, head, dtype, num_statistics, features
         )
 
     return _network(module, image_shape, adapt_norm)
@@ -220,9 +237,17 @@ def fully_connected(
     head: str = "truncated_normal",
     dtype: Any = None,
 ) -> ImageNetwork:
-    """The paper's network without convolutions: layers, normalisation, ReLU, and a linear head.
+    """Builds the paper's classifier without convolutions: linear layers, normalisation and ReLU.
 
-    Arguments and errors as in `convolutional`.
+    `hidden_sizes` are the units of the layers. Other arguments and errors: see `convolutional`.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax.networks import fully_connected
+        >>> network = fully_connected((28, 28, 1), num_outputs=5)
+        >>> params = jax.eval_shape(network.init, jax.random.key(0))  # shapes without compiling
+        >>> params["Dense_0"]["kernel"].shape, params["Head"]["kernel"].shape
+        ((784, 256), (64, 5))
     """
     sizes = {f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)}
     _check(image_shape, norm, head, num_outputs=num_outputs, **sizes)
@@ -251,11 +276,7 @@ def _network(
         return module().init(key, jnp.zeros((1, *image_shape)))["params"]
 
     def apply(
-        params: Params,
-        images: Array,
-        *,
-        num_statistics: int | None = None,
-        features: bool = False,
+        params: Params, images: Array, *, num_statistics: int | None = None, features: bool = False
     ) -> Array:
         if jnp.ndim(images) != 4 or jnp.shape(images)[1:] != tuple(image_shape):
             raise ValueError(
@@ -264,8 +285,8 @@ def _network(
             )
         if not types.is_float(images):
             raise TypeError(
-                "images must be floating point, as the network was trained on them (from 0 to 1 "
-                f"by episode_sampler); received {jnp.result_type(images)}. Divide bytes by 255."
+                "images must be floating point, scaled as in training (episode_sampler scales to "
+                f"0 to 1); received {jnp.result_type(images)}. Divide bytes by 255."
             )
         return module(num_statistics, features).apply({"params": params}, images)  # pyright: ignore
 

@@ -14,21 +14,31 @@ from maml_jax.kernels import products
 from maml_jax.types import Array, Params
 
 INITIALIZERS: dict[str, Callable[..., Array]] = {
-    # He et al. 2015: variance 2 / fan-in, which keeps the scale of ReLU layers.
+    # He et al. 2015: a variance of 2 / fan-in preserves the scale of activations under ReLU.
     "he_normal": nn.initializers.he_normal(),
-    # What the original code uses: a deviation of 0.01 before it cuts at two deviations.
+    # The original code's: a standard deviation of 0.01, truncated at two standard deviations.
     "truncated_normal": nn.initializers.truncated_normal(stddev=0.01),
-    # Glorot and Bengio 2010 ("Xavier"): the original code's policies.
+    # Glorot and Bengio 2010 ("Xavier"): the original code's for policies.
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
 
 
 class Network(NamedTuple):
-    """A network without hidden state.
+    """A network as two pure functions.
 
     Attributes:
         init: `init(key) -> params`.
         apply: `apply(params, inputs) -> outputs`, for any number of leading axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Network
+        >>> line = Network(
+        ...     init=lambda key: {"slope": jnp.zeros(())},
+        ...     apply=lambda params, inputs: params["slope"] * inputs,
+        ... )
+        >>> line.apply({"slope": 2.0}, jnp.array([[1.0], [3.0]])).tolist()
+        [[2.0], [6.0]]
     """
 
     init: Callable[[Array], Params]
@@ -58,18 +68,30 @@ def mlp(
     activation: Callable[[Array], Array] = nn.relu,
     initializer: str = "he_normal",
 ) -> Network:
-    """A fully connected network; by default that of the paper's sinusoid (section 5.1).
+    """Builds a fully connected network; the defaults are the paper's for sinusoids (section 5.1).
 
     Args:
-        num_inputs: features of an input, its last axis.
-        num_outputs: features of an output.
-        hidden_sizes: units of each hidden layer; may be empty, for a linear model.
-        activation: after each hidden layer.
-        initializer: of the weights, a name in `INITIALIZERS`; biases start at 0.
+        num_inputs: size of the last axis of inputs.
+        num_outputs: size of the last axis of outputs.
+        hidden_sizes: units of each hidden layer; empty for a linear model.
+        activation: follows each hidden layer.
+        initializer: of the weights, a name in `INITIALIZERS`. Biases start at 0.
 
     Raises:
-        ValueError: a size below 1, or an unknown initializer.
-        TypeError: a size that is no integer.
+        ValueError: a size below 1, or an unknown initializer; (from `apply`) inputs with another
+            number of features.
+        TypeError: a size that is not an integer.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import mlp
+        >>> network = mlp(1, 2, hidden_sizes=(4,))
+        >>> params = network.init(jax.random.key(0))
+        >>> jax.tree.map(jnp.shape, params["Dense_0"])
+        {'bias': (4,), 'kernel': (1, 4)}
+        >>> network.apply(params, jnp.ones((3, 1))).shape
+        (3, 2)
     """
     sizes = (num_inputs, *hidden_sizes, num_outputs)
     for size in sizes:
@@ -92,5 +114,12 @@ def mlp(
 
 
 def num_parameters(params: Params) -> int:
-    """How many numbers a parameter pytree holds."""
+    """Counts the numbers in a parameter pytree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import num_parameters
+        >>> num_parameters({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+        16
+    """
     return sum(int(getattr(leaf, "size", 1)) for leaf in jax.tree.leaves(params))

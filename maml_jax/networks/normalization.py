@@ -1,4 +1,4 @@
-"""Normalisation of features, as few-shot learning uses it: without running statistics."""
+"""Feature normalisation for few-shot learning, without running statistics."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from maml_jax import checks
 from maml_jax.types import Array, Params, PyTree
 
 NORMS = ("batch", "batch_scale", "layer", "group", "none")
-EPSILON = 1e-3  # as the original code
-MODULE_NAME = "Norm"  # names the parameters of normalisation
+EPSILON = 1e-3  # the original code's value
+MODULE_NAME = "Norm"  # prefix by which `all_but_norm` recognises the parameters
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with the statistics of the current set, always.
+    """Batch normalisation that always uses the statistics of the current batch.
 
-    As in the original code there is an offset and no scale. Statistics are taken in float32.
+    Like the original code it has an offset and, by default, no scale. Statistics are float32 or
+    wider.
 
     Attributes:
-        use_scale: whether to have a scale, too, which most other implementations have.
-        num_statistics: the statistics are those of the first so many inputs; None for all of them.
+        use_scale: whether to add the scale that most other implementations have.
+        num_statistics: computes the statistics from the first `num_statistics` inputs alone; None
+            for all inputs.
     """
 
     use_scale: bool = False
@@ -47,13 +49,25 @@ class BatchNorm(nn.Module):
 def normalization(
     norm: str, name: str, num_statistics: int | None = None
 ) -> Callable[[Array], Array]:
-    """The module of a kind of normalisation, to be called inside a Flax module.
+    """Makes a normalisation layer; call this inside a Flax module.
 
     Args:
-        norm: `"batch"` (offset only, as the original), `"batch_scale"`, `"layer"`, `"group"` (the
-            most groups up to 8 that divide the features), or `"none"`.
-        name: of the layer; parameters are found under `Norm` + name.
-        num_statistics: as in `BatchNorm`; other kinds treat every input by itself.
+        norm: one of `NORMS`:
+
+            ============= ==========================================================
+            value         normalises
+            ============= ==========================================================
+            `batch`       over the batch, with an offset only, as the original code
+            `batch_scale` over the batch, with offset and scale
+            `layer`       over all features of an input
+            `group`       over groups of features; the most groups, up to 8, that
+                          divide the number of features
+            `none`        nothing
+            ============= ==========================================================
+
+        name: suffix of the layer's name; the parameters' name is `"Norm"` + name.
+        num_statistics: as in `BatchNorm`. The other kinds ignore it: they normalise each input
+            separately.
     """
     name = MODULE_NAME + name
     if norm == "none":
@@ -61,7 +75,7 @@ def normalization(
     if removes_offsets(norm):
         return BatchNorm(norm == "batch_scale", num_statistics, name=name)
     if norm == "layer":
-        # Over all features of an input, as the original's option; flax's default is the last axis.
+        # All features of an input, as in the original code; Flax's default is the last axis alone.
         return lambda x: nn.LayerNorm(
             epsilon=EPSILON, reduction_axes=tuple(range(1, x.ndim)), name=name
         )(x)
@@ -74,7 +88,7 @@ def normalization(
 
 
 def removes_offsets(norm: str) -> bool:
-    """Whether what is added to a feature of all inputs alike has no effect on what comes out."""
+    """Returns whether a normalisation cancels constants that are added to a feature before it."""
     return norm in ("batch", "batch_scale")
 
 
@@ -84,9 +98,9 @@ def check_norm(norm: str) -> None:
 
 
 def all_but_norm(params: Params) -> PyTree:
-    """A mask for the inner loop that leaves offsets and scales of normalisation out.
+    """Returns a mask that excludes offsets and scales of normalisation from the inner loop.
 
-    In the original code these are trained by the outer loop alone.
+    The original code trains them in the outer loop alone.
     """
 
     def adapts(path, _):

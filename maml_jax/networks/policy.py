@@ -1,7 +1,7 @@
-"""Policies: networks that turn observations into distributions of actions.
+"""Policies: networks that map observations to distributions of actions.
 
-A policy is written for one episode: `act` for one time step, in a rollout; `unroll` for all
-time steps of recorded episodes at once, in the estimators. Both must give the same distributions.
+Rollouts call `act`, for one time step of one episode. Estimators call `unroll`, for all time steps
+of recorded episodes. Both must return the same distributions.
 """
 
 from __future__ import annotations
@@ -20,19 +20,33 @@ from maml_jax.networks.distributions import Categorical, Distribution, Gaussian
 from maml_jax.networks.mlp import Network, mlp
 from maml_jax.types import Array, Params, PyTree
 
-STD_FLOOR = 1e-6  # the original code's
+STD_FLOOR = 1e-6  # the original code's value, in units of the action
 
 
 class Policy(NamedTuple):
-    """A policy, with or without memory.
+    """A policy as four pure functions, with or without memory.
 
     Attributes:
         init: `init(key) -> params`.
-        start: `start() -> memory` of one episode before its first step, any pytree; `()` for none.
+        start: `start() -> memory`, any pytree: the memory before the first step of an episode; `()`
+            for a policy without memory.
         act: `act(params, observation, memory) -> (distribution, memory)` for one time step:
             observation [O], a distribution without batch axes.
-        unroll: `unroll(params, observations) -> distribution` of whole episodes: observations
+        unroll: `unroll(params, observations) -> distribution` for whole episodes: observations
             [H, E, O], a distribution with leading axes [H, E].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Gaussian, Policy
+        >>> policy = Policy(
+        ...     init=lambda key: jnp.zeros(2),
+        ...     start=lambda: (),
+        ...     act=lambda params, x, memory: (Gaussian(params * x, jnp.zeros(2)), memory),
+        ...     unroll=lambda params, x: Gaussian(params * x, jnp.zeros(2)),
+        ... )
+        >>> distribution, memory = policy.act(jnp.ones(2), jnp.array([1.0, 3.0]), policy.start())
+        >>> distribution.mean.tolist()
+        [1.0, 3.0]
     """
 
     init: Callable[[Array], Params]
@@ -44,11 +58,21 @@ class Policy(NamedTuple):
 def memoryless_policy(
     init: Callable[[Array], Params], distribution: Callable[[Params, Array], Distribution]
 ) -> Policy:
-    """A policy out of a function of the present observation alone.
+    """Makes a policy whose actions depend on the current observation alone.
 
     Args:
         init: `init(key) -> params`.
         distribution: `distribution(params, observations) -> Distribution`, any leading axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Categorical, memoryless_policy
+        >>> policy = memoryless_policy(
+        ...     init=lambda key: jnp.zeros((3, 4)),
+        ...     distribution=lambda params, observations: Categorical(observations @ params),
+        ... )
+        >>> policy.unroll(jnp.zeros((3, 4)), jnp.ones((10, 2, 3))).logits.shape  # [H, E, A]
+        (10, 2, 4)
     """
     return Policy(
         init,
@@ -67,23 +91,34 @@ def gaussian_policy(
     initializer: str = "glorot_uniform",
     initial_std: float = 1.0,
 ) -> Policy:
-    """The paper's policy (section 5.3): an MLP's mean, and a standard deviation of its own.
+    """Builds the paper's policy (section 5.3): an MLP for the mean, a parameter for the deviation.
 
-    The logarithm of the standard deviation does not depend on the observation; it is a parameter
-    like any other, adapted too, and bounded from below by `STD_FLOOR` (as in the original code).
+    The logarithm of the standard deviation does not depend on the observation. The inner loop
+    adapts it like all parameters. `STD_FLOOR` bounds the deviation from below, as in the original
+    code.
 
     Args:
         num_observations: O.
         num_actions: A.
         hidden_sizes: units of each hidden layer.
-        activation: after each hidden layer.
+        activation: follows each hidden layer.
         initializer: of the weights, a name in `networks.mlp.INITIALIZERS`.
-        initial_std: standard deviation to begin with, in units of the action.
+        initial_std: initial standard deviation, in units of the action.
 
     Raises:
         ValueError: a size below 1, an unknown initializer, or an `initial_std` that is not finite
-            or not above the floor.
-        TypeError: `hidden_sizes` is no sequence.
+            or not above `STD_FLOOR`.
+        TypeError: `hidden_sizes` is not a sequence of integers.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import gaussian_policy
+        >>> policy = gaussian_policy(num_observations=3, num_actions=2, hidden_sizes=(4,))
+        >>> params = policy.init(jax.random.key(0))
+        >>> distribution, _ = policy.act(params, jnp.ones(3), policy.start())
+        >>> distribution.mean.shape, distribution.log_std.tolist()
+        ((2,), [0.0, 0.0])
     """
     network = _network(
         num_observations, num_actions, hidden_sizes, activation=activation, initializer=initializer
@@ -107,7 +142,20 @@ def categorical_policy(
     activation: Callable[[Array], Array] = nn.relu,
     initializer: str = "glorot_uniform",
 ) -> Policy:
-    """An MLP's logits over A discrete actions; arguments and errors as `gaussian_policy`."""
+    """Builds a policy over A discrete actions, with an MLP for the logits.
+
+    Arguments and errors are those of `gaussian_policy`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import categorical_policy
+        >>> policy = categorical_policy(num_observations=3, num_actions=4, hidden_sizes=())
+        >>> params = policy.init(jax.random.key(0))
+        >>> distribution, _ = policy.act(params, jnp.ones(3), policy.start())
+        >>> distribution.logits.shape
+        (4,)
+    """
     network = _network(
         num_observations, num_actions, hidden_sizes, activation=activation, initializer=initializer
     )
@@ -121,16 +169,30 @@ def recurrent_policy(
     *,
     initial_std: float = 1.0,
 ) -> Policy:
-    """A gated recurrent unit (Cho et al. 2014) with a linear mean; for what cannot be observed.
+    """Builds a gated recurrent policy (Cho et al. 2014), for partially observed environments.
+
+    The mean is linear in the memory; the deviation is a parameter, as in `gaussian_policy`.
 
     Args:
         num_observations: O.
         num_actions: A.
         num_units: size of the memory.
-        initial_std: standard deviation to begin with, in units of the action.
+        initial_std: initial standard deviation, in units of the action.
 
     Raises:
-        ValueError: a size below 1, or an `initial_std` that is not finite or not above the floor.
+        ValueError: a size below 1, or an `initial_std` that is not finite or not above `STD_FLOOR`.
+        TypeError: a size that is not an integer.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import recurrent_policy
+        >>> policy = recurrent_policy(num_observations=3, num_actions=2, num_units=4)
+        >>> params = jax.eval_shape(policy.init, jax.random.key(0))  # shapes without compiling
+        >>> params["cell"]["hn"]["kernel"].shape
+        (4, 4)
+        >>> jax.eval_shape(policy.unroll, params, jnp.ones((10, 5, 3))).mean.shape  # [H, E, A]
+        (10, 5, 2)
     """
     checks.check_counts(
         num_observations=num_observations, num_actions=num_actions, num_units=num_units
@@ -175,8 +237,8 @@ def _network(
 ) -> Network:
     if isinstance(hidden_sizes, (int, float)):
         raise TypeError(
-            "hidden_sizes must be a sequence with the size of each hidden layer, "
-            f"({hidden_sizes},) for one; received {hidden_sizes}."
+            "hidden_sizes must be a sequence with the size of each hidden layer, such as "
+            f"({hidden_sizes},) for one layer; received {hidden_sizes}."
         )
     return mlp(num_inputs, num_outputs, hidden_sizes, **options)
 

@@ -1,4 +1,4 @@
-"""Few-shot regression: sinusoid tasks (paper section 5.1), squared error, baselines."""
+"""Few-shot regression: sinusoid tasks (paper section 5.1), squared error and baselines."""
 
 from maml_jax.regression.losses import Examples, mean_squared_error
 from maml_jax.regression.sinusoid import Sinusoid, sinusoid_problem

@@ -1,4 +1,4 @@
-"""What MAML is compared with: learning all tasks at once, and averaging single-task networks."""
+"""Baselines for sinusoid regression: joint pretraining, and averages of single-task networks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ REGULARIZERS = ("none", "l2", "to_mean")
 
 
 def multi_task_loss(loss_fn: LossFn) -> TaskLoss:
-    """The loss on all of a task's points without adaptation: pretraining on all tasks.
+    """Makes the pretraining loss: the loss on all points of a task, without adaptation.
 
-    With inputs that name the task it trains the oracle. Support and query points count alike, so
-    that a baseline sees as much data a meta-step as MAML does.
+    With `informed` inputs it trains the oracle. Support and query points have equal weight, so a
+    baseline uses as much data a meta-step as MAML.
+
+    Args:
+        loss_fn: `loss_fn(params, batch) -> (loss, metrics)`.
     """
 
     def task_loss(params: Params, task: Task) -> tuple[Array, Metrics]:
@@ -33,15 +36,15 @@ def multi_task_loss(loss_fn: LossFn) -> TaskLoss:
 
 
 def tune_inner_lr(curve: Callable[[Array], Array], candidates: Array) -> tuple[Array, Array]:
-    """Picks the step size for fine-tuning a baseline, on tasks that are not the test tasks.
+    """Selects the step size for fine-tuning a baseline on validation tasks.
 
     Args:
         curve: `curve(inner_lr) -> loss [S + 1]` after 0 to S steps, averaged over validation tasks.
-        candidates: step sizes to try, one axis.
+        candidates: step sizes, one axis.
 
     Returns:
-        The candidate with the smallest loss averaged over steps 1 to S (one that diverges counts as
-        infinite), and that average for each candidate.
+        The candidate with the smallest loss averaged over steps 1 to S, and this average for each
+        candidate. A loss that is not finite counts as infinite.
     """
     scores = jax.lax.map(lambda rate: jnp.mean(curve(rate)[1:]), candidates)
     scores = jnp.where(jnp.isfinite(scores), scores, jnp.inf)
@@ -49,17 +52,20 @@ def tune_inner_lr(curve: Callable[[Array], Array], candidates: Array) -> tuple[A
 
 
 def init_many(network: Network, key: Array, num_networks: int) -> Params:
-    """Parameters of many networks, each drawn with its own key; leaves [M, ...]."""
+    """Draws the parameters of M networks, each from a separate key; leaves [M, ...]."""
     checks.check_counts(num_networks=num_networks)
     return jax.vmap(network.init)(jax.random.split(key, num_networks))
 
 
 def sample_single_task_batches(num_points: int) -> Callable[..., Task]:
-    """A sampler for training M networks at once, each on new points of its own sinusoid.
+    """Makes a sampler that trains M networks together, each on new points of one sinusoid.
+
+    Args:
+        num_points: in the batch of each network.
 
     Returns:
-        `sample(params, key, sinusoids) -> Task` with leaves [M, num_points, 1] as query batch, for
-        `training.make_train_fn` with `num_tasks=1`.
+        `sample(params, key, sinusoids) -> Task` for `training.make_train_fn` with `num_tasks=1`.
+        The query batch has leaves [M, num_points, 1]; the support is empty.
     """
 
     def sample(params: Params, key: Array, sinusoids: Sinusoid) -> Task:
@@ -72,18 +78,21 @@ def sample_single_task_batches(num_points: int) -> Callable[..., Task]:
 
 
 def single_task_loss(network: Network, regularizer: str, coefficient: float) -> TaskLoss:
-    """The sum of M networks' losses on their own tasks, each with its own parameters.
+    """Makes the summed loss of M networks, network m with parameters m on task m.
 
-    The paper (appendix C) trains the networks one after the other and regularises towards the mean
-    of those trained so far; here all are trained at once, towards the mean of all as it is now.
+    Departure: the paper (appendix C) trains the networks in sequence and regularises towards the
+    mean of the earlier ones. Here all train together and regularise towards their current mean.
 
     Args:
-        network: the network that each of the M is a copy of.
+        network: the architecture of all M networks.
         regularizer: "none", "l2" (squared norm) or "to_mean" (squared distance to the mean).
-        coefficient: weight of that penalty.
+        coefficient: weight of the penalty.
 
     Returns:
         `task_loss(params [M, ...], task) -> (sum over networks, {"mse": mean error})`.
+
+    Raises:
+        ValueError: `regularizer` is none of `REGULARIZERS`.
     """
     if regularizer not in REGULARIZERS:
         raise ValueError(f"regularizer must be one of {REGULARIZERS}; received {regularizer!r}.")
@@ -107,5 +116,5 @@ def single_task_loss(network: Network, regularizer: str, coefficient: float) -> 
 
 
 def average_networks(params: Params) -> Params:
-    """The mean over the leading axis of M networks."""
+    """Averages the parameters of M networks over their leading axis."""
     return jax.tree.map(lambda p: jnp.mean(p, axis=0), params)

@@ -18,11 +18,20 @@ INPUTS = (-5.0, 5.0)  # radians
 
 
 class Sinusoid(NamedTuple):
-    """One function of the family.
+    """The parameters of one sinusoid.
 
     Attributes:
-        amplitude: scalar, uniform on [0.1, 5.0].
-        phase: scalar, radians, uniform on [0, pi].
+        amplitude: scalar; the paper's tasks draw it uniformly from [0.1, 5.0].
+        phase: scalar, radians; the paper's tasks draw it uniformly from [0, pi].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.regression import Sinusoid
+        >>> from maml_jax.regression.sinusoid import examples
+        >>> sinusoid = Sinusoid(amplitude=jnp.array(2.0), phase=jnp.array(0.0))
+        >>> batch = examples(sinusoid, inputs=jnp.array([[0.0], [jnp.pi / 2]]))
+        >>> batch.targets.round(3).tolist()
+        [[0.0], [2.0]]
     """
 
     amplitude: Array
@@ -30,14 +39,14 @@ class Sinusoid(NamedTuple):
 
 
 def sample_sinusoid(key: Array) -> Sinusoid:
-    """Draws a function from the paper's distribution."""
+    """Draws a sinusoid from the paper's distribution."""
     return sample_points(key, 0)[0]
 
 
 def sample_points(key: Array, num_points: int) -> tuple[Sinusoid, Array]:
-    """Draws a function and inputs [num_points, 1] for it.
+    """Draws a sinusoid and its inputs [num_points, 1], radians.
 
-    All numbers come from one call to the generator: a key for each would cost more than the draws.
+    One call to the generator draws all numbers: splitting a key for each costs more than drawing.
     """
     drawn = jax.random.uniform(key, (2 + num_points,))
     sinusoid = Sinusoid(_scale(drawn[0], AMPLITUDES), _scale(drawn[1], PHASES))
@@ -49,22 +58,25 @@ def _scale(unit: Array, bounds: tuple[float, float]) -> Array:
 
 
 def sample_inputs(key: Array, num_points: int) -> Array:
-    """Inputs [num_points, 1], uniform on [-5, 5]."""
+    """Draws inputs [num_points, 1], radians, uniformly from [-5, 5]."""
     return jax.random.uniform(key, (num_points, 1), minval=INPUTS[0], maxval=INPUTS[1])
 
 
 def grid_inputs(num_points: int) -> Array:
-    """Inputs [num_points, 1], evenly spaced from -5 to 5."""
+    """Returns inputs [num_points, 1], radians, evenly spaced from -5 to 5."""
     return jnp.linspace(*INPUTS, num_points)[:, None]
 
 
 def examples(sinusoid: Sinusoid, inputs: Array, informed: bool = False) -> Examples:
-    """The function at some inputs.
+    """Evaluates a sinusoid at inputs.
 
     Args:
-        sinusoid: the function.
+        sinusoid: amplitude and phase.
         inputs: [K, 1], radians.
-        informed: whether amplitude and phase become second and third input, for the oracle.
+        informed: whether to append amplitude and phase to each input, for the oracle baseline.
+
+    Returns:
+        Inputs [K, 1], or [K, 3] if `informed`, and targets [K, 1].
     """
     targets = sinusoid.amplitude * jnp.sin(inputs - sinusoid.phase)
     if informed:
@@ -76,13 +88,30 @@ def examples(sinusoid: Sinusoid, inputs: Array, informed: bool = False) -> Examp
 def sinusoid_problem(
     network: Network, num_support: int, num_query: int, informed: bool = False
 ) -> Problem:
-    """Few-shot regression of sinusoids.
+    """Builds the sinusoid regression problem of the paper's section 5.1.
 
     Args:
-        network: from 1 input to 1 output; from 3 inputs if `informed`.
-        num_support: K, points to adapt on.
-        num_query: Q, other points of the same function, for the outer loss.
-        informed: whether inputs carry amplitude and phase, for the oracle.
+        network: maps 1 input to 1 output; 3 inputs to 1 output if `informed`.
+        num_support: K, points of the inner loss.
+        num_query: Q, other points of the same sinusoid, for the outer loss.
+        informed: whether to append amplitude and phase to each input, for the oracle baseline.
+
+    Returns:
+        A problem whose tasks hold `Examples` [K, 1] and [Q, 1]. Both losses are the mean squared
+        error.
+
+    Raises:
+        ValueError: a count below 1.
+        TypeError: a count that is not an integer.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax.networks import mlp
+        >>> from maml_jax.regression import sinusoid_problem
+        >>> problem = sinusoid_problem(mlp(1, 1), num_support=5, num_query=10)
+        >>> task = problem.sample(None, jax.random.key(0))  # supervised: needs no parameters
+        >>> task.support.inputs.shape, task.query.targets.shape
+        ((5, 1), (10, 1))
     """
     checks.check_counts(num_support=num_support, num_query=num_query)
     loss = mean_squared_error(network.apply)
@@ -100,11 +129,11 @@ def sinusoid_problem(
 
 
 class FixedTasks(NamedTuple):
-    """A fixed set of functions with the points to adapt on, the same for every method and K.
+    """Sinusoids with support inputs, shared by all methods and all K of a comparison.
 
     Attributes:
-        sinusoids: the functions, leaves [T].
-        inputs: [T, largest K, 1]; a K-shot task uses the first K.
+        sinusoids: leaves [T].
+        inputs: [T, largest K, 1], radians; a K-shot task uses the first K.
     """
 
     sinusoids: Sinusoid
@@ -112,7 +141,7 @@ class FixedTasks(NamedTuple):
 
 
 def sample_fixed_tasks(key: Array, num_tasks: int, max_support: int) -> FixedTasks:
-    """Draws test (or validation) functions; `max_support` is the largest K to be asked for."""
+    """Draws T validation or test sinusoids with `max_support` inputs each, the largest K."""
     checks.check_counts(num_tasks=num_tasks, max_support=max_support)
     keys = jax.random.split(key, num_tasks)
     return FixedTasks(*jax.vmap(lambda k: sample_points(k, max_support))(keys))
@@ -121,12 +150,19 @@ def sample_fixed_tasks(key: Array, num_tasks: int, max_support: int) -> FixedTas
 def few_shot_tasks(
     tests: FixedTasks, num_support: int, num_query: int, informed: bool = False
 ) -> Task:
-    """K-shot tasks [T] with an even grid of inputs as query, which has no sampling noise.
+    """Makes K-shot tasks [T] whose query is an even grid of inputs.
 
-    The original code evaluates on K random points instead: the same expected error, more noise.
+    The original code evaluates on K random points. The grid has nearly the same expected error and
+    no sampling noise.
+
+    Args:
+        tests: sinusoids and support inputs.
+        num_support: K.
+        num_query: Q, points of the grid.
+        informed: as in `sinusoid_problem`.
 
     Raises:
-        ValueError: `num_support` is more than the tests were drawn for.
+        ValueError: `num_support` exceeds the number of inputs drawn for each sinusoid.
     """
     checks.check_counts(num_support=num_support, num_query=num_query)
     drawn = tests.inputs.shape[1]

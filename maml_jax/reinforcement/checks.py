@@ -1,6 +1,6 @@
-"""Checks on what users hand over: numbers, environments, policies, and what must fit them.
+"""Checks on numbers, environments and policies.
 
-Shapes and dtypes are known while JAX traces, so that these checks cost nothing in a program.
+Shapes and dtypes are known while JAX traces: the checks cost nothing in a compiled program.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from maml_jax.types import Array, PyTree
 
 
 def check_number(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> None:
-    """Raises a ValueError unless a number fits; a traced one has no value yet and passes.
+    """Raises a ValueError unless `value` is a number in range; traced values pass.
 
     Args:
-        name: of the argument.
-        value: received.
-        expected: in words, "from 0 to 1" say.
-        fits: whether a float is as expected; False for NaN.
+        name: name of the argument.
+        value: the received value.
+        expected: the range in words, for example "from 0 to 1".
+        fits: whether a float is in range; False for NaN.
     """
     if isinstance(value, Tracer):
         return
@@ -37,12 +37,13 @@ def check_number(name: str, value: Any, expected: str, fits: Callable[[float], b
 
 
 def checked(env: Environment) -> Environment:
-    """The environment with checks on every action that it takes and every state that it returns.
+    """Adds checks of actions and states to an environment's `reset` and `step`.
 
     Raises:
-        ValueError: the environment's sizes are not whole numbers of 1 or more; and, when `reset` or
-            `step` is traced, as `check_environment`.
-        TypeError: then, too: `reset` or `step` does not return a `State`.
+        ValueError: a size of the environment is below 1. When `reset` or `step` is traced: the
+            errors of `check_environment`.
+        TypeError: a size is not an int. When `reset` or `step` is traced: it does not return a
+            `State`.
     """
     checks.check_counts(
         num_observations=env.num_observations, num_actions=env.num_actions, horizon=env.horizon
@@ -70,15 +71,27 @@ def checked(env: Environment) -> Environment:
 
 
 def check_environment(env: Environment, policy: Policy | None = None) -> None:
-    """Checks shapes and dtypes of an environment, and that a policy fits it, without running it.
+    """Checks the shapes and dtypes of an environment and its policy, without running them.
 
-    Without a policy nothing says whether actions are continuous or discrete: both are tried.
+    Without a policy, `step` has to accept either a continuous or a discrete action.
+
+    Args:
+        env: the environment.
+        policy: a policy for it; optional.
 
     Raises:
-        ValueError: a shape or dtype is not what `Environment` promises, or what `step` takes is
-            not what it returns, or the policy's distribution does not fit; names the field,
-            what was expected and what was received.
+        ValueError: a shape or dtype differs from those of `Environment`, `step` changes the
+            structure, a shape or a dtype of the state, or the policy does not fit. The message
+            names the field, the expected and the received.
         TypeError: `reset` or `step` does not return a `State`, or `policy` is no `Policy`.
+
+    Example:
+        >>> from maml_jax.networks import gaussian_policy
+        >>> from maml_jax.reinforcement import check_environment, navigation
+        >>> check_environment(navigation(), gaussian_policy(2, 2, hidden_sizes=(4,)))
+        >>> check_environment(navigation()._replace(num_observations=3))
+        Traceback (most recent call last):
+        ValueError: reset: observation must have shape (3,); received (2,)...
     """
     env = checked(env)
     key = jax.random.key(0)
@@ -109,8 +122,8 @@ def _check_state(env: Environment, state: Any, source: str) -> None:
         received = jnp.shape(getattr(state, name))
         if received != shape:
             hint = (
-                " Observations are vectors: flatten images (jnp.ravel), and let a policy of your "
-                "own restore their shape."
+                " Observations are vectors: flatten images with jnp.ravel, and restore their "
+                "shape in the policy."
                 if len(received) > 1
                 else ""
             )
@@ -132,19 +145,19 @@ def _check_action(env: Environment, action: Any) -> None:
         raise ValueError(f"actions must be floats, or integers if discrete; received {dtype}.")
     if discrete and shape != ():
         raise ValueError(
-            "the policy must give discrete actions one at a time, integers of shape (); received "
-            f"shape {shape}. Number the combinations of several choices from 0 on, make that "
-            "number the action, and take it apart in step (jnp.unravel_index)."
+            "the policy must return discrete actions one at a time, integers of shape (); received "
+            f"shape {shape}. For several choices at once, number their combinations from 0 on, and "
+            "decode the number in step with jnp.unravel_index."
         )
     if not discrete and shape != (env.num_actions,):
         raise ValueError(
-            f"the policy must give actions of shape {(env.num_actions,)} for this environment; "
+            f"the policy must return actions of shape {(env.num_actions,)} for this environment; "
             f"received {shape}."
         )
 
 
 def _check_policy(env: Environment, policy: Policy, observation: Any) -> Any:
-    """The shape and dtype of its actions."""
+    """Checks that a policy fits an environment; returns its action's shape and dtype."""
     if not isinstance(policy, Policy):
         raise TypeError(
             "policy must be a Policy (maml_jax.networks: gaussian_policy, memoryless_policy, ...); "
@@ -165,7 +178,7 @@ def _check_policy(env: Environment, policy: Policy, observation: Any) -> Any:
         action, one, several, memories, distribution = jax.eval_shape(
             act, jax.random.key(0), observation
         )
-    except Exception as error:  # of a user's function, or of the network library
+    except Exception as error:  # a user's function or the network library may raise any
         raise ValueError(
             f"the policy does not take the environment's observations of "
             f"{env.num_observations} numbers: {type(error).__name__}: {error}"
@@ -179,13 +192,13 @@ def _check_policy(env: Environment, policy: Policy, observation: Any) -> Any:
     for name, part in zip(("log-probabilities", "divergences"), several, strict=True):
         if one.shape != () or part.shape != lead:
             raise ValueError(
-                f"a policy's {name} must be one number an action: expected shapes () from act and "
-                f"{lead} from unroll of 3 steps of 2 episodes; received {one.shape} and "
+                f"a policy's {name} must be one number per action: expected shape () from act, and "
+                f"{lead} from unroll for 3 steps of 2 episodes; received {one.shape} and "
                 f"{part.shape}."
             )
     start, after = memories
     checks.check_fits(
-        "the memory that act returns", start, after, "It must be like that of start()."
+        "the memory that act returns", start, after, "It must match the memory of start()."
     )
     return action
 
@@ -200,7 +213,7 @@ def _check_same(before: State, after: State) -> None:
     for (path, old), new in pairs:
         if (_dtype(old), jnp.shape(old)) != (_dtype(new), jnp.shape(new)):
             raise ValueError(
-                f"step must return what it takes: State{jax.tree_util.keystr(path)} is "
+                f"step must keep shapes and dtypes: State{jax.tree_util.keystr(path)} is "
                 f"{_dtype(old)}{list(jnp.shape(old))} after reset and "
                 f"{_dtype(new)}{list(jnp.shape(new))} after step."
             )

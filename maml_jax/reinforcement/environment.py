@@ -1,10 +1,10 @@
-"""What an environment is: two pure functions of one episode, and a distribution of tasks.
+"""The interface of environments: two pure functions of one episode and a distribution of tasks.
 
-    state = reset(key, task)          # an episode of a task begins
-    state = step(state, action)       # one time step
+    state = reset(key, task)          # begins an episode of a task
+    state = step(state, action)       # advances it by one time step
 
-`vmap` over keys gives episodes, over tasks a meta-batch. Whatever differs between tasks travels in
-the state; nothing is closed over. docs/reinforcement.md shows how to write one.
+`vmap` over keys gives episodes, `vmap` over tasks a meta-batch. The state carries the task.
+docs/reinforcement.md shows how to write an environment.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ from maml_jax.types import Array, PyTree
 
 
 class State(NamedTuple):
-    """An episode at one time step.
+    """The state of one episode at one time step.
 
     Attributes:
-        observation: what the policy sees, float [O].
-        reward: of the step that led here, a float; 0 after a reset.
-        done: whether the episode has ended by itself, a bool. A time limit is not an end of this
-            kind: it belongs to the rollout.
-        inner: whatever else the environment needs for its next step, the task included; any pytree.
+        observation: input of the policy, float [O].
+        reward: reward of the last step, a float scalar; 0 after a reset.
+        done: whether the episode has terminated, a bool scalar. Leave it False at a time limit,
+            which is `Environment.horizon`.
+        inner: everything else that the next step needs, the task included; any pytree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement import State
+        >>> goal = jnp.array([0.3, 0.4])
+        >>> state = State(jnp.zeros(2), reward=jnp.zeros(()), done=jnp.zeros((), bool), inner=goal)
+        >>> state._replace(reward=-jnp.linalg.norm(goal)).reward.shape
+        ()
     """
 
     observation: Array
@@ -36,16 +44,36 @@ class State(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """A family of tasks that share observations and actions.
+    """A family of tasks with common observations and actions.
 
     Attributes:
         sample_task: `sample_task(key) -> task`, any pytree of arrays.
-        reset: `reset(key, task) -> State`.
-        step: `step(state, action) -> State`, of the same structure, shapes and dtypes.
-        num_observations: O.
-        num_actions: A: size of a continuous action, or number of discrete ones.
-        horizon: H, time steps of an episode at most.
-        task_features: `task_features(task) -> [F]`: what an oracle sees of the task.
+        reset: `reset(key, task) -> State`, the first state of an episode.
+        step: `step(state, action) -> State`, with the structure, shapes and dtypes of `state`.
+        num_observations: O, size of an observation.
+        num_actions: A, size of a continuous action or number of discrete actions.
+        horizon: H, time limit of an episode in steps.
+        task_features: `task_features(task) -> [F]`, the task as an oracle observes it.
+
+    Example:
+        A bandit with two arms, whose rewards [2] are the task:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement import Environment, State, check_environment
+        >>> bandit = Environment(
+        ...     sample_task=lambda key: jax.random.normal(key, (2,)),
+        ...     reset=lambda key, task: State(jnp.ones(1), jnp.zeros(()), jnp.array(False), task),
+        ...     step=lambda state, action: state._replace(reward=state.inner[action]),
+        ...     num_observations=1,
+        ...     num_actions=2,
+        ...     horizon=1,
+        ...     task_features=lambda task: task,
+        ... )
+        >>> check_environment(bandit)
+        >>> state = bandit.reset(jax.random.key(0), jnp.array([-1.0, 2.0]))
+        >>> float(bandit.step(state, 1).reward)
+        2.0
     """
 
     sample_task: Callable[[Array], PyTree]
@@ -58,16 +86,33 @@ class Environment(NamedTuple):
 
 
 def informed(env: Environment) -> Environment:
-    """The environment with the task's features appended to every observation, for an oracle.
+    """Appends the task's features to every observation, for an oracle policy.
+
+    Args:
+        env: an environment with O observations and F task features.
+
+    Returns:
+        The environment with O + F observations.
 
     Raises:
-        ValueError: `task_features` does not give a vector.
+        ValueError: `task_features` does not return a vector.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement import informed, navigation
+        >>> env = informed(navigation())
+        >>> env.num_observations
+        4
+        >>> goal = jnp.array([0.25, -0.5])
+        >>> env.reset(jax.random.key(0), goal).observation.tolist()
+        [0.0, 0.0, 0.25, -0.5]
     """
     features = jax.eval_shape(lambda k: env.task_features(env.sample_task(k)), jax.random.key(0))
     if getattr(features, "ndim", None) != 1:
         raise ValueError(
-            "task_features must give one vector of shape (F,); received "
-            f"{jax.tree.map(lambda x: x.shape, features)}. Join parts by jnp.concatenate."
+            "task_features must return one vector of shape (F,); received "
+            f"{jax.tree.map(lambda x: x.shape, features)}. Join several with jnp.concatenate."
         )
 
     def show(state: State, task: PyTree) -> State:
@@ -87,12 +132,16 @@ def informed(env: Environment) -> Environment:
 
 
 def check_continuous(action: Array, size: int) -> None:
-    """For the `step` of an environment with continuous actions.
+    """Checks the action in the `step` of an environment with continuous actions.
 
-    A discrete action would broadcast against its state without an error.
+    Without the check a discrete action would broadcast silently.
+
+    Args:
+        action: the action that `step` received.
+        size: A.
 
     Raises:
-        ValueError: the action is not of shape [A], A the size.
+        ValueError: the action does not have shape [A].
     """
     if jnp.shape(action) != (size,):
         raise ValueError(
@@ -102,9 +151,25 @@ def check_continuous(action: Array, size: int) -> None:
 
 
 def with_feedback(env: Environment) -> Environment:
-    """The environment with its last action (one-hot, if discrete) and reward in its observations.
+    """Appends the last action (one-hot if discrete) and reward to every observation.
 
-    For policies with memory, which can then find out within an episode what the task is.
+    A policy with memory can then identify the task within an episode.
+
+    Args:
+        env: an environment with O observations and A actions.
+
+    Returns:
+        The environment with O + A + 1 observations.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement import navigation, with_feedback
+        >>> env = with_feedback(navigation())
+        >>> state = env.reset(jax.random.key(0), jnp.array([0.4, 0.0]))
+        >>> state = env.step(state, jnp.array([1.0, 0.0]))
+        >>> [round(x, 2) for x in state.observation.tolist()]
+        [0.1, 0.0, 1.0, 0.0, -0.3]
     """
 
     def show(state: State, action: Array) -> State:

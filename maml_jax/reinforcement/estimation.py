@@ -1,4 +1,4 @@
-"""From recorded episodes to samples: how the advantages of one task's episodes are estimated."""
+"""Advantage estimation: turns the recorded episodes of one task into samples for the losses."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from maml_jax.types import Array
 
 
 class Estimation(NamedTuple):
-    """How advantages are estimated from recorded episodes.
+    """Settings of the advantage estimation.
 
-    What a time limit cuts off counts as 0, as in the original code: the linear baseline, fitted to
-    returns that end there, knows no value of it.
+    Rewards beyond a time limit count as 0, as in the original code: the linear baseline is fitted
+    to returns that end at the limit, and cannot predict later ones.
 
     Attributes:
         discount: gamma, from 0 to 1.
-        gae_lambda: of generalised advantage estimation, from 0 to 1; 1 for the whole return.
+        gae_lambda: lambda of generalised advantage estimation, from 0 to 1; 1 for whole returns.
         use_baseline: whether to subtract the linear feature baseline.
-        normalize: whether advantages of a task get mean 0 and deviation 1.
+        normalize: whether to scale the advantages of each task to mean 0 and standard deviation 1.
         advantages: the estimator, with the arguments of `advantages.generalized_advantages`.
+
+    Example:
+        >>> from maml_jax.reinforcement import Estimation
+        >>> Estimation(discount=0.95).gae_lambda
+        1.0
     """
 
     discount: float = 0.99
@@ -36,7 +41,7 @@ class Estimation(NamedTuple):
 
 
 def check_estimation(estimation: Estimation) -> None:
-    """Raises a ValueError or TypeError that names the first field that is out of range."""
+    """Raises a TypeError for another type, or a ValueError for the first field out of range."""
     if not isinstance(estimation, Estimation):
         raise TypeError(f"estimation must be an Estimation; received {estimation!r}.")
     for name in ("discount", "gae_lambda"):
@@ -44,41 +49,64 @@ def check_estimation(estimation: Estimation) -> None:
 
 
 def to_samples(trajectories: Trajectories, estimation: Estimation = Estimation()) -> Samples:  # noqa: B008
-    """Fits the baseline to the episodes of one task, and estimates their advantages by it.
+    """Fits the baseline to the episodes of one task and estimates their advantages.
 
-    Advantages are 0 where the episodes say nothing about actions (`advantages.has_signal`): what a
-    baseline or a normalisation would make of their rounding is no direction to go. Plain returns,
-    without either, stay as they are. Episodes that blew up count as `advantages.credited` says.
+    With a baseline or normalisation, all advantages are 0 where returns differ by rounding errors
+    only (`advantages.has_signal`): scaled rounding errors would set a random direction.
+    `advantages.credited` sets the rewards of episodes that blew up.
+
+    Args:
+        trajectories: E recorded episodes of one task.
+        estimation: settings of the advantages.
+
+    Returns:
+        Samples of the same episodes.
 
     Raises:
-        ValueError: a discount or lambda outside 0 to 1, episodes of several tasks, or an estimator
-            whose advantages have another shape.
+        ValueError: a discount or lambda outside 0 to 1, episodes of several tasks, or advantages
+            of another shape from the estimator.
         TypeError: `estimation` is no `Estimation`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Gaussian
+        >>> from maml_jax.reinforcement import Estimation, Trajectories, to_samples
+        >>> zeros, alive = jnp.zeros((2, 2, 1)), jnp.array([[True, True], [True, False]])
+        >>> rewards = jnp.array([[-1.0, -2.0], [-1.0, 0.0]])  # [H, E]
+        >>> nonfinite = jnp.zeros(2, bool)
+        >>> t = Trajectories(zeros, zeros, rewards, alive, Gaussian(zeros, zeros), nonfinite)
+        >>> samples = to_samples(t, Estimation(1.0, use_baseline=False, normalize=False))
+        >>> samples.advantages.tolist()
+        [[-2.0, -2.0], [-1.0, 0.0]]
+        >>> float(samples.metrics["return"])
+        -2.0
     """
-    t, how = trajectories, estimation
-    check_estimation(how)
+    t = trajectories
+    check_estimation(estimation)
     if t.rewards.ndim != 2:
         raise ValueError(
             "to_samples takes the episodes of one task, rewards of shape (H, E); received "
-            f"{t.rewards.shape}. Put it under jax.vmap for several tasks."
+            f"{t.rewards.shape}. Use jax.vmap for several tasks."
         )
-    rewards = advantages_lib.credited(t.rewards, t.alive, t.nonfinite, how.discount)
-    returns = advantages_lib.discounted_returns(rewards, how.discount)
+    rewards = advantages_lib.credited(t.rewards, t.alive, t.nonfinite, estimation.discount)
+    returns = advantages_lib.discounted_returns(rewards, estimation.discount)
     explained, values = jnp.zeros(()), jnp.zeros_like(rewards)
-    if how.use_baseline:
+    if estimation.use_baseline:
         baseline = advantages_lib.fit_baseline(t.observations, returns, t.alive)
         explained = baseline.explained_variance
         values = advantages_lib.predict(baseline, t.observations)
-    advantages = how.advantages(rewards, values, t.alive, how.discount, how.gae_lambda)
+    advantages = estimation.advantages(
+        rewards, values, t.alive, estimation.discount, estimation.gae_lambda
+    )
     if jnp.shape(advantages) != rewards.shape:
         raise ValueError(
             f"Estimation.advantages must return the shape of the rewards, {rewards.shape}; "
             f"received {jnp.shape(advantages)}."
         )
-    if how.normalize:
+    if estimation.normalize:
         advantages = advantages_lib.normalized(advantages, t.alive)
-    if how.normalize or how.use_baseline:
-        signal = advantages_lib.has_signal(rewards, t.alive, how.discount)
+    if estimation.normalize or estimation.use_baseline:
+        signal = advantages_lib.has_signal(rewards, t.alive, estimation.discount)
         advantages = jnp.where(signal, advantages, 0.0)
     metrics = {
         "return": jnp.mean(t.returns),

@@ -1,4 +1,4 @@
-"""2D navigation: a point on the plane goes to a goal that it does not know (paper section 5.3)."""
+"""2D navigation: a point moves to an unknown goal on the plane (paper section 5.3)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from maml_jax.reinforcement.environment import Environment, State, check_continu
 from maml_jax.types import Array
 
 REWARDS = ("distance", "squared_distance")
-MAX_VELOCITY = 0.1  # units a step, in each coordinate
+MAX_VELOCITY = 0.1  # units a step, per coordinate
 GOAL_BOUND = 0.5  # goals are uniform on [-GOAL_BOUND, GOAL_BOUND]^2
-ARRIVED = 0.01  # an episode ends this near to the goal, in both coordinates
+ARRIVED = 0.01  # units from the goal, per coordinate, at which an episode ends
 
 
 class _Inner(NamedTuple):
@@ -23,21 +23,29 @@ class _Inner(NamedTuple):
 
 
 def navigation(reward: str = "distance", horizon: int = 100) -> Environment:
-    """Point navigation; the task is the goal [2].
+    """Makes the point navigation environment; its task is the goal [2].
 
-    An episode starts at the origin. The observation is the position, the action the velocity, in
-    units a step; actions in [-1, 1] are scaled to +-`MAX_VELOCITY` and clipped there (as the
-    original code does). The episode ends when the point is within `ARRIVED` of the goal in both
-    coordinates.
+    An episode starts at the origin. The observation is the position [2]. The action is the
+    velocity [2], clipped to [-1, 1] and scaled to +-`MAX_VELOCITY` units a step (as in the original
+    code). The episode ends when the point is within `ARRIVED` of the goal in both coordinates.
 
     Args:
-        reward: "distance" for minus the distance to the goal, which is what the original code has
-            and the published returns are in; or "squared_distance" for minus its square, as the
-            paper writes.
+        reward: "distance" for minus the distance to the goal (the original code and the published
+            returns), or "squared_distance" for minus its square (the paper's text).
         horizon: H, time steps.
 
     Raises:
         ValueError: an unknown reward, or a horizon below 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement import navigation
+        >>> env = navigation()
+        >>> state = env.reset(jax.random.key(0), jnp.array([0.4, 0.4]))
+        >>> state = env.step(state, jnp.array([1.0, 0.0]))
+        >>> round(float(state.reward), 2), bool(state.done)
+        (-0.5, False)
     """
     checks.check_choice(reward, REWARDS, "reward")
     checks.check_counts(horizon=horizon)
@@ -57,9 +65,9 @@ def navigation(reward: str = "distance", horizon: int = 100) -> Environment:
         position = state.inner.position + velocity
         offset = position - goal
         square = jnp.sum(offset**2)
-        gained = -(jnp.sqrt(square) if reward == "distance" else square)
+        step_reward = -(jnp.sqrt(square) if reward == "distance" else square)
         arrived = jnp.all(jnp.abs(offset) < ARRIVED)
-        return State(position, gained, arrived, _Inner(position, goal))
+        return State(position, step_reward, arrived, _Inner(position, goal))
 
     return Environment(
         sample_task,

@@ -1,7 +1,7 @@
-"""Policy-gradient losses on recorded episodes of one task, all with the same first gradient.
+"""Policy-gradient losses on recorded episodes of one task: `loss(params, samples)`.
 
-They differ in their second derivatives, which the meta-gradient goes through, and in how far the
-policy may move from the one that acted. Each is `loss(params, samples) -> (scalar, metrics)`.
+All have the same gradient at the policy that acted. They differ in their second derivatives, which
+enter the meta-gradient, and in how far the policy may move from the one that acted.
 """
 
 from __future__ import annotations
@@ -22,19 +22,33 @@ INNER_OBJECTIVES = ("likelihood", "lvc", "dice")
 
 
 class Samples(NamedTuple):
-    """What learning needs of E recorded episodes of one task, time first.
+    """E recorded episodes of one task with their advantages, time axis first.
 
     Attributes:
-        observations: [H, E, O].
-        actions: [H, E, A], or [H, E] if discrete.
-        advantages: [H, E]; 0 for steps that were not taken.
-        alive: steps that were taken, bool [H, E].
-        distribution: that the actions were drawn from, leaves [H, E, ...].
-        metrics: of the collection, scalars: "return" (mean undiscounted return of an episode),
-            "explained_variance" of the baseline, "alive" (share of steps taken), "nonfinite"
-            (share of episodes that blew up: the environment returned a number that is not finite);
-            in a problem's samples also "gradient_norm" (of the inner objective at the parameters
-            that acted). What an episode that blew up counts as: `advantages.credited`.
+        observations: observations before each step [H, E, O].
+        actions: actions [H, E, A], or [H, E] if discrete.
+        advantages: advantages [H, E]; 0 after an episode's end.
+        alive: mask of the steps taken, bool [H, E].
+        distribution: distribution that the actions were drawn from, leaves [H, E, ...].
+        metrics: scalars of the collection: "return" (mean undiscounted return of an episode, with
+            the penalties of `Trajectories.returns`), "explained_variance" of the baseline, "alive"
+            (share of steps taken), "nonfinite" (share of episodes that blew up). In a problem's
+            samples also "gradient_norm", of the inner objective at the parameters that acted.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Categorical
+        >>> from maml_jax.reinforcement import Samples
+        >>> samples = Samples(
+        ...     observations=jnp.zeros((1, 2, 1)),
+        ...     actions=jnp.array([[0, 1]]),
+        ...     advantages=jnp.array([[1.0, -1.0]]),
+        ...     alive=jnp.ones((1, 2), bool),
+        ...     distribution=Categorical(jnp.zeros((1, 2, 3))),
+        ...     metrics={},
+        ... )
+        >>> samples.distribution.log_prob(samples.actions).shape
+        (1, 2)
     """
 
     observations: Array
@@ -46,21 +60,45 @@ class Samples(NamedTuple):
 
 
 def inner_objective(policy: Policy, form: str = "likelihood") -> LossFn:
-    """The loss of the inner step, whose gradient is minus that of the expected return.
+    """Makes the loss of the inner step: its gradient estimates minus that of the expected return.
 
-    ============== ========================================== ====================================
+    ============== ========================================== ===================================
     form           loss, mean over steps                      second derivative
-    ============== ========================================== ====================================
-    `"likelihood"` `-log pi(a) A`                             biased: what the paper and its code do
-    `"lvc"`        `-pi(a) / stop(pi(a)) A`                   low variance; exact for one time step
-    `"dice"`       loaded DiCE: earlier actions count too     unbiased, of higher variance
-    ============== ========================================== ====================================
+    ============== ========================================== ===================================
+    `"likelihood"` `-log pi(a) A`                             biased (the paper and its code)
+    `"lvc"`        `-pi(a) / stop(pi(a)) A`                   low variance; exact for a time step
+    `"dice"`       loaded DiCE: weights of all past actions   unbiased, of higher variance
+    ============== ========================================== ===================================
 
-    LVC: Rothfuss et al. 2019, ProMP, section 5. DiCE: Foerster et al. 2018, in the form with
-    advantages of Farquhar et al. 2019 ("Loaded DiCE"), discount in the causal weights left out.
+    LVC: Rothfuss et al. 2019, ProMP, section 5. DiCE: Foerster et al. 2018, with the advantages of
+    Farquhar et al. 2019 ("Loaded DiCE"), but without a discount in the causal weights.
+
+    Args:
+        policy: the policy whose parameters the loss takes.
+        form: a name in `INNER_OBJECTIVES`, see the table.
+
+    Returns:
+        `loss(params, samples) -> (scalar, {})`.
 
     Raises:
         ValueError: an unknown form.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Categorical, memoryless_policy
+        >>> from maml_jax.reinforcement import Samples, inner_objective
+        >>> policy = memoryless_policy(
+        ...     lambda key: jnp.zeros(2),
+        ...     lambda logits, x: Categorical(jnp.broadcast_to(logits, (*x.shape[:-1], 2))),
+        ... )
+        >>> acted = Categorical(jnp.zeros((1, 2, 2)))
+        >>> actions, advantages = jnp.array([[0, 1]]), jnp.array([[1.0, -1.0]])
+        >>> alive = jnp.ones((1, 2), bool)
+        >>> samples = Samples(jnp.zeros((1, 2, 1)), actions, advantages, alive, acted, {})
+        >>> gradient, _ = jax.grad(inner_objective(policy), has_aux=True)(jnp.zeros(2), samples)
+        >>> gradient.tolist()
+        [-0.5, 0.5]
     """
     checks.check_choice(form, INNER_OBJECTIVES, "the inner objective")
 
@@ -80,23 +118,39 @@ def inner_objective(policy: Policy, form: str = "likelihood") -> LossFn:
 
 
 def _magic_box(log_probs: Array) -> Array:
-    """1, with the derivatives of a likelihood ratio."""
+    """Returns 1 with the derivatives of the likelihood ratio."""
     return jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
 
 
 def surrogate(policy: Policy, clip: float | None = None) -> LossFn:
-    """Minus the likelihood-ratio surrogate of the return, for the outer step.
+    """Makes the loss of the outer step: minus the likelihood-ratio surrogate of the return.
 
     Args:
-        policy: whose parameters the loss is a function of.
-        clip: epsilon of PPO's clipped ratio (Schulman et al. 2017, equation 7); None for none.
+        policy: the policy whose parameters the loss takes.
+        clip: epsilon of PPO's clipped ratio (Schulman et al. 2017, equation 7); None for no clip.
 
     Returns:
-        A loss whose metrics are `"kl"`, the mean KL(old || new) in nats at the recorded states, and
-        `"ratio"`, the mean likelihood ratio.
+        `loss(params, samples) -> (scalar, metrics)`. Metrics: "kl", the mean KL(old || new) at the
+        recorded states in nats; "ratio", the mean likelihood ratio.
 
     Raises:
         ValueError: a clip that is not above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Categorical, memoryless_policy
+        >>> from maml_jax.reinforcement import Samples, surrogate
+        >>> policy = memoryless_policy(
+        ...     lambda key: jnp.zeros(2),
+        ...     lambda logits, x: Categorical(jnp.broadcast_to(logits, (*x.shape[:-1], 2))),
+        ... )
+        >>> acted = Categorical(jnp.zeros((1, 2, 2)))
+        >>> actions, advantages = jnp.array([[0, 1]]), jnp.array([[1.0, 0.0]])
+        >>> alive = jnp.ones((1, 2), bool)
+        >>> samples = Samples(jnp.zeros((1, 2, 1)), actions, advantages, alive, acted, {})
+        >>> loss, metrics = surrogate(policy, clip=0.2)(jnp.zeros(2), samples)
+        >>> round(float(loss), 3), round(float(metrics["ratio"]), 3)
+        (-0.5, 1.0)
     """
     if clip is not None:
         check_number("clip", clip, "above 0 and finite, or None", lambda x: 0 < x < math.inf)
@@ -106,19 +160,24 @@ def surrogate(policy: Policy, clip: float | None = None) -> LossFn:
         old = samples.distribution.log_prob(samples.actions)
         difference = distribution.log_prob(samples.actions) - old
         ratio = jnp.exp(jnp.where(samples.alive, difference, 0.0))
-        gained = ratio * samples.advantages
+        weighted = ratio * samples.advantages
         if clip is not None:
             bounded = jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * samples.advantages
-            gained = jnp.minimum(gained, bounded)
+            weighted = jnp.minimum(weighted, bounded)
         metrics = {
             "kl": divergence(distribution, samples),
             "ratio": masked_mean(ratio, samples.alive),
         }
-        return -masked_mean(gained, samples.alive), metrics
+        return -masked_mean(weighted, samples.alive), metrics
 
     return loss
 
 
 def divergence(distribution: Any, samples: Samples) -> Array:
-    """Mean KL(old || new) at the recorded states, nats; new: `distribution`, leaves [H, E, ...]."""
+    """Returns the mean KL(old || new) at the recorded states, nats.
+
+    Args:
+        distribution: the new distribution, leaves [H, E, ...].
+        samples: recorded episodes; their distribution is the old one.
+    """
     return masked_mean(samples.distribution.kl(distribution), samples.alive)

@@ -1,8 +1,8 @@
-"""Meta-reinforcement learning as a problem for the core: collect, then replay (Algorithm 3).
+"""Meta-reinforcement learning as a `Problem`: collect episodes, then replay them (Algorithm 3).
 
-`sample` collects everything with gradients stopped: episodes of theta, an inner step, episodes of
-the adapted parameters. The losses see only what was recorded; the meta-learner's loss
-differentiates the recomputed adaptation. A rollout is never differentiated.
+`sample` collects with gradients stopped: episodes of theta, an inner step, episodes of the adapted
+parameters. The losses take recorded episodes only, and the meta-learner's loss differentiates the
+recomputed adaptation. No derivative passes through a rollout.
 """
 
 from __future__ import annotations
@@ -25,29 +25,38 @@ from maml_jax.reinforcement.rollout import rollout
 from maml_jax.reinforcement.turns import collect_and_adapt
 from maml_jax.types import Array, LossFn, MetaLearner, Params, Problem, PyTree, Task
 
-# Others have no forward derivative, which TRPO's products need, or save memory that is not short.
+# The other modes lack the forward derivative of TRPO's products, or save memory needlessly here.
 MODES = ("reverse", "first_order")
 
 
 class ReinforcementProblem(NamedTuple):
-    """A policy to learn in a family of tasks; made by `reinforcement_problem`.
+    """A policy, a family of tasks, and the settings of adaptation; from `reinforcement_problem`.
 
-    It has the four functions of a `Problem`, and the meta-learner that adapts as `sample` does.
-    What is replaced holds everywhere: `problem._replace(outer_loss=surrogate(policy, clip=0.2))`
-    trains on the clipped surrogate. For another policy make another problem: the losses are of the
-    policy that they were made of.
+    It has the four functions of a `Problem` and a matching meta-learner. A replaced field holds in
+    sampling and in learning: `problem._replace(outer_loss=surrogate(policy, clip=0.2))` trains on
+    the clipped surrogate. Do not replace the policy, because the losses refer to it; call
+    `reinforcement_problem` again.
 
     Attributes:
         env: the family of tasks.
         policy: the policy.
-        inner_loss: `inner_loss(params, samples) -> (loss, metrics)`, of each inner step.
+        inner_loss: `inner_loss(params, samples) -> (loss, metrics)`, loss of each inner step.
         outer_loss: the same form, on samples of the adapted policy.
-        num_episodes: E.
+        num_episodes: E, episodes of each inner step and of the outer one.
         num_inner_steps: S.
         inner_lr: alpha.
-        estimation: of the advantages.
-        mask: which parameters are adapted.
-        mode: how the adaptation is differentiated.
+        estimation: settings of the advantages.
+        mask: adapted parameters, as in `maml_jax.adapt`.
+        mode: derivative of the adaptation, a name in `MODES`.
+
+    Example:
+        >>> from maml_jax.networks import gaussian_policy
+        >>> from maml_jax.reinforcement import navigation, reinforcement_problem, surrogate
+        >>> policy = gaussian_policy(2, 2, hidden_sizes=(4,))
+        >>> problem = reinforcement_problem(navigation(), policy, num_episodes=2)
+        >>> clipped = problem._replace(outer_loss=surrogate(policy, clip=0.2))
+        >>> clipped.as_problem.outer_loss is clipped.outer_loss
+        True
     """
 
     env: Environment
@@ -63,14 +72,14 @@ class ReinforcementProblem(NamedTuple):
 
     @property
     def as_problem(self) -> Problem:
-        """The four functions that the core knows."""
+        """The `Problem` of the core."""
         return Problem(self.init, self.sample, self.inner_loss, self.outer_loss)
 
     @property
     def learner(self) -> MetaLearner:
-        """MAML on this problem: recomputes the adaptation from the recorded episodes.
+        """MAML on this problem; recomputes the adaptation from recorded episodes.
 
-        `learner.adapt(params, task.support)`, `learner.loss(params, task)`.
+        Call `learner.adapt(params, task.support)` and `learner.loss(params, task)`.
         """
         return maml(
             self.as_problem,
@@ -82,15 +91,19 @@ class ReinforcementProblem(NamedTuple):
         )
 
     def init(self, key: Array) -> Params:
-        """Parameters of the policy."""
+        """Returns initial parameters of the policy."""
         return self.policy.init(key)
 
     def sample(self, params: Params, key: Array) -> Task:
-        """Episodes of one new task, before and after each inner step (lines 5 to 8).
+        """Draws a task and collects its episodes before and after each inner step (lines 5 to 8).
+
+        Args:
+            params: parameters of the policy before adaptation.
+            key: PRNG key of the task and its episodes.
 
         Returns:
-            A task whose support is samples with a leading axis of S, one set for each inner step,
-            and whose query is samples of the adapted parameters.
+            A task. Support: `Samples` of each inner step, leaves [S, ...]. Query: `Samples` of the
+            adapted parameters.
         """
         params = jax.lax.stop_gradient(params)
         task_key, *keys = jax.random.split(key, self.num_inner_steps + 2)
@@ -116,8 +129,8 @@ class ReinforcementProblem(NamedTuple):
     def _collect(self, params: Params, task: PyTree, key: Array) -> Samples:
         episodes = rollout(self.env, self.policy, params, task, key, self.num_episodes)
         samples = to_samples(episodes, self.estimation)
-        slope = jax.grad(self.inner_loss, has_aux=True)(params, samples)[0]
-        metrics = {**samples.metrics, "gradient_norm": jnp.linalg.norm(ravel_pytree(slope)[0])}
+        gradient = jax.grad(self.inner_loss, has_aux=True)(params, samples)[0]
+        metrics = {**samples.metrics, "gradient_norm": jnp.linalg.norm(ravel_pytree(gradient)[0])}
         return samples._replace(metrics=metrics)
 
 
@@ -134,26 +147,42 @@ def reinforcement_problem(
     mask: Mask = None,
     mode: str = "reverse",
 ) -> ReinforcementProblem:
-    """MAML for policies (paper section 4.2, Algorithm 3).
+    """Makes the problem of MAML for policies (paper section 4.2, Algorithm 3).
 
     Args:
         env: the family of tasks.
-        policy: that fits it.
+        policy: a policy for `env`.
         num_episodes: E, episodes of each inner step and of the outer one.
         num_inner_steps: S, each on new episodes; 0 trains one policy for all tasks.
         inner_lr: alpha, as in `maml_jax.adapt`.
-        objective: of the inner step, a name in `objectives.INNER_OBJECTIVES`.
+        objective: objective of the inner step, a name in `objectives.INNER_OBJECTIVES`.
         outer_loss: `outer_loss(params, samples) -> (loss, metrics)` of the adapted parameters;
             default `surrogate(policy)`.
-        estimation: of the advantages.
-        mask: which parameters are adapted, as in `maml_jax.adapt`.
-        mode: how the adaptation is differentiated, a name in `MODES`.
+        estimation: settings of the advantages.
+        mask: adapted parameters, as in `maml_jax.adapt`.
+        mode: derivative of the adaptation, a name in `MODES`.
 
     Raises:
-        ValueError: a count below 1, an unknown objective or mode, a discount or lambda outside 0 to
-            1, rates or a mask that do not fit the policy's parameters; or the environment or the
-            policy is not what it should be, see `check_environment`.
-        TypeError: a count is not an int, or as `check_environment`.
+        ValueError: a count out of range, an unknown objective or mode, a discount or lambda outside
+            0 to 1, rates or a mask that do not fit the policy's parameters, or an error of
+            `check_environment`.
+        TypeError: a count that is no int, or an error of `check_environment`.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax.networks import categorical_policy
+        >>> from maml_jax.reinforcement import reinforcement_problem
+        >>> from maml_jax.reinforcement.tabular import bandit
+        >>> policy = categorical_policy(1, 2, hidden_sizes=())
+        >>> problem = reinforcement_problem(bandit(num_actions=2), policy, num_episodes=3)
+        >>> @jax.jit
+        ... def adapt(key):
+        ...     params = problem.init(key)
+        ...     task = problem.sample(params, key)  # episodes before and after adaptation
+        ...     return task, problem.learner.adapt(params, task.support)
+        >>> task, adapted_params = adapt(jax.random.key(0))
+        >>> task.support.advantages.shape, task.query.advantages.shape  # [S, H, E] and [H, E]
+        ((1, 1, 3), (1, 3))
     """
     num_inner_steps = checks.check_num_inner_steps(num_inner_steps)
     checks.check_counts(num_episodes=num_episodes)
@@ -179,12 +208,12 @@ def reinforcement_problem(
 
 
 def _adapt_without_episodes(problem: ReinforcementProblem, params: Params) -> Params:
-    """Adapts by a loss that costs nothing; traced, for the errors of rates and mask."""
+    """Adapts by a trivial loss; tracing it raises the errors of rates and mask."""
     loss = lambda p, batch: (jnp.sum(ravel_pytree(p)[0]), {})  # noqa: E731
-    made = maml(
+    learner = maml(
         problem.as_problem._replace(inner_loss=loss),
         problem.inner_lr,
         problem.num_inner_steps,
         mask=problem.mask,
     )
-    return made.adapt(params, ())
+    return learner.adapt(params, ())

@@ -1,6 +1,6 @@
-"""The robots of `maml_jax.reinforcement.locomotion`, and what its tasks ask of them.
+"""Robots and task families of `maml_jax.reinforcement.locomotion`, as data.
 
-Facts alone: needs neither Brax nor MuJoCo.
+Imports neither Brax nor MuJoCo.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ import jax.numpy as jnp
 from maml_jax.types import Array
 
 PHYSICS = ("paper", "brax")
-BACKENDS = ("spring", "generalized", "positional", "mjx")  # of Brax
+BACKENDS = ("spring", "generalized", "positional", "mjx")  # Brax's
 
 
 class Solver(NamedTuple):
-    """The paper's physics: precision of contact and joint-limit forces, and what makes contact.
+    """Settings of the paper's physics: iterations of the constraint solver, and contacts.
 
     Attributes:
-        iterations: of Newton's method, at most.
-        ls_iterations: of each of its line searches, at most.
-        contacts: "all" geometry touches the ground, as in the original files, or "feet" alone (for
-            the cheetah: feet, thighs and head), as Brax has it.
+        iterations: most iterations of Newton's method.
+        ls_iterations: most iterations of each of its line searches.
+        contacts: parts that touch the ground: "all" (the original model files), or "feet" (Brax's;
+            for the cheetah feet, thighs and head).
+
+    Example:
+        >>> from maml_jax.reinforcement.locomotion import STANDARD
+        >>> STANDARD._replace(contacts="feet")
+        Solver(iterations=4, ls_iterations=8, contacts='feet')
     """
 
     iterations: int
@@ -32,23 +37,28 @@ class Solver(NamedTuple):
     contacts: str = "all"
 
 
-# Deviations from MuJoCo's engine, and speeds: benchmarks/README.md.
+# Deviations from MuJoCo's engine and speeds are in benchmarks/README.md.
 STANDARD = Solver(iterations=4, ls_iterations=8)
 ACCURATE = Solver(iterations=100, ls_iterations=50)
 CONTACTS = ("all", "feet")
 
 
 class Robot(NamedTuple):
-    """A robot.
+    """A robot: its model, cost and camera.
 
     Attributes:
-        model: file of its model, as Brax ships it.
-        brax_name: in Brax's registry.
-        control_cost: of the squared actions, the paper's.
-        velocity_column: by physics, where an observation holds the root's forward velocity, metres
-            a second.
-        picture_width: metres that a picture of it shows.
-        azimuth, elevation: radians, from where a picture shows it.
+        model: its model file in Brax's assets.
+        brax_name: its name in Brax's registry.
+        control_cost: weight of the sum of squared actions in the cost of a step (the paper's).
+        velocity_column: for each physics, index of the root's forward velocity (metres a second)
+            in an observation.
+        picture_width: width of a picture, metres.
+        azimuth, elevation: angles of the camera, radians.
+
+    Example:
+        >>> from maml_jax.reinforcement.locomotion import ROBOTS
+        >>> ROBOTS["half_cheetah"].control_cost
+        0.05
     """
 
     model: str
@@ -69,14 +79,20 @@ ROBOTS = {
 
 
 class Family(NamedTuple):
-    """A robot, and what its tasks ask of it.
+    """A family of tasks: a robot, a distribution of goals, and a reward.
 
     Attributes:
         robot: a name in `ROBOTS`.
         goal: "velocity", metres a second, or "direction", 1 or -1.
         sample_goal: `sample_goal(key) -> goal`, a float.
         gain: `gain(velocity, goal)`, reward of a step before costs; velocity in metres a second.
-        example_goal: a middling one, for a film.
+        example_goal: a typical goal, for films.
+
+    Example:
+        >>> from maml_jax.reinforcement.locomotion import FAMILIES
+        >>> family = FAMILIES["cheetah_velocity"]
+        >>> float(family.gain(1.5, 2.0))
+        -0.5
     """
 
     robot: str
@@ -94,8 +110,8 @@ def _sign(key: Array) -> Array:
     return jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
 
 
-# Survival is worth 0.05 a step to the ant; its velocity tasks add 1 ("make it happy, not suicidal",
-# says the original code), so that falling early does not pay.
+# The ant gets 0.05 a step for survival. Its velocity tasks add 1, so that falling early does not
+# pay (the original code: "make it happy, not suicidal").
 FAMILIES = {
     "cheetah_direction": Family(
         "half_cheetah", "direction", _sign, lambda v, g: g * v, example_goal=-1.0

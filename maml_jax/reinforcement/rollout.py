@@ -1,4 +1,4 @@
-"""Episodes of one task: exactly E of them, each of at most H steps, in one fixed-length scan."""
+"""Rollouts: E episodes of one task, of at most H steps each, in one scan of fixed length."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ from maml_jax.types import Array, Params, PyTree
 
 
 class Trajectories(NamedTuple):
-    """E recorded episodes of one task, time first.
+    """E recorded episodes of one task, time axis first.
 
     Attributes:
-        observations: before each step [H, E, O].
-        actions: [H, E, A], or [H, E] if discrete.
-        rewards: [H, E]; 0 for steps that were not taken, and for those that blew up.
-        alive: whether the step was taken, bool [H, E]: True from the first step to the last one.
-        distribution: that the actions were drawn from, leaves [H, E, ...].
-        nonfinite: whether the episode blew up, bool [E]: the environment returned an observation or
-            a reward that is not finite. The episode ends there, and counts as
-            `advantages.credited` says.
+        observations: observations before each step [H, E, O].
+        actions: actions [H, E, A], or [H, E] if discrete.
+        rewards: rewards [H, E]; 0 after an episode's end, and for a step that blew up.
+        alive: mask of the steps taken, bool [H, E]: True up to the last step of an episode.
+        distribution: distribution that the actions were drawn from, leaves [H, E, ...].
+        nonfinite: whether the episode blew up, bool [E]: the environment returned a non-finite
+            observation or reward. Such an episode ends there; `advantages.credited` sets its
+            rewards.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Gaussian
+        >>> from maml_jax.reinforcement import Trajectories
+        >>> zeros = jnp.zeros((2, 2, 1))  # [H, E, A]
+        >>> rewards = jnp.array([[-1.0, -2.0], [-1.5, 0.0]])
+        >>> alive = jnp.array([[True, True], [True, False]])
+        >>> nonfinite = jnp.zeros(2, bool)
+        >>> t = Trajectories(zeros, zeros, rewards, alive, Gaussian(zeros, zeros), nonfinite)
+        >>> t.returns.tolist()
+        [-2.5, -2.0]
     """
 
     observations: Array
@@ -40,14 +52,14 @@ class Trajectories(NamedTuple):
     def returns(self) -> Array:
         """Undiscounted return of each episode [E].
 
-        The sum of its rewards; for an episode that blew up H + 1 times the worst reward of the
-        task's episodes, or 0 if that is less (`advantages.credited`). NaN where every episode blew
-        up before it got a reward, so that there is nothing to go by.
+        An episode that blew up gets a penalty: H + 1 times the worst reward of the task's episodes
+        or 0, whichever is lower (`advantages.credited`). All returns are NaN if every episode blew
+        up before its first reward.
         """
-        none = jnp.all(self.nonfinite & (jnp.sum(self.alive, axis=0) <= 1))
-        blown = (1 + self.rewards.shape[0]) * worst_reward(self.rewards)
-        returns = jnp.where(self.nonfinite, blown, jnp.sum(self.rewards, axis=0))
-        return jnp.where(none, jnp.nan, returns)
+        no_rewards = jnp.all(self.nonfinite & (jnp.sum(self.alive, axis=0) <= 1))
+        penalty = (1 + self.rewards.shape[0]) * worst_reward(self.rewards)
+        returns = jnp.where(self.nonfinite, penalty, jnp.sum(self.rewards, axis=0))
+        return jnp.where(no_rewards, jnp.nan, returns)
 
 
 def rollout(
@@ -58,28 +70,45 @@ def rollout(
     key: Array,
     num_episodes: int,
 ) -> Trajectories:
-    """Plays E episodes of one task; nothing in the result can be differentiated.
+    """Plays E episodes of one task, without derivatives.
 
-    An episode that has ended stands still: its state no longer changes, so that nothing that comes
-    after its end, finite or not, can reach another step.
+    The state of an episode stays constant after its end: no value computed there, finite or not,
+    reaches a recorded step.
 
     Args:
         env: the environment.
-        policy: with or without memory; each episode has a memory of its own.
-        params: of the policy.
-        task: of the environment.
-        key: PRNG key of these episodes.
+        policy: a policy with or without memory; each episode has a separate memory.
+        params: parameters of the policy.
+        task: a task of the environment.
+        key: PRNG key of the episodes.
         num_episodes: E.
 
+    Returns:
+        The recorded episodes; gradients stop there.
+
     Raises:
-        ValueError: a count below 1, a task that is not like those of the environment, or an action
-            or a state that is not, as `check_environment`.
+        ValueError: a count below 1, a task unlike those of `sample_task`, or an error of
+            `check_environment`.
+        TypeError: a count that is no int, or an error of `check_environment`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import gaussian_policy
+        >>> from maml_jax.reinforcement import navigation, rollout
+        >>> env, policy = navigation(horizon=3), gaussian_policy(2, 2, hidden_sizes=())
+        >>> @jax.jit
+        ... def play(goal, key):
+        ...     return rollout(env, policy, policy.init(key), goal, key, num_episodes=2)
+        >>> trajectories = play(jnp.array([0.3, 0.4]), jax.random.key(0))
+        >>> trajectories.observations.shape, trajectories.rewards.shape  # [H, E, O] and [H, E]
+        ((3, 2, 2), (3, 2))
     """
     checks.check_counts(num_episodes=num_episodes)
     env = checked(env)
     expected = jax.eval_shape(env.sample_task, jax.random.key(0))
     checks.check_fits(
-        "task", expected, task, "Tasks are what the environment's sample_task returns."
+        "task", expected, task, "Pass a task like those of the environment's sample_task."
     )
     params = jax.lax.stop_gradient(params)
     reset_key, action_key = jax.random.split(key)
@@ -111,12 +140,12 @@ def rollout(
 
 
 def _finite(state: State) -> Array:
-    """Whether observation and reward of each episode are finite: bool [E]."""
+    """Tests whether the observation and reward of each episode are finite, bool [E]."""
     return jnp.isfinite(state.reward) & jnp.all(jnp.isfinite(state.observation), axis=-1)
 
 
 def _where(condition: Array, new: State, old: State) -> State:
-    """The new state of the episodes for which the condition holds, the old one of the others."""
+    """Selects the new state of episodes where the condition holds, and the old state elsewhere."""
 
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)

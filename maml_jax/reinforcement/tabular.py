@@ -1,7 +1,6 @@
-"""Bandits and small Markov decision processes, whose expected return can be computed exactly.
+"""Bandits and small Markov decision processes with an exact expected return.
 
-Their exact meta-gradient is what estimators are tested against; and they are the shortest example
-of an environment.
+Tests compare estimators with their exact meta-gradient.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from maml_jax.types import Array, Params
 
 
 class Tables(NamedTuple):
-    """A Markov decision process of n states and A actions; as a task, one of a family.
+    """A Markov decision process with n states and A actions: a task of `tabular`.
 
     Attributes:
-        rewards: of an action in a state [n, A].
-        transitions: probability of the next state [n, A, n]; each row sums to 1.
-        start: probability of the first state [n]; sums to 1.
+        rewards: reward of an action in a state [n, A].
+        transitions: probabilities of the next state [n, A, n]; the last axis sums to 1.
+        start: probabilities of the first state [n]; they sum to 1.
     """
 
     rewards: Array
@@ -41,23 +40,24 @@ class _Inner(NamedTuple):
 def tabular(
     sample_task: Callable[[Array], Tables], num_states: int, num_actions: int, horizon: int
 ) -> Environment:
-    """An environment of `Tables`; the observation is the state as a one-hot vector [n].
+    """Makes an environment from `Tables`; it observes the state as a one-hot vector [n].
 
     Args:
         sample_task: `sample_task(key) -> Tables`.
         num_states: n.
-        num_actions: A; actions are whole numbers below it.
+        num_actions: A; actions are integers from 0 to A - 1.
         horizon: H, time steps; 1 for a bandit.
 
     Raises:
-        ValueError: a size below 1, or tables of another shape.
+        ValueError: a size below 1, or tables of other shapes.
+        TypeError: a size that is no int.
     """
     checks.check_counts(num_states=num_states, num_actions=num_actions, horizon=horizon)
     n, A = num_states, num_actions
     expected = Tables(jnp.zeros((n, A)), jnp.zeros((n, A, n)), jnp.zeros((n,)))
     sampled = jax.eval_shape(sample_task, jax.random.key(0))
     checks.check_fits(
-        "what sample_task returns: Tables", expected, sampled, "See num_states, num_actions."
+        "sample_task: Tables", expected, sampled, "num_states and num_actions set the shapes."
     )
 
     def state(index: Array, reward: Array, key: Array, tables: Tables) -> State:
@@ -65,16 +65,16 @@ def tabular(
         return State(observation, reward, jnp.zeros((), bool), _Inner(index, key, tables))
 
     def reset(key: Array, task: Tables) -> State:
-        key, first = jax.random.split(key)
-        index = jax.random.choice(first, num_states, p=task.start)
+        key, first_key = jax.random.split(key)
+        index = jax.random.choice(first_key, num_states, p=task.start)
         return state(index, jnp.zeros(()), key, task)
 
     def step(before: State, action: Array) -> State:
         index, key, tables = before.inner
-        key, following = jax.random.split(key)
-        gained = tables.rewards[index, action]
-        next_index = jax.random.choice(following, num_states, p=tables.transitions[index, action])
-        return state(next_index, gained, key, tables)
+        key, next_key = jax.random.split(key)
+        reward = tables.rewards[index, action]
+        next_index = jax.random.choice(next_key, num_states, p=tables.transitions[index, action])
+        return state(next_index, reward, key, tables)
 
     return Environment(
         sample_task,
@@ -88,7 +88,15 @@ def tabular(
 
 
 def bandit(num_actions: int) -> Environment:
-    """A bandit with rewards drawn from a standard normal distribution for each task."""
+    """Makes a bandit of A arms; a task draws each arm's reward from a standard normal.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax.reinforcement.tabular import bandit
+        >>> env = bandit(num_actions=3)
+        >>> env.sample_task(jax.random.key(0)).rewards.shape
+        (1, 3)
+    """
 
     def sample_task(key: Array) -> Tables:
         rewards = jax.random.normal(key, (1, num_actions))
@@ -98,30 +106,42 @@ def bandit(num_actions: int) -> Environment:
 
 
 def expected_return(policy: Policy, params: Params, task: Tables, horizon: int) -> Array:
-    """The exact undiscounted expected return, a scalar; differentiable in `params`.
+    """Computes the exact undiscounted expected return, a scalar; differentiable in `params`.
 
     Args:
-        policy: memoryless, with `Categorical` actions.
-        params: of the policy.
-        task: the process.
-        horizon: H.
+        policy: a memoryless policy with `Categorical` actions.
+        params: parameters of the policy.
+        task: the decision process.
+        horizon: H, time steps.
 
     Raises:
         ValueError: a horizon below 1.
         TypeError: actions that are not `Categorical`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.networks import Categorical, memoryless_policy
+        >>> from maml_jax.reinforcement.tabular import Tables, expected_return
+        >>> policy = memoryless_policy(
+        ...     lambda key: jnp.zeros(2),
+        ...     lambda logits, x: Categorical(jnp.broadcast_to(logits, (*x.shape[:-1], 2))),
+        ... )
+        >>> task = Tables(jnp.array([[1.0, 3.0]]), jnp.ones((1, 2, 1)), jnp.ones(1))
+        >>> float(expected_return(policy, jnp.zeros(2), task, horizon=2))
+        4.0
     """
     checks.check_counts(horizon=horizon)
     distribution = policy.unroll(params, jnp.eye(task.start.shape[0])[None])
     if not isinstance(distribution, Categorical):
         raise TypeError(
-            f"the policy must give Categorical actions; received {type(distribution).__name__}."
+            f"the policy must return Categorical actions; received {type(distribution).__name__}."
         )
-    chances = jax.nn.softmax(distribution.logits[0])
+    probabilities = jax.nn.softmax(distribution.logits[0])
 
     def body(occupancy: Array, _: None) -> tuple[Array, Array]:
-        joint = occupancy[:, None] * chances
-        following = jnp.einsum("sa,san->n", joint, task.transitions)
-        return following, jnp.sum(joint * task.rewards)
+        joint = occupancy[:, None] * probabilities
+        next_occupancy = jnp.einsum("sa,san->n", joint, task.transitions)
+        return next_occupancy, jnp.sum(joint * task.rewards)
 
     return jnp.sum(jax.lax.scan(body, task.start, None, length=horizon)[1])
 
@@ -129,11 +149,10 @@ def expected_return(policy: Policy, params: Params, task: Tables, horizon: int) 
 def expected_adapted_return(
     policy: Policy, params: Params, task: Tables, horizon: int, inner_lr: float
 ) -> Array:
-    """The exact return after one exact inner step; its gradient is the exact meta-gradient.
+    """Computes the exact return after one exact inner step; its gradient is the meta-gradient.
 
-    The inner step is on the mean over time steps, as `inner_objective` is: the gradient of the
-    return divided by H.
+    As in `inner_objective` the inner step is on the mean over time steps: the return divided by H.
     """
-    slope = jax.grad(lambda p: expected_return(policy, p, task, horizon) / horizon)(params)
-    adapted = jax.tree.map(lambda p, g: p + inner_lr * g, params, slope)
+    gradient = jax.grad(lambda p: expected_return(policy, p, task, horizon) / horizon)(params)
+    adapted = jax.tree.map(lambda p, g: p + inner_lr * g, params, gradient)
     return expected_return(policy, adapted, task, horizon)

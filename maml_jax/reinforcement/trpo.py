@@ -40,49 +40,62 @@ def trpo(
     batching: Batching = None,
     mask: Mask = None,
 ) -> MetaUpdate:
-    """Trust-region policy optimisation of the meta-objective (Schulman et al. 2015; the paper's).
+    """Optimises the meta-objective by trust-region steps (TRPO, Schulman et al. 2015).
 
-    The direction solves `A x = g` by conjugate gradients, g the gradient of the problem's outer
-    loss and A the second derivative of the mean KL divergence at post-adaptation states, both
-    through the adaptation. The step is as long as the quadratic model says that `max_kl` allows,
-    then shrunk until the loss is lower and the divergence within bounds; if that never happens the
-    parameters stay.
+    The direction solves `A x = g` by conjugate gradients: g is the gradient of the problem's outer
+    loss, and A the second derivative of the mean KL divergence at post-adaptation states, both
+    through the adaptation. The quadratic model of the divergence sets the length of the step to
+    `max_kl`. A line search shrinks it until the loss decreases and the divergence is within bounds;
+    without such a step the parameters stay.
 
     ====================== ===================================================================
     products               A v
     ====================== ===================================================================
     `"gauss_newton"`       J'F J v, with J the derivative of the adapted policy's distributions
-                           and F their Fisher information. At the policy that acted the
-                           divergence has no gradient, so this is exact, without third derivatives
+                           and F their Fisher information. Exact without third derivatives,
+                           because the divergence has no gradient at the policy that acted
     `"exact"`              forward over reverse of the divergence
-    `"finite_differences"` central difference of the divergence's gradient (as the paper)
+    `"finite_differences"` central difference of the divergence's gradient (the paper)
     ====================== ===================================================================
 
     Args:
-        problem: whose adaptation is differentiated.
-        max_kl: bound of the mean KL divergence, nats, above 0.
-        products: how A is multiplied with a vector, see above.
-        product_episodes: episodes of each task that A is estimated from, at most those that there
-            are; default all.
+        problem: a problem from `reinforcement_problem`.
+        max_kl: bound on the mean KL divergence, nats, above 0.
+        products: method of the products A v, see the table.
+        product_episodes: most episodes of each task in A; default all.
         conjugate_steps: iterations of conjugate gradients.
-        damping: multiple of the identity that is added to A, 0 or more.
+        damping: multiple of the identity added to A, 0 or more.
         shrink: factor from one try of the line search to the next, between 0 and 1.
-        tries: of the line search.
-        batching: how a device's tasks are batched, see `maml_jax.batching`.
-        mask: which meta-parameters move, as in `maml_jax.gradient_update`. Others stay bit for bit,
-            and the system is solved in the subspace of those that move.
+        tries: most tries of the line search.
+        batching: batching of a device's tasks, see `maml_jax.batching`.
+        mask: meta-parameters that move, as in `maml_jax.gradient_update`. The others stay bit for
+            bit, and the linear system has the moving ones alone as unknowns.
 
     Returns:
         A meta-update without state. Its metrics: "loss", minus the mean return after adaptation;
         "before" and "after", means over tasks of `Samples.metrics`; "surrogate_before" and
-        "surrogate_after", the outer loss; "kl_before" and "kl"; "accepted" and "backtracks" of the
-        line search; "gradient_norm", "step_norm", "conjugate_residual"; and what
-        `maml_jax.check_finite` reads.
+        "surrogate_after", the outer loss; "kl_before" and "kl", nats; "accepted" and "backtracks"
+        of the line search; "gradient_norm", "step_norm" and "conjugate_residual"; and the inputs of
+        `maml_jax.check_finite`.
 
     Raises:
-        ValueError: an unknown kind of product, a count below 1, or a number out of its range; in a
+        ValueError: an unknown method of products, a count below 1, or a number out of range; in a
             step, parameters of another policy.
-        TypeError: `problem` is not from `reinforcement_problem`.
+        TypeError: `problem` is not from `reinforcement_problem`, or a count is no int.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax import init, make_train_fn
+        >>> from maml_jax.networks import gaussian_policy
+        >>> from maml_jax.reinforcement import navigation, reinforcement_problem, trpo
+        >>> env, policy = navigation(horizon=2), gaussian_policy(2, 2, hidden_sizes=(2,))
+        >>> problem = reinforcement_problem(env, policy, num_episodes=2)
+        >>> update = trpo(problem, max_kl=0.01)
+        >>> train = make_train_fn(problem.sample, update, num_tasks=2, num_meta_steps=1)
+        >>> state = init(problem.init(jax.random.key(0)), update, key=0)
+        >>> state, metrics = train(state)
+        >>> bool(metrics["kl"][0] <= 0.01)
+        True
     """
     check_problem(problem)
     checks.check_choice(products, trust_region.PRODUCTS, "products")
@@ -100,10 +113,10 @@ def trpo(
         start, unravel = ravel_pytree(part.selected)
         policies = _Policies(problem, lambda flat: part.combine(unravel(flat)), batching)
 
-        # One linearisation of the adaptation serves the gradient and all products.
+        # The gradient and all products share one linearisation of the adaptation.
         at = _linearize(policies, start, tasks)
-        losses, kl_before, slope = policies.slope(at.adapted, tasks)
-        gradient = mesh.mean_over_devices(at.pull(slope))
+        losses, kl_before, adapted_gradient = policies.gradient(at.adapted, tasks)
+        gradient = mesh.mean_over_devices(at.pull(adapted_gradient))
         multiply = _multiply(policies, start, tasks, at, products, product_episodes)
 
         def product(vector: Array) -> Array:
@@ -135,8 +148,8 @@ def trpo(
         return new, state, as_returns({**pooling.report(pooled, gradient, new), **metrics})
 
     def update(params: Params, state: PyTree, tasks: Task) -> tuple[Params, PyTree, Metrics]:
-        # Conjugate gradients and the line search live on small differences, which an accelerator's
-        # reduced precision would drown.
+        # The reduced precision of accelerators would hide the small differences that conjugate
+        # gradients and the line search depend on.
         with jax.default_matmul_precision("highest"):
             return step(params, state, tasks)
 
@@ -144,12 +157,12 @@ def trpo(
 
 
 class _Policies(NamedTuple):
-    """A device's adapted policies, as functions of the flat parameters that move [P].
+    """Adapted policies of a device's tasks, as functions of the flat moving parameters [P].
 
     Attributes:
-        problem: whose policies they are.
+        problem: the problem.
         restore: `restore(flat) -> params`.
-        batching: how tasks are batched.
+        batching: batching of the tasks.
     """
 
     problem: ReinforcementProblem
@@ -157,30 +170,30 @@ class _Policies(NamedTuple):
     batching: Batching
 
     def adapt(self, flat: Array, tasks: Task) -> Params:
-        """Adapted parameters, leaves [T, ...]."""
+        """Returns the adapted parameters, leaves [T, ...]."""
         params, adapt = self.restore(flat), self.problem.learner.adapt
         return map_tasks(lambda task: adapt(params, task.support), tasks, self.batching)
 
     def unroll(self, adapted: Params, tasks: Task) -> Any:
-        """Distributions at the queries' states, leaves [T, H, E, ...]."""
+        """Returns the distributions at the queries' states, leaves [T, H, E, ...]."""
         return map_tasks(lambda pair: self._unroll(*pair), (adapted, tasks), self.batching)
 
     def outcomes_of(self, flat: Array, tasks: Task) -> tuple[Array, Array]:
-        """Outer losses and divergences after adaptation, each [T]."""
+        """Returns outer losses and divergences after adaptation, each [T]."""
         params, adapt = self.restore(flat), self.problem.learner.adapt
         return map_tasks(
             lambda task: self._outcome(adapt(params, task.support), task), tasks, self.batching
         )
 
-    def slope(self, adapted: Params, tasks: Task) -> tuple[Array, Array, Params]:
-        """Outer losses and divergences [T], and the gradient of the mean loss in `adapted`."""
+    def gradient(self, adapted: Params, tasks: Task) -> tuple[Array, Array, Params]:
+        """Returns outer losses and divergences [T], and the mean loss's gradient in `adapted`."""
 
         def mean_loss(adapted: Params) -> tuple[Array, tuple[Array, Array]]:
             outcomes = map_tasks(lambda pair: self._outcome(*pair), (adapted, tasks), self.batching)
             return jnp.mean(outcomes[0]), outcomes
 
-        slope, (losses, divergences) = jax.grad(mean_loss, has_aux=True)(adapted)
-        return losses, divergences, slope
+        gradient, (losses, divergences) = jax.grad(mean_loss, has_aux=True)(adapted)
+        return losses, divergences, gradient
 
     def _unroll(self, adapted: Params, task: Task) -> Any:
         return self.problem.policy.unroll(adapted, task.query.observations)
@@ -192,12 +205,12 @@ class _Policies(NamedTuple):
 
 
 class _Linear(NamedTuple):
-    """The adaptation near the present parameters.
+    """The adaptation, linearised at the present parameters.
 
     Attributes:
-        adapted: parameters, leaves [T, ...].
-        push: from a change of the flat parameters to that of the adapted ones.
-        pull: its transpose.
+        adapted: adapted parameters, leaves [T, ...].
+        push: maps a change of the flat parameters to one of the adapted parameters.
+        pull: transpose of `push`.
     """
 
     adapted: Params
@@ -208,7 +221,7 @@ class _Linear(NamedTuple):
 def _linearize(policies: _Policies, start: Array, tasks: Task) -> _Linear:
     adapted, push = jax.linearize(lambda flat: policies.adapt(flat, tasks), start)
     transposed = jax.linear_transpose(push, start)
-    return _Linear(adapted, push, lambda slope: transposed(slope)[0])
+    return _Linear(adapted, push, lambda gradient: transposed(gradient)[0])
 
 
 def _multiply(
@@ -219,15 +232,15 @@ def _multiply(
     products: str,
     product_episodes: int | None,
 ) -> Product:
-    """`v -> A v`, of this device's tasks and, of each, some episodes."""
-    some = trust_region.first_episodes(tasks, product_episodes)
+    """Makes the product `v -> A v` over this device's tasks and their first episodes."""
+    shortened = trust_region.first_episodes(tasks, product_episodes)
     if products != "gauss_newton":
-        distributions = lambda flat: policies.unroll(policies.adapt(flat, some), some)  # noqa: E731
-        return trust_region.second_derivative(distributions, some, start, products)
+        distributions = lambda flat: policies.unroll(policies.adapt(flat, shortened), shortened)  # noqa: E731
+        return trust_region.second_derivative(distributions, shortened, start, products)
     if product_episodes is not None:
-        at = _linearize(policies, start, some)
-    distribution, push = jax.linearize(lambda a: policies.unroll(a, some), at.adapted)
+        at = _linearize(policies, start, shortened)
+    distribution, push = jax.linearize(lambda a: policies.unroll(a, shortened), at.adapted)
     pull = jax.linear_transpose(push, at.adapted)
     return trust_region.gauss_newton(
-        distribution, some, lambda v: push(at.push(v)), lambda u: at.pull(pull(u)[0])
+        distribution, shortened, lambda v: push(at.push(v)), lambda u: at.pull(pull(u)[0])
     )

@@ -1,4 +1,4 @@
-"""The parts of a trust-region step: curvature products, conjugate gradients, the line search."""
+"""Parts of a trust-region step: curvature products, conjugate gradients, and a line search."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from maml_jax.reinforcement.objectives import Samples, divergence
 from maml_jax.types import Array, Task
 
 PRODUCTS = ("gauss_newton", "exact", "finite_differences")
-DIFFERENCE = 1e-2  # length of a finite difference's step along the vector, in parameters
+DIFFERENCE = 1e-2  # norm of a finite difference's step, in units of the parameters
 
 Product = Callable[[Array], Array]
 
 
 def gauss_newton(distribution: Any, tasks: Task, push: Product, pull: Product) -> Product:
-    """`v -> J'F J v`, F the Fisher information of each task's distributions.
+    """Makes the product `v -> J'F J v`, F the Fisher information of the distributions.
 
     Args:
-        distribution: of the adapted policies at the queries' states, leaves [T, H, E, ...].
-        tasks: where it was taken.
+        distribution: distributions of the adapted policies at the queries' states, leaves
+            [T, H, E, ...].
+        tasks: tasks with these queries.
         push: `v -> J v`, J the derivative of `distribution` in the flat parameters.
         pull: `u -> J'u`.
     """
     recorded = tasks._replace(query=tasks.query._replace(distribution=distribution))
-    slope = jax.grad(lambda d: _mean_divergence(d, recorded))
+    gradient = jax.grad(lambda d: _mean_divergence(d, recorded))
 
     def multiply(vector: Array) -> Array:
-        return pull(jax.jvp(slope, (distribution,), (push(vector),))[1])
+        return pull(jax.jvp(gradient, (distribution,), (push(vector),))[1])
 
     return multiply
 
@@ -38,22 +39,22 @@ def gauss_newton(distribution: Any, tasks: Task, push: Product, pull: Product) -
 def second_derivative(
     distributions: Callable[[Array], Any], tasks: Task, params: Array, products: str
 ) -> Product:
-    """`v -> A v`, A the second derivative of the mean divergence from where the parameters are.
+    """Makes the product `v -> A v`, A the second derivative at `params` of the mean divergence.
 
     Args:
-        distributions: of the flat parameters, leaves [T, H, E, ...].
-        tasks: whose queries' states are counted.
-        params: flat [P].
+        distributions: `distributions(params)`, leaves [T, H, E, ...].
+        tasks: tasks whose queries hold the states.
+        params: flat parameters [P].
         products: "exact", or "finite_differences" of the divergence's gradient.
     """
     recorded = tasks._replace(query=tasks.query._replace(distribution=distributions(params)))
-    slope = jax.grad(lambda p: _mean_divergence(distributions(p), recorded))
+    gradient = jax.grad(lambda p: _mean_divergence(distributions(p), recorded))
     if products == "exact":
-        return lambda vector: jax.jvp(slope, (params,), (vector,))[1]
+        return lambda vector: jax.jvp(gradient, (params,), (vector,))[1]
 
     def multiply(vector: Array) -> Array:
         step = DIFFERENCE / (jnp.linalg.norm(vector) + 1e-8)
-        return (slope(params + step * vector) - slope(params - step * vector)) / (2.0 * step)
+        return (gradient(params + step * vector) - gradient(params - step * vector)) / (2.0 * step)
 
     return multiply
 
@@ -63,7 +64,7 @@ def _mean_divergence(distribution: Any, tasks: Task) -> Array:
 
 
 def first_episodes(tasks: Task, count: int | None) -> Task:
-    """The first episodes of each task, in support and query; all of them for None."""
+    """Keeps the first `count` episodes of each task in support and query; all for None."""
     if count is None:
         return tasks
 
@@ -82,12 +83,12 @@ def first_episodes(tasks: Task, count: int | None) -> Task:
 
 
 def conjugate_gradients(product: Product, target: Array, num_steps: int) -> tuple[Array, Array]:
-    """Approximate solution of `A x = target`, A positive definite, from x = 0.
+    """Solves `A x = target` approximately from x = 0, A positive definite.
 
     Args:
         product: `v -> A v`.
-        target: [P].
-        num_steps: iterations; each takes one product.
+        target: right-hand side [P].
+        num_steps: iterations, each of one product.
 
     Returns:
         x [P], and the norm of the residual relative to that of the target.
@@ -110,14 +111,14 @@ def conjugate_gradients(product: Product, target: Array, num_steps: int) -> tupl
 
 
 class LineSearch(NamedTuple):
-    """Where a line search ends.
+    """The result of a line search.
 
     Attributes:
-        params: the accepted ones, or those that it began with.
-        loss: there.
-        kl: the divergence there, nats.
-        accepted: whether a step was taken.
-        backtracks: how often the step was shrunk.
+        params: accepted parameters; the initial ones if no step was accepted.
+        loss: loss at `params`.
+        kl: divergence at `params`, nats.
+        accepted: whether a step was accepted.
+        backtracks: number of rejected tries.
     """
 
     params: Array
@@ -136,16 +137,19 @@ def line_search(
     shrink: float,
     tries: int,
 ) -> LineSearch:
-    """Shrinks a step until the loss is lower and the divergence within bounds.
+    """Shrinks a step until the loss decreases and the divergence is within bounds.
 
     Args:
-        score: `params -> (loss, divergence)`.
-        params: where it begins [P].
-        full_step: subtracted from the parameters at the first try [P].
-        loss_before: the loss at `params`.
-        max_kl: bound of the divergence, nats.
+        score: `score(params) -> (loss, divergence)`.
+        params: initial parameters [P].
+        full_step: step that the first try subtracts [P].
+        loss_before: loss at `params`.
+        max_kl: bound on the divergence, nats.
         shrink: factor from one try to the next.
-        tries: at most; if none is accepted the parameters are those that it began with.
+        tries: most tries.
+
+    Returns:
+        The first try within bounds; the initial parameters if there is none.
     """
 
     def unsettled(carry: LineSearch) -> Array:
@@ -155,13 +159,13 @@ def line_search(
         length = shrink ** carry.backtracks.astype(params.dtype)
         candidate = params - length * full_step
         loss, kl = score(candidate)
-        fine = (loss < loss_before) & (kl <= max_kl)  # False for what is not finite
+        accepted = (loss < loss_before) & (kl <= max_kl)  # False for NaN
         return LineSearch(
-            jnp.where(fine, candidate, params),
-            jnp.where(fine, loss, loss_before),
-            jnp.where(fine, kl, 0.0),
-            fine,
-            carry.backtracks + jnp.where(fine, 0, 1),
+            jnp.where(accepted, candidate, params),
+            jnp.where(accepted, loss, loss_before),
+            jnp.where(accepted, kl, 0.0),
+            accepted,
+            carry.backtracks + jnp.where(accepted, 0, 1),
         )
 
     start = LineSearch(

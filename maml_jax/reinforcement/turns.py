@@ -1,4 +1,4 @@
-"""Episodes and inner steps in turn: what sampling a task and evaluating a policy share."""
+"""Alternates episodes and inner steps, for sampling a task and for evaluating a policy."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ def collect_and_adapt(
     mask: Mask = None,
     mode: str = "reverse",
 ) -> PyTree:
-    """Collects episodes, takes an inner step on them, and so on; ends with a collection.
+    """Collects episodes and takes an inner step on them, S times; then collects once more.
 
     Args:
         collect: `collect(params, key) -> (samples, output)`.
-        inner_loss: of the inner steps.
+        inner_loss: loss of the inner steps.
         params: theta.
-        keys: of each collection [S + 1].
+        keys: PRNG keys of the collections [S + 1].
         inner_lr: alpha, as in `maml_jax.adapt`.
-        mask: which parameters are adapted.
-        mode: how an inner step is differentiated.
+        mask: adapted parameters, as in `maml_jax.adapt`.
+        mode: derivative of an inner step.
 
     Returns:
         The outputs of all collections, leaves [S + 1, ...].
 
     Raises:
-        ValueError: rates that do not fit the parameters, or are for another number of steps.
+        ValueError: rates that do not fit the parameters or the number of steps.
     """
     part = inner_loop.partition(params, mask)
     per_step, _ = inner_loop.schedule(part, inner_lr, (), keys.shape[0] - 1, False)
 
-    # One loop, the last collection included, so that the environment is compiled once: physics
-    # takes most of the time that compiling takes. What the last turn adapts is not used.
+    # The loop includes the last collection, so that the environment compiles once: physics
+    # dominates compile time. The inner step of the last turn is not used.
     def turn(params: Params, inputs: tuple[Array, Any]) -> tuple[Params, Any]:
-        key, of_step = inputs
+        key, step_rates = inputs
         samples, output = collect(params, key)
-        rate = of_step.get("rate", inner_lr)
+        rate = step_rates.get("rate", inner_lr)
         return inner_update(inner_loss, params, samples, rate, mask=mask, mode=mode)[0], output
 
     return jax.lax.scan(turn, params, (keys, _one_more(per_step)))[1]
 
 
 def _one_more(rates: PyTree) -> PyTree:
-    """Rates with a leading axis of S, and 0 for one more step."""
+    """Appends a rate of 0 to rates with a leading axis of S."""
     return jax.tree.map(
         lambda r: jnp.concatenate([r, jnp.zeros((1, *r.shape[1:]), r.dtype)]), rates
     )

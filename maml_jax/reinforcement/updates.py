@@ -1,7 +1,6 @@
-"""Outer steps of meta-reinforcement learning (Algorithm 3, line 10): gradient steps.
+"""Gradient steps as the outer step of meta-reinforcement learning (Algorithm 3, line 10).
 
-And what they share with TRPO: both are `MetaUpdate`s for `maml_jax.make_train_fn`, minimise the
-outer loss that the problem names, and report returns.
+Holds the checks and metrics that TRPO shares.
 """
 
 from __future__ import annotations
@@ -29,30 +28,46 @@ def surrogate_update(
     batching: Batching = None,
     mask: Mask = None,
 ) -> MetaUpdate:
-    """Steps of an optimizer on the problem's outer loss.
+    """Optimises the problem's outer loss by steps of an optax optimizer.
 
-    With one epoch on the plain surrogate this is the policy gradient (REINFORCE). With several on
-    the clipped one (`outer_loss=surrogate(policy, clip=0.3)`) and the inner objective "lvc" it is
+    One epoch on the plain surrogate is the policy gradient (REINFORCE). Several epochs on the
+    clipped surrogate (`outer_loss=surrogate(policy, clip=0.3)`) with the inner objective "lvc" are
     ProMP without its penalty on the inner steps (Rothfuss et al. 2019).
 
     Args:
-        problem: whose adaptation is differentiated.
+        problem: a problem from `reinforcement_problem`.
         optimizer: any optax transformation.
-        num_epochs: steps on the same tasks.
-        batching: how a device's tasks are batched, see `maml_jax.batching`.
-        mask: which meta-parameters move, as in `maml_jax.gradient_update`.
+        num_epochs: optimizer steps on the same tasks.
+        batching: batching of a device's tasks, see `maml_jax.batching`.
+        mask: meta-parameters that move, as in `maml_jax.gradient_update`.
 
     Returns:
         A meta-update. Its metrics: "loss", minus the mean return after adaptation; "before" and
         "after", means over tasks of `Samples.metrics`; "surrogate_before" and "surrogate_after",
-        the outer loss; "gradient_norm" of the first epoch; "kl_before" and "kl", if the outer
-        loss has "kl" among its metrics; and what `maml_jax.check_finite` reads.
+        the outer loss; "gradient_norm" of the first epoch; "kl_before" and "kl" in nats, if the
+        outer loss returns "kl"; and the inputs of `maml_jax.check_finite`.
 
     Raises:
-        ValueError: `num_epochs` below 1, an unknown batching; in a step, parameters of another
+        ValueError: `num_epochs` below 1, or an unknown batching; in a step, parameters of another
             policy.
-        TypeError: `problem` is not from `reinforcement_problem`, `optimizer` no optax
-            transformation.
+        TypeError: `problem` is not from `reinforcement_problem`, `optimizer` is no optax
+            transformation, or `num_epochs` is no int.
+
+    Example:
+        >>> import jax
+        >>> import optax
+        >>> from maml_jax import init, make_train_fn
+        >>> from maml_jax.networks import categorical_policy
+        >>> from maml_jax.reinforcement import reinforcement_problem, surrogate_update
+        >>> from maml_jax.reinforcement.tabular import bandit
+        >>> policy = categorical_policy(1, 2, hidden_sizes=())
+        >>> problem = reinforcement_problem(bandit(num_actions=2), policy, num_episodes=3)
+        >>> update = surrogate_update(problem, optax.adam(1e-2))
+        >>> train = make_train_fn(problem.sample, update, num_tasks=2, num_meta_steps=4)
+        >>> state = init(problem.init(jax.random.key(0)), update, key=0)
+        >>> state, metrics = train(state)
+        >>> metrics["after"]["return"].shape  # a return for each meta-step
+        (4,)
     """
     check_problem(problem)
     checks.check_counts(num_epochs=num_epochs)
@@ -83,7 +98,7 @@ def surrogate_update(
         loss_after, after = pooling.mean_over_tasks(ends)
         report = jax.tree.map(lambda x: x[0], epochs)
         bad = (epochs["nonfinite_tasks"] > 0) | (epochs["nonfinite_update"] > 0)
-        first_bad = jnp.argmax(bad)  # the first epoch, if none is
+        first_bad = jnp.argmax(bad)  # 0 if no epoch is bad
         nonfinite = {k: x[first_bad] for k, x in epochs.items() if "nonfinite" in k}
         metrics = {**report, **nonfinite, "surrogate_after": loss_after, **after}
         return new, state, as_returns(metrics)
@@ -92,7 +107,7 @@ def surrogate_update(
 
 
 def _with_norm(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, with the norm of its last gradient as the second half of its state."""
+    """Adds the norm of the last gradient to an optimizer's state: `(inner_state, norm)`."""
     checks.check_optimizer(optimizer)
     inner = optax.with_extra_args_support(optimizer)
 
@@ -108,27 +123,26 @@ def _with_norm(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def check_problem(problem: Any) -> None:
-    """Raises a TypeError or ValueError unless `problem` is of `reinforcement_problem`."""
+    """Raises a TypeError or ValueError unless `problem` is from `reinforcement_problem`."""
     if not isinstance(problem, ReinforcementProblem):
         raise TypeError(
-            "problem must be what reinforcement_problem returns; received "
-            f"{type(problem).__name__}."
+            f"problem must come from reinforcement_problem; received {type(problem).__name__}."
         )
     checks.check_choice(problem.mode, MODES, "problem.mode")
 
 
 def check_params(problem: ReinforcementProblem, params: Params) -> None:
-    """Raises a ValueError unless `params` are of the problem's policy."""
+    """Raises a ValueError unless `params` fit the problem's policy."""
     expected = jax.eval_shape(problem.init, jax.random.key(0))
-    checks.check_fits("state.params", expected, params, "They must be of the problem's policy.")
+    checks.check_fits("state.params", expected, params, "Use parameters of the problem's policy.")
 
 
 def metrics_of_episodes(tasks: Task, axis: int = 1) -> Metrics:
-    """The metrics of the episodes before the first inner step and after the last one.
+    """Returns metrics of the episodes "before" the first inner step and "after" the last.
 
     Args:
-        tasks: of a device, or one of them.
-        axis: of the inner steps in the support.
+        tasks: one task, or a device's tasks.
+        axis: axis of the inner steps in the support.
     """
     after = tasks.query.metrics
     first = lambda x: jax.lax.index_in_dim(x, 0, axis, keepdims=False)  # noqa: E731
@@ -139,5 +153,5 @@ def metrics_of_episodes(tasks: Task, axis: int = 1) -> Metrics:
 
 
 def as_returns(metrics: Metrics) -> Metrics:
-    """The loss of a meta-step under its name, and minus the return in the place of it."""
+    """Renames "loss" to "surrogate_before", and sets "loss" to minus the return."""
     return {**metrics, "surrogate_before": metrics["loss"], "loss": -metrics["after"]["return"]}

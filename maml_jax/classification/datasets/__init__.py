@@ -1,4 +1,4 @@
-"""Image data sets for few-shot classification, each as one uint8 array a split."""
+"""Loaders of image data sets for few-shot classification; each split is one uint8 array."""
 
 from maml_jax.classification.datasets.folder import load_folder
 from maml_jax.classification.datasets.glyphs import synthetic_glyphs

@@ -1,4 +1,4 @@
-"""Zip archives that anybody may have made: read entry by entry, each checked and bounded."""
+"""Reads zip archives of unknown origin: checks each entry and bounds its size."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ ENCRYPTED = 0x1  # of an entry's flag bits
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[ZipFile]:
-    """A zip archive; whatever goes wrong with it becomes a DataError that names it.
+    """Opens a zip archive; errors that it raises become a DataError that names it.
 
     Raises:
-        MemoryError: memory does not hold what it says.
+        DataError: the file cannot be read or is not a zip archive.
+        MemoryError: the archive's table of contents does not fit into memory.
     """
     with _named(f"{path}", "is not a zip archive, or a damaged one"):
         with path.open("rb") as file:
@@ -32,15 +33,15 @@ def opened(path: Path) -> Iterator[ZipFile]:
 
 
 def entries(archive: ZipFile, most: int) -> list[ZipInfo]:
-    """The files of an archive.
+    """Returns the files of an archive.
 
     Args:
-        archive: that is read.
-        most: bytes of a file, unpacked.
+        archive: an open archive.
+        most: maximum size of an unpacked file, bytes.
 
     Raises:
-        DataError: a name twice, outside the archive or with a backslash; an encrypted file, or one
-            of more bytes.
+        DataError: a duplicate name, a path that leaves the archive or has a backslash, an encrypted
+            file, or a file larger than `most`.
     """
     names: set[str] = set()
     files = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -48,11 +49,13 @@ def entries(archive: ZipFile, most: int) -> list[ZipInfo]:
         where = f"{archive.filename}: {entry.filename}"
         parts = PurePosixPath(entry.filename).parts
         if not parts or parts[0] == "/" or ".." in parts or "\\" in entry.filename:
-            raise DataError(f"{where} is a path that leaves the archive, or not one of a zip.")
+            raise DataError(
+                f"{where} leaves the archive or has a backslash; expected a relative path with /."
+            )
         if "/".join(parts) in names:
-            raise DataError(f"{where} is in the archive twice. Make it again, with each file once.")
+            raise DataError(f"{where} is in the archive twice. Zip each file once.")
         if entry.flag_bits & ENCRYPTED:
-            raise DataError(f"{where} is encrypted. Unpack it, and zip it without a password.")
+            raise DataError(f"{where} is encrypted. Unpack it and zip it without a password.")
         if entry.file_size > most:
             raise DataError(
                 f"{where} unpacks to {entry.file_size:,} bytes; expected {most:,} or fewer."
@@ -62,23 +65,23 @@ def entries(archive: ZipFile, most: int) -> list[ZipInfo]:
 
 
 def read(archive: ZipFile, entry: ZipInfo) -> bytes:
-    """The content of an entry that `entries` returned; no more bytes than it declares."""
+    """Returns the content of an entry from `entries`; at most the size that the entry declares."""
     where = f"{archive.filename}: {entry.filename}"
     with _named(where, "is damaged"), archive.open(entry) as file:
         return file.read(entry.file_size)
 
 
 def check_sha256(path: Path, expected: str, url: str) -> None:
-    """Raises a DataError, and removes the file, unless a download is the one that we know."""
+    """Deletes a download and raises a DataError unless its SHA-256 is `expected`."""
     with path.open("rb") as file:
-        what = describe_bytes(file.read(512)) or f"{path.stat().st_size:,} bytes of something else"
+        what = describe_bytes(file.read(512)) or f"another file of {path.stat().st_size:,} bytes"
         file.seek(0)
         received = hashlib.file_digest(file, "sha256").hexdigest()
     if received != expected:
         path.unlink()
         raise DataError(
-            f"the download of {url} is {what}: its SHA-256 is {received}, expected {expected}. "
-            "Nothing of it was read. Fetch the archive by another way, and put it into the data "
+            f"the download of {url} is {what}: its SHA-256 is {received}, expected {expected}. It "
+            "was deleted unread. Download the archive in another way and put it into the data "
             "folder."
         )
 
@@ -91,12 +94,12 @@ def _named(what: str, fault: str) -> Iterator[None]:
         raise
     except MemoryError:
         raise MemoryError(f"{what} does not fit into memory.") from None
-    except NotImplementedError as error:  # a method or version that zipfile does not know
+    except NotImplementedError as error:  # a compression method or version that zipfile lacks
         raise DataError(
-            f"{what} cannot be unpacked ({error}). Unpack it with the program that made it, and "
+            f"{what} cannot be unpacked ({error}). Unpack it with the program that created it and "
             "zip it with the method deflate."
         ) from None
-    except Exception as error:  # a broken archive can raise nearly anything
+    except Exception as error:  # a broken archive can raise nearly any exception
         if isinstance(error, OSError) and faults.is_of_machine(error):
             raise DataError(f"{what} cannot be read: {error.strerror}.") from None
         reason = error or type(error).__name__

@@ -1,8 +1,9 @@
-"""How all image data sets are read: the bytes of files become arrays of one size, and are kept.
+"""Decodes image files of all data sets to arrays of one size, and caches the arrays.
 
 A source yields the bytes of image files by split, class and name. A TFDS builder (without
-TensorFlow) keeps what was read as PNG in array records, under a name that says what they were made
-from; the next start reads those. Without TFDS nothing is kept, and every start reads the files.
+TensorFlow) writes the decoded images as PNG to array records, in a folder named after the source,
+its content and the reading. Later starts read the records. Without TFDS there is no cache, and
+every start decodes the files.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ with contextlib.suppress(ImportError):
 
 File = tuple[str, str, bytes]  # class, name of the example, content
 PACKAGES = ("tensorflow_datasets", "array_record")
-MOST_BROKEN = 5  # named in an error
-NAME, FORMAT = "image_classes", "1.1.0"  # of what is kept
-TIMEOUT_S = 30.0  # without an answer
+MOST_BROKEN = 5  # broken files that an error names
+NAME, FORMAT = "image_classes", "1.1.0"  # of the cache
+TIMEOUT_S = 30.0  # of a download, without an answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where images come from.
+    """The image files of a data set.
 
     Attributes:
         name: of the data set.
-        fingerprint: of its content; another content must have another.
+        fingerprint: of the content; it must change with the content.
         files: `files(download) -> {split: files}`; `download(urls) -> paths` fetches archives.
     """
 
@@ -54,22 +55,21 @@ class Source:
 
 
 def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageClasses]:
-    """The splits of a source; prepared on first use, and read from the cache after that.
+    """Loads the splits of a source, from the cache where it holds them.
 
-    What the cache holds is made again where its content is damaged, with a warning. The damaged
-    folder stays beside it until then.
-
-    Without the packages of the extra `data` it reads the source each time, and warns that it does.
+    If the cache is damaged, this warns, keeps the damaged folder under another name, and deletes it
+    once a new cache is complete. Without the packages of the extra `data` this warns and decodes
+    the source's files on each call.
 
     Raises:
-        DataError: the source's content is not what it should be.
-        MemoryError, OSError: the machine does not let the cache be read; it is left as it is.
+        DataError: the source's content is invalid.
+        MemoryError, OSError: the machine cannot read the cache. The cache stays unchanged.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         note(
-            f"what is read is not kept for the next start: that takes {', '.join(missing)} "
-            "(pip install 'maml-jax[data]')."
+            "decoded images are not cached, so every start decodes the files again. The cache "
+            f"needs {', '.join(missing)} (pip install 'maml-jax[data]')."
         )
         splits = source.files(functools.partial(download, cache_dir / "downloads"))
         return {
@@ -81,11 +81,11 @@ def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageCl
     if folder.exists():
         try:
             return _read_all(source, reading, cache_dir)
-        except Exception as error:  # a damaged file can raise nearly anything
+        except Exception as error:  # a damaged file can raise nearly any exception
             if faults.is_of_machine(error):
                 raise
             reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            note(f"prepared data in {folder} is damaged ({reason}): it is made again.")
+            note(f"cached images in {folder} are damaged ({reason}); decoding the files again.")
             shutil.rmtree(damaged, ignore_errors=True)
             folder.rename(damaged)
     with _quiet():
@@ -114,11 +114,11 @@ def _make_builder(source: Source, reading: Reading, cache_dir: Path) -> Any:
 
 def _builder_class() -> type:
     class ImageClassesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Image files of classes, at one size."""
+        """Images by class, at one size."""
 
         VERSION = tfds.core.Version(FORMAT)
         name = NAME
-        url_infos: ClassVar[dict[str, Any]] = {}  # no checksums: the content is checked instead
+        url_infos: ClassVar[dict[str, Any]] = {}  # no checksums: sources check the content
 
         def __init__(self, *, source: Source, reading: Reading, **kwargs: Any):
             self._source, self._reading = source, reading
@@ -137,7 +137,7 @@ def _builder_class() -> type:
             )
 
         def _split_generators(self, dl_manager):
-            del dl_manager  # which tries for minutes where there is no network
+            del dl_manager  # without a network its downloads retry for minutes
             folder = Path(self._data_dir_root) / "downloads"
             splits = self._source.files(functools.partial(download, folder))
             return {split: self._generate_examples(files) for split, files in splits.items()}
@@ -146,7 +146,7 @@ def _builder_class() -> type:
             for class_name, name, image, kind in decoded(files, self._reading):
                 png = io.BytesIO()
                 flat = image[..., 0] if image.shape[-1] == 1 else image
-                Image.fromarray(flat).save(png, "png", compress_level=1)  # three times as fast
+                Image.fromarray(flat).save(png, "png", compress_level=1)  # 3x faster
                 png.seek(0)
                 names = {"class_name": _encoded(class_name), "name": _encoded(name), "kind": kind}
                 yield b"\0".join([names["class_name"], names["name"]]), {"image": png, **names}
@@ -155,10 +155,10 @@ def _builder_class() -> type:
 
 
 def download(folder: Path, urls: Sequence[str]) -> list[Path]:
-    """Fetches files into a folder.
+    """Downloads files to a folder and returns their paths.
 
     Raises:
-        OSError: there is no network, no such file, or no answer within `TIMEOUT_S` seconds.
+        OSError: no network, no such file, or no answer within `TIMEOUT_S` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -172,15 +172,15 @@ def download(folder: Path, urls: Sequence[str]) -> list[Path]:
 
 
 def _encoded(name: str) -> bytes:
-    """A name as bytes, even if it is not UTF-8."""
+    """Encodes a name as bytes, also one that is not valid UTF-8."""
     return name.encode("utf-8", "surrogatepass")
 
 
 def decoded(files: Iterable[File], reading: Reading) -> Iterator[Example]:
-    """The images of files, each with the kind of its file (`Reading.decode_kind`).
+    """Decodes files to images, each with the kind of its file (`Reading.decode_kind`).
 
     Raises:
-        DataError: (at the end) names the files that are not images.
+        DataError: files that are not images. The error names them after the last file.
     """
     broken: list[str] = []
     for class_name, name, data in files:
@@ -200,7 +200,7 @@ def _read_all(source: Source, reading: Reading, cache_dir: Path) -> dict[str, Im
     with _quiet():
         builder = _make_builder(source, reading, cache_dir)
         if not builder.info.splits:
-            raise DataError("it names no splits")
+            raise DataError("the cache lists no splits")
         return {
             split: stack(_read(builder, split, reading), _where(source, split))
             for split in sorted(builder.info.splits)
@@ -229,7 +229,7 @@ _NAMES = ("class_name", "name")
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences TFDS, which draws bars and prints."""
+    """Silences the progress bars and output of TFDS."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Errors of the machine: they say nothing about what a file holds."""
+"""Recognises errors of the machine, which reveal nothing about the content of a file."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import errno
 import os
 
 CODES = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS),  # rights
-    *(
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.EAGAIN,
-        errno.EBUSY,
-    ),  # what it has too few of
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # permissions
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY),  # exhausted resources
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),  # disks and networks
 )
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether the same file might be read well by another user, at another time or elsewhere.
+    """Returns whether an error comes from the machine, not from the content of a file.
 
-    C++ libraries raise their own error types; only the text holds the system's reason.
+    Another user, another time or another machine may then read the same file. C++ libraries raise
+    other types of error, which hold the system's reason in their text alone.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in CODES:
         return True

@@ -1,4 +1,4 @@
-"""A user's own images: a folder for each class."""
+"""Loads images from a folder for each class."""
 
 from __future__ import annotations
 
@@ -33,21 +33,41 @@ def load_folder(
     fractions: Sequence[float] = (0.64, 0.16, 0.2),
     split_seed: int = 0,
 ) -> dict[str, ImageClasses]:
-    """Images in class folders, in any format that Pillow reads.
+    """Loads images from class folders, in any format that Pillow reads.
+
+    Warns (`DataWarning`) of each file and folder that it skips.
 
     Args:
-        data_dir: either with folders `train`, `test` and perhaps `val` (or other names of splits,
-            see `listing.SPLIT_NAMES`), each with a folder for every class; or with the class
-            folders themselves, which are then split at random. Links are followed.
-        cache_dir: where what was read is kept.
-        reading: size, channels and so on that images are brought to.
-        fractions: of classes for train, val and test, where the folder has no splits.
-        split_seed: of that splitting.
+        data_dir: a folder with either of two layouts. `SPLIT/CLASS/IMAGE` has the splits `train`,
+            `test` and optionally `val`, or their other names in `listing.SPLIT_NAMES`.
+            `CLASS/IMAGE` has no splits; classes are then split at random. Links are followed.
+        cache_dir: the folder of the cache of decoded images.
+        reading: size, channels and inversion of the arrays.
+        fractions: of classes for train, val and test, for a folder without splits.
+        split_seed: of the random split.
+
+    Returns:
+        Images by split: train, val and test. A split with a fraction of 0 is absent.
 
     Raises:
-        DataError: no such folder, no class folders, folders in a class, a class in two splits, a
-            file that is an image twice, links that lead nowhere, or files that are no images: names
+        DataError: no such folder, no class folders, folders in a class, a class in two splits, an
+            image file in two places, broken links, or files that are not images. The error names
             them.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from maml_jax.classification.datasets import Reading, load_folder, synthetic_glyphs
+        >>> glyphs = synthetic_glyphs(num_classes=4, num_examples=2, image_size=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mine, cache = Path(folder, "mine"), Path(folder, "cache")
+        ...     for name, image in zip("abcd", glyphs.images[:, 0, :, :, 0]):
+        ...         (mine / name).mkdir(parents=True)
+        ...         Image.fromarray(image).save(mine / name / "1.png")
+        ...     splits = load_folder(mine, cache, Reading(8, 1), fractions=(0.5, 0, 0.5))
+        >>> {split: classes.images.shape for split, classes in splits.items()}
+        {'train': (2, 1, 8, 8, 1), 'test': (2, 1, 8, 8, 1)}
     """
     splits = find_classes(data_dir)
     files = {split: list_images(folders) for split, folders in splits.items()}
@@ -60,14 +80,17 @@ def load_folder(
 
 
 def find_classes(data_dir: Path) -> dict[str, list[Path]]:
-    """The class folders of each split, or of the one split "unsplit"."""
+    """Returns the class folders of each split; without splits, of the single split "unsplit".
+
+    Raises:
+        DataError: no train or test beside other splits, or no class folders.
+    """
     splits = split_folders(data_dir)
     for needed in ("train", "test"):
         if splits and needed not in splits:
             others = ", ".join(path.name for path in splits.values())
             raise DataError(
-                f"{data_dir} has splits in {others}, but no folder {needed} beside them. "
-                f"Layouts: {LAYOUTS}."
+                f"{data_dir} has splits in {others}, but no folder {needed}. Layouts: {LAYOUTS}."
             )
     if splits:
         note_beside(data_dir, splits)
@@ -83,7 +106,7 @@ def find_classes(data_dir: Path) -> dict[str, list[Path]]:
 
 
 def note_beside(folder: Path, splits: Mapping[str, Path]) -> None:
-    """Warns of what lies in a folder beside its splits."""
+    """Warns of files and folders beside the splits of a folder."""
     entries = look_into(folder)
     beside = [path for path in entries.folders if path not in splits.values()]
     note_skipped(folder, [*beside, *entries.images, *entries.others], "not splits")
@@ -92,10 +115,10 @@ def note_beside(folder: Path, splits: Mapping[str, Path]) -> None:
 def split_classes(
     classes: ImageClasses, fractions: Sequence[float], seed: int
 ) -> dict[str, ImageClasses]:
-    """Train, val and test classes at random; a split whose fraction is 0 is left out.
+    """Splits classes at random into train, val and test; omits a split whose fraction is 0.
 
     Raises:
-        DataError: fractions that are not three shares of one, or a split without a class.
+        DataError: the fractions are not three numbers that add up to 1, or a split gets no class.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(
@@ -114,22 +137,22 @@ def split_classes(
 
 
 def usual_size(data_dir: Path, at_most: int = 200) -> int:
-    """The median of the shorter sides of a folder's images, pixels; 1 if none can be read.
+    """Returns the median of the shorter sides of a folder's images, pixels; 1 if none is readable.
 
     Args:
         data_dir: as in `load_folder`.
-        at_most: files to look at, evenly spaced in the order of their names.
+        at_most: maximum number of files to open, evenly spaced in the order of their names.
 
     Raises:
         DataError: no such folder, no class folders, or folders in a class.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # `load_folder` gives them
+        warnings.simplefilter("ignore", DataWarning)  # `load_folder` repeats them
         classes = find_classes(data_dir)
         files = [file for folders in classes.values() for file in list_images(folders)]
     sides = []
     for file in files[:: -(-len(files) // at_most)]:
-        # A broken image can raise nearly anything; `load_folder` names it.
+        # A broken image can raise nearly any exception; `load_folder` names the file.
         with contextlib.suppress(Exception), Image.open(file.path) as image:
             sides.append(min(image.size))
     return int(np.median(sides or [1]))

@@ -1,7 +1,7 @@
-"""Synthetic characters: strokes of a class, drawn again with jitter for each example.
+"""Draws synthetic characters: each example jitters the strokes of its class.
 
-For tests, benchmarks and demonstrations without a download. They are no substitute for Omniglot,
-and results on them are called synthetic.
+They serve tests, benchmarks and demonstrations without a download. They do not replace Omniglot;
+results on them carry the label synthetic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from maml_jax.checks import check_counts
 from maml_jax.classification.datasets.images import ImageClasses
 
-_SCALE = 4  # drawn so much larger, then averaged down
+_SCALE = 4  # glyphs are drawn 4 times as large and then averaged, for smooth edges
 
 
 def synthetic_glyphs(
@@ -22,21 +22,27 @@ def synthetic_glyphs(
     channels: int = 1,
     seed: int = 0,
 ) -> ImageClasses:
-    """Draws classes of glyphs: two to four curved strokes each, ink 255 on 0.
+    """Draws classes of glyphs with two to four curved strokes, ink 255 on 0.
 
-    An example differs from its class by jitter of the strokes' control points and by a small
-    shift, turn and change of size. With three channels every class has a colour of its own, which
-    varies from example to example.
+    Examples of a class differ by jitter of the strokes' control points and by a small shift,
+    rotation and scale. With three channels each class has a colour, which varies between examples.
 
     Args:
-        num_classes: how many classes.
-        num_examples: of each.
+        num_classes: number of classes.
+        num_examples: of each class.
         image_size: height and width, pixels.
         channels: 1 or 3.
-        seed: another seed draws other classes.
+        seed: of all random numbers; each seed draws other classes.
 
     Raises:
-        ValueError, TypeError: a count that is below 1 or no integer.
+        ValueError: a count below 1.
+        TypeError: a count that is not an integer.
+
+    Example:
+        >>> from maml_jax.classification.datasets import synthetic_glyphs
+        >>> glyphs = synthetic_glyphs(num_classes=2, num_examples=3, image_size=8)
+        >>> glyphs.images.shape, glyphs.images.dtype.name, glyphs.names
+        ((2, 3, 8, 8, 1), 'uint8', ('synthetic_0_0000', 'synthetic_0_0001'))
     """
     check_counts(
         num_classes=num_classes,
@@ -70,7 +76,7 @@ def _draw(strokes: np.ndarray, image_size: int, rng: np.random.Generator) -> np.
     pen = ImageDraw.Draw(image)
     width = max(1, round(side * rng.uniform(0.05, 0.08)))
     t = np.linspace(0, 1, 16)[:, None]
-    weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]  # a Bezier curve's
+    weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]  # cubic Bezier
     for points in strokes:
         curve = sum(w * p for w, p in zip(weights, points, strict=True)) * side
         pen.line([tuple(p) for p in np.asarray(curve)], fill=255, width=width, joint="curve")

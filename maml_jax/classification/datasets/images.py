@@ -1,4 +1,4 @@
-"""Images of classes on the host: one uint8 array a split, its checks and its description."""
+"""Images by class on the host: one uint8 array a split, its checks and its description."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax.classification.datasets.messages import DataError, listed, note
-from maml_jax.classification.episodes import ImageSet
+from maml_jax.classification.image_sets import ImageSet
 
 SPLITS = ("train", "val", "test")
-NEARLY_ONE_VALUE = 16  # of 255: what 12 bits in a 16-bit file come to
-MODES = {  # Pillow's, in words, with what becomes of them
+NEARLY_ONE_VALUE = 16  # of 255: the range of 12-bit values in a 16-bit file
+MODES = {  # Pillow's modes in words, with the conversion
     "1": "black and white",
     "L": "grey",
     "P": "palette",
     "RGB": "colour",
-    "I": "16-bit grey brought to 8 bits",
-    "LA": "grey put on white where transparent",
-    "RGBA": "colour put on white where transparent",
+    "I": "16-bit grey converted to 8 bits",
+    "LA": "grey with transparency, on white",
+    "RGBA": "colour with transparency, on white",
     "CMYK": "CMYK",
 }
 
@@ -29,13 +29,21 @@ Example = tuple[str, str, np.ndarray, str]  # class, name, uint8 [H, W, C], kind
 
 
 class ImageClasses(NamedTuple):
-    """The images of one split.
+    """The images of one split on the host, with class names.
 
     Attributes:
         images: uint8 [classes, examples, H, W, C]; classes with fewer examples end in zeros.
-        counts: int32 [classes], examples of each class.
+        counts: int32 [classes], number of examples of each class.
         names: of the classes.
-        files: what the images were read from, in words.
+        files: kinds and sizes of the image files, in words; empty for synthetic images.
+
+    Example:
+        >>> from maml_jax.classification.datasets import synthetic_glyphs
+        >>> glyphs = synthetic_glyphs(num_classes=3, num_examples=2, image_size=8)
+        >>> glyphs.take([0, 2]).names
+        ('synthetic_0_0000', 'synthetic_0_0002')
+        >>> glyphs.image_set.images.shape  # the input of `episode_sampler`
+        (3, 2, 8, 8, 1)
     """
 
     images: np.ndarray
@@ -45,28 +53,28 @@ class ImageClasses(NamedTuple):
 
     @property
     def image_set(self) -> ImageSet:
-        """What episodes are drawn from; NumPy arrays, to be put on devices once."""
+        """The input of episode samplers, as NumPy arrays; put it on the devices once."""
         return ImageSet(self.images, self.counts)  # pyright: ignore[reportArgumentType]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> ImageClasses:
-        """Some of the classes."""
+        """Returns the classes at the given indices."""
         chosen = np.asarray(indices, np.int64)
         names = tuple(self.names[i] for i in chosen)
         return self._replace(images=self.images[chosen], counts=self.counts[chosen], names=names)
 
 
 def stack(examples: Iterable[Example], where: str) -> ImageClasses:
-    """One array of images, in order of the names of classes and examples.
+    """Stacks examples to one array, in order of the names of classes and examples.
 
-    Warns of images that hold nearly one value.
+    Warns of images with nearly one value.
 
     Args:
         examples: in any order.
-        where: they come from, for messages.
+        where: their origin, for messages.
 
     Raises:
-        DataError: there is none.
-        MemoryError: memory does not hold them.
+        DataError: no examples.
+        MemoryError: the array does not fit into memory.
     """
     by_class: dict[str, list[tuple[str, np.ndarray]]] = {}
     kinds: Counter[str] = Counter()
@@ -74,7 +82,7 @@ def stack(examples: Iterable[Example], where: str) -> ImageClasses:
         by_class.setdefault(class_name, []).append((name, image))
         kinds[kind] += 1
     if not by_class:
-        raise DataError(f"expected images of some classes in {where}; received none.")
+        raise DataError(f"expected images in {where}; found none.")
     names = tuple(sorted(by_class))
     counts = np.array([len(by_class[name]) for name in names], np.int32)
     shape = (len(names), int(counts.max()), *next(iter(by_class.values()))[0][1].shape)
@@ -96,24 +104,24 @@ def stack(examples: Iterable[Example], where: str) -> ImageClasses:
 
 
 def nearly_one_value(images: np.ndarray) -> np.ndarray:
-    """Indices of the images [n, H, W, C] whose pixels nearly all have one value."""
+    """Returns the indices of images [n, H, W, C] whose pixels have nearly one value."""
     flat = images.reshape(len(images), -1)
     return np.flatnonzero(np.ptp(flat, axis=1) <= NEARLY_ONE_VALUE)
 
 
 def note_flat(flat: Sequence[str], total: int, where: str) -> None:
-    """Warns of images that hold nearly one value."""
+    """Warns of images with nearly one value."""
     if flat:
         note(
             f"{len(flat)} of {total} images of {where} decode to nearly one value (brightest and "
-            f"darkest pixel differ by {NEARLY_ONE_VALUE} of 255 or less): {listed(flat, 3)}. Blank "
-            "pages; or values that do not fill their range (12 bits in a 16-bit file), or ink as "
-            "white as the paper behind a transparent image? Convert such files to 8-bit PNG."
+            f"darkest pixel differ by {NEARLY_ONE_VALUE} of 255 or less): {listed(flat, 3)}. "
+            "Possible causes: blank images, 12-bit values in a 16-bit file, white ink on a "
+            "transparent background. Convert such files to 8-bit PNG."
         )
 
 
 def describe_files(kinds: Mapping[str, int]) -> str:
-    """Kinds of files (`Reading.decode_kind`) in words, with what their reading converted."""
+    """Describes kinds of files (`Reading.decode_kind`) in words, with their conversion."""
     modes: Counter[str] = Counter()
     for kind, count in kinds.items():
         mode = kind.partition(" ")[0]
@@ -129,7 +137,13 @@ def describe_files(kinds: Mapping[str, int]) -> str:
 
 
 def describe(splits: Mapping[str, ImageClasses]) -> str:
-    """A line for each split: classes, images of a class, and the files that they were read from."""
+    """Describes each split on one line: classes, images of a class, and kinds of image files.
+
+    Example:
+        >>> from maml_jax.classification.datasets import describe, synthetic_glyphs
+        >>> describe({"train": synthetic_glyphs(num_classes=3, num_examples=2, image_size=8)})
+        '  train: 3 classes of 2 images'
+    """
     lines = []
     for split, classes in splits.items():
         low, high = int(classes.counts.min()), int(classes.counts.max())
@@ -140,23 +154,25 @@ def describe(splits: Mapping[str, ImageClasses]) -> str:
 
 
 def check_disjoint(splits: Mapping[str, ImageClasses]) -> None:
-    """Raises a DataError if a class is in two splits: a test on it would flatter.
+    """Raises a DataError if two splits share a class, which would inflate the test accuracy.
 
-    Names that differ only in how Unicode writes them are one name.
+    Names that differ only in Unicode normalisation count as one name.
     """
     split_of: dict[str, str] = {}
     for split, classes in sorted(splits.items(), key=lambda item: SPLITS.index(item[0])):
         names = {unicodedata.normalize("NFC", name): name for name in classes.names}
         if len(names) < len(classes.names):
             alike = sorted(set(classes.names) - set(names.values()))
-            raise DataError(f"split {split!r} has names of classes that look alike: {alike}.")
+            raise DataError(
+                f"split {split!r} has class names that differ in Unicode normalisation alone: "
+                f"{alike}."
+            )
         twice = [name for form, name in names.items() if form in split_of]
         if twice:
             other = split_of[unicodedata.normalize("NFC", twice[0])]
             raise DataError(
                 f"{len(twice)} class(es) of split {split!r} are in split {other!r} too: "
-                f"{listed(twice)}. Each class belongs to one split; if they are not the same, "
-                "give them different names."
+                f"{listed(twice)}. Keep each class in one split; if the classes differ, rename one."
             )
         split_of |= dict.fromkeys(names, split)
 
@@ -164,12 +180,21 @@ def check_disjoint(splits: Mapping[str, ImageClasses]) -> None:
 def check_episodes(
     splits: Mapping[str, ImageClasses], num_ways: int, needed: Mapping[str, int]
 ) -> None:
-    """Raises a DataError, before any training, if episodes cannot be drawn from each split.
+    """Raises a DataError unless each split has the classes and examples that episodes need.
 
     Args:
         splits: by name.
         num_ways: N.
-        needed: for each split that is used, the examples that an episode takes of a class.
+        needed: number of examples that an episode uses of a class, for each split to check.
+
+    Example:
+        >>> from maml_jax.classification.datasets import check_episodes, synthetic_glyphs
+        >>> splits = {"train": synthetic_glyphs(num_classes=3, num_examples=2, image_size=8)}
+        >>> check_episodes(splits, num_ways=3, needed={"train": 2})
+        >>> check_episodes(splits, num_ways=5, needed={"train": 2})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        maml_jax.classification.datasets.messages.DataError: split 'train' has 3 classes ...
     """
     for split, per_class in needed.items():
         classes = splits[split]

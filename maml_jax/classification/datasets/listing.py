@@ -1,7 +1,7 @@
-"""Which files of a folder are images of which class, and what is none of them.
+"""Lists the image files of class folders and splits.
 
-Nothing is dropped in silence: links that lead nowhere, folders in a class, and a file that is there
-twice are errors; other things that lie about are skipped with a warning.
+Broken links, folders in a class folder, and a file in two places are errors. Other files and
+folders are skipped with a warning. Nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from maml_jax.classification.datasets import builder
 from maml_jax.classification.datasets.messages import DataError, listed, note, short_digest
 
-MOST_BYTES = 2**29  # of an image file
+MOST_BYTES = 2**29  # maximum size of an image file
 SPLIT_NAMES = {
     "train": ("train", "training", "base", "background"),
     "val": ("val", "valid", "validation", "dev"),
@@ -28,7 +28,7 @@ LAYOUTS = (
 
 
 class Entries(NamedTuple):
-    """What lies in a folder, in order of names: image files, folders, and other things."""
+    """The entries of a folder in order of names: image files, folders and others."""
 
     images: list[Path]
     folders: list[Path]
@@ -50,10 +50,10 @@ class Listed(NamedTuple):
 
 
 def look_into(folder: Path) -> Entries:
-    """What lies in a folder. Links count as what they lead to; hidden things as others.
+    """Sorts the entries of a folder by kind; follows links; hidden entries count as others.
 
     Raises:
-        DataError: no such folder, one that cannot be read, or links that lead nowhere.
+        DataError: no such folder, an unreadable folder, or broken links.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder.")
@@ -77,19 +77,20 @@ def look_into(folder: Path) -> Entries:
             entries.others.append(path)
     if dangling:
         raise DataError(
-            f"{len(dangling)} link(s) in {folder} lead nowhere: {listed(dangling, 2)}. Fetch what "
-            "they stand for (`datalad get`, `git annex get`, `dvc pull`), or remove them."
+            f"{len(dangling)} link(s) in {folder} lead nowhere: {listed(dangling, 2)}. Fetch "
+            "their targets (`datalad get`, `git annex get`, `dvc pull`), or remove the links."
         )
     return entries
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of splits in a folder, under any of their names; empty if there are none.
+    """Returns the folders of splits in a folder, under any of their names; may be empty.
 
-    A folder that is called as a split counts as one if it holds folders: a class may be called so.
+    A folder with the name of a split counts as a split if it holds folders; otherwise it is a class
+    of this name.
 
     Raises:
-        DataError: two folders for one split, or splits that hold images without class folders.
+        DataError: two folders for one split, or splits without class folders.
     """
     split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     named: dict[str, list[Path]] = {}
@@ -107,7 +108,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     for split, paths in named.items():
         if len(paths) > 1:
             raise DataError(
-                f"{listed(paths)} are all names of split {split!r}; keep one. They are not merged."
+                f"{listed(paths)} are all names of split {split!r} and are not merged. Keep one."
             )
     for split, (path,) in named.items():
         if path.name != split:
@@ -116,17 +117,17 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, one for each class; warns of what else lies there."""
+    """Returns the class folders in a folder; warns of other entries."""
     entries = look_into(folder)
     note_skipped(folder, [*entries.images, *entries.others], "in no class folder")
     return entries.folders
 
 
 def list_images(folders: Iterable[Path]) -> list[Listed]:
-    """Every file in class folders whose name ends like an image's.
+    """Returns the files in class folders whose extension is that of an image format.
 
     Raises:
-        DataError: a class folder has no such file, or has folders.
+        DataError: a class folder has no such file, or holds folders.
     """
     images = []
     for folder in folders:
@@ -134,28 +135,28 @@ def list_images(folders: Iterable[Path]) -> list[Listed]:
         if entries.folders:
             raise DataError(
                 f"class folder {folder} holds folders: {listed(f.name for f in entries.folders)}. "
-                "Is each of them a class, or part of one? They are not merged: move the images. "
+                "They are not merged. Move the images of each class to one folder. "
                 f"Layouts: {LAYOUTS}."
             )
         note_skipped(folder, entries.others)
         if not entries.images:
-            raise DataError(f"folder {folder} has no images in a format that Pillow knows.")
+            raise DataError(f"folder {folder} has no images in a format that Pillow reads.")
         images += [Listed(folder.name, path.name, path) for path in entries.images]
     return images
 
 
 def list_below(folder: Path) -> list[Listed]:
-    """Every image file in a folder or below it, of no class.
+    """Returns the image files in a folder and all folders below it; their class is its name.
 
     Raises:
-        DataError: there is none.
+        DataError: no image files.
     """
     images: list[Listed] = []
     visited: set[Path] = set()
 
     def walk(where: Path) -> None:
         if where.resolve() in visited:
-            note(f"skipped {where}, which leads to a folder that was read.")
+            note(f"skipped {where}: it links to a folder that was read already.")
             return
         visited.add(where.resolve())
         entries = look_into(where)
@@ -167,18 +168,18 @@ def list_below(folder: Path) -> list[Listed]:
 
     walk(folder)
     if not images:
-        raise DataError(f"folder {folder} has no images in a format that Pillow knows.")
+        raise DataError(f"folder {folder} has no images in a format that Pillow reads.")
     return images
 
 
 def note_skipped(folder: Path, paths: Sequence[Path], why: str = "not images") -> None:
-    """Warns of what is not read."""
+    """Warns of skipped entries of a folder."""
     if paths:
         note(f"skipped in {folder} ({why}): {listed((path.name for path in paths), 4)}.")
 
 
 def contents(files: Iterable[Listed]) -> Iterator[builder.File]:
-    """The files' bytes, read when they are asked for."""
+    """Yields the content of files; reads each when the iteration reaches it."""
     for file in files:
         size = file.path.stat().st_size
         if size > MOST_BYTES:
@@ -189,7 +190,7 @@ def contents(files: Iterable[Listed]) -> Iterator[builder.File]:
 
 
 def check_once(files: Mapping[str, Iterable[Listed]]) -> None:
-    """Raises a DataError if one file is an image twice, by links or another spelling."""
+    """Raises a DataError if one image file has two places, by links or another spelling."""
     places: dict[tuple[int, int], str] = {}
     for split, images in files.items():
         for image in images:
@@ -198,15 +199,15 @@ def check_once(files: Mapping[str, Iterable[Listed]]) -> None:
             first = places.setdefault((stat.st_dev, stat.st_ino), here)
             if first is not here:
                 raise DataError(
-                    f"{first} and {here} are one file. An image belongs to one class of one split."
+                    f"{first} and {here} are one file. Keep each image in one class of one split."
                 )
 
 
 def source_of_files(name: str, files: Mapping[str, Sequence[Listed]]) -> builder.Source:
-    """A source of image files by split; another content or labelling has another fingerprint.
+    """Makes a source of image files by split; its fingerprint changes with files and labels.
 
     Raises:
-        DataError: one file is an image twice.
+        DataError: one image file has two places.
     """
     check_once(files)
     made_from = short_digest(

@@ -1,7 +1,7 @@
 """MiniImagenet: 100 classes of 600 images, 84x84, split 64/16/20 (Ravi and Larochelle 2017).
 
-The images come from ImageNet, whose terms allow research and no passing on: nothing is downloaded
-here. Three layouts that are in use are read.
+The images come from ImageNet, whose terms forbid redistribution: this module downloads nothing. It
+reads the three layouts in common use.
 """
 
 from __future__ import annotations
@@ -50,19 +50,26 @@ LAYOUTS = (
 def load_mini_imagenet(
     data_dir: Path, cache_dir: Path, image_size: int = 84
 ) -> dict[str, ImageClasses]:
-    """MiniImagenet in colour.
+    """Loads MiniImagenet in colour.
 
     Args:
-        data_dir: the folder of one of the layouts, or one that holds it as `mini_imagenet`.
-        cache_dir: where what was read is kept.
+        data_dir: a folder with one of the `LAYOUTS`, or its parent if its name is `mini_imagenet`.
+        cache_dir: the folder of the cache of decoded images.
         image_size: height and width, pixels.
 
     Returns:
-        Train, val and test.
+        Images by split: train, val and test.
 
     Raises:
-        DataError: no such layout, wrong counts, images of another size than 84x84 in a pickle, a
-            pickle with anything but arrays and dictionaries in it, an HTML page for a file.
+        DataError: no such layout, wrong counts, images in a pickle that are not 84x84, a pickle
+            with other content than arrays and dictionaries, or an HTML page in place of a file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from maml_jax.classification.datasets import describe, load_mini_imagenet
+        >>> splits = load_mini_imagenet(Path("data"), Path("cache"))  # doctest: +SKIP
+        >>> [len(classes.names) for classes in splits.values()]  # doctest: +SKIP
+        [64, 16, 20]
     """
     reading = Reading(image_size, 3)
     parts = builder.load(find_source(data_dir), reading, cache_dir)
@@ -71,7 +78,7 @@ def load_mini_imagenet(
 
 
 def find_source(data_dir: Path) -> builder.Source:
-    """The layout that is there; warns of others beside it."""
+    """Returns the source of the first layout in a folder; warns of other layouts beside it."""
     for folder in (data_dir, data_dir / "mini_imagenet"):
         layouts = dict(_layouts(folder)) if folder.is_dir() else {}
         if layouts:
@@ -113,7 +120,7 @@ def _image_lists(folder: Path) -> builder.Source:
 
 
 def _note_unnamed(folder: Path, named: set[Path]) -> None:
-    """Warns of what lies in a folder, or in folders of named images below it, and is not named."""
+    """Warns of files and folders that no list names."""
     paths = [path for each in look_into(folder) for path in each]
     note_skipped(folder, [path for path in paths if path not in named], "in no list")
     for path in paths:
@@ -122,14 +129,14 @@ def _note_unnamed(folder: Path, named: set[Path]) -> None:
 
 
 def _read_list(folder: Path, path: Path) -> Iterator[Listed]:
-    """The images that a CSV file lists, each a path below `images`."""
+    """Yields the images that a CSV file lists as paths below `images`."""
     data = path.read_bytes()
     if describe_bytes(data):
         raise DataError(f"{path} is {describe_bytes(data)}.")
     try:
         header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise DataError(f"{path} is no CSV text file in UTF-8: {error}.") from None
+        raise DataError(f"{path} is not a CSV text file in UTF-8: {error}.") from None
     if sorted(set(header) & set(COLUMNS)) != sorted(c for c in header if c in COLUMNS):
         raise DataError(f"{path} has a column twice: {header}.")
     if not set(COLUMNS) <= set(header):
@@ -155,7 +162,7 @@ def _read_list(folder: Path, path: Path) -> Iterator[Listed]:
             absent.append(str(file.path))
     if absent:
         raise DataError(
-            f"{path} names {len(absent)} images that are not there, or links that lead nowhere, "
+            f"{path} names {len(absent)} images that are missing or links that lead nowhere, "
             f"the first: {absent[0]}."
         )
 
@@ -167,11 +174,11 @@ def _from_paths(folder: Path, files: dict[str, list[Listed]]) -> builder.Source:
 
 
 def check_counts(where: Path, split: str, counts: Counter[str]) -> None:
-    """Raises a DataError unless a split has its classes of 600 images each."""
+    """Raises a DataError unless a split has its number of classes, with 600 images each."""
     if len(counts) != CLASSES[split]:
         raise DataError(
             f"split {split!r} of {where} must have {CLASSES[split]} classes; found {len(counts)}. "
-            "Other images are read by load_folder."
+            "Load other images by load_folder."
         )
     for name, count in counts.items():
         if count != IMAGES:
@@ -194,7 +201,7 @@ def _pickles(folder: Path) -> builder.Source:
 
 
 def _unpickled(path: Path, split: str) -> Iterator[builder.File]:
-    """The images of a `mini-imagenet-cache` file, class by class."""
+    """Yields the images of a `mini-imagenet-cache` file, class by class."""
     images, by_class = read_pickle(path)
     check_counts(path, split, Counter({name: len(each) for name, each in by_class.items()}))
     _check_indices(path, by_class, len(images))
@@ -206,7 +213,7 @@ def _unpickled(path: Path, split: str) -> Iterator[builder.File]:
 
 
 def _check_indices(path: Path, by_class: Mapping[str, Iterable[int]], count: int) -> None:
-    """Raises a DataError unless each image is named once, and is there."""
+    """Raises a DataError unless each image exists and belongs to exactly one class."""
     class_of: dict[int, str] = {}
     for name, indices in by_class.items():
         for index in indices:
@@ -224,11 +231,11 @@ def _check_indices(path: Path, by_class: Mapping[str, Iterable[int]], count: int
 
 
 def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """Images [n, 84, 84, 3] and, by class, which of them; from `image_data` and `class_dict`.
+    """Returns images [n, 84, 84, 3] and, for each class, the indices of its images.
 
     Raises:
-        DataError: the file holds anything but arrays, dictionaries, lists and numbers, or has
-            another form.
+        DataError: the file holds other types than arrays, dictionaries, lists and numbers, or lacks
+            a valid `image_data` or `class_dict`.
     """
     content = pickles.read(path)
     if not isinstance(content, dict) or not {"image_data", "class_dict"} <= content.keys():
@@ -246,11 +253,13 @@ def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, list[int]]]:
     if others:
         note(f"skipped in {path} (not images or classes): {listed(others, 4)}.")
     if sum(len(value) for value in by_class.values() if _sized(value)) > len(images):
-        raise DataError(f"{path}: class_dict names more images than the {len(images)} there are.")
+        raise DataError(
+            f"{path}: class_dict names more than the {len(images)} images of image_data."
+        )
     indices: dict[str, list[int]] = {}
     for key, value in by_class.items():
         if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
-            raise DataError(f"{path}: a class must be called by text or a number; found {key!r}.")
+            raise DataError(f"{path}: a class name must be text or a number; found {key!r}.")
         if str(key) in indices:
             raise DataError(f"{path}: class_dict has the class {key} twice, as text and number.")
         indices[str(key)] = _indices(f"{path}: class {key}", value)
@@ -258,10 +267,10 @@ def read_pickle(path: Path) -> tuple[np.ndarray, dict[str, list[int]]]:
 
 
 def _indices(where: str, value: Any) -> list[int]:
-    """A list of integers, from one or from an array [n]."""
+    """Converts a sequence or an array [n] to a list of integers."""
     if not _sized(value):
         raise DataError(
-            f"{where} must be a list of indices in class_dict, a dictionary of lists of indices; "
+            f"{where} must be a list of indices (class_dict is a dictionary of lists of indices); "
             f"found {_form(value)}."
         )
     indices = value.tolist() if isinstance(value, np.ndarray) else list(value)

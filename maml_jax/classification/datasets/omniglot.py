@@ -25,14 +25,14 @@ from maml_jax.classification.datasets.messages import (
 from maml_jax.classification.datasets.reading import Reading
 
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
-SHA256 = {  # of the official archives, for what is downloaded; a user's are checked by content
+SHA256 = {  # of the official archives; checked for downloads alone
     "images_background.zip": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
     "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
 }
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS, SIDE = 20, 105
-MOST_BYTES = 2**20  # of a drawing
+MOST_BYTES = 2**20  # maximum size of a drawing
 SPLITTINGS = ("code", "paper", "background", "vinyals")
 LISTS = {split: f"{split}.txt" for split in SPLITS}
 
@@ -46,28 +46,45 @@ def load_omniglot(
     image_size: int = 28,
     resample: str = "lanczos",
 ) -> dict[str, ImageClasses]:
-    """Omniglot with ink 255 on 0, one channel.
+    """Loads Omniglot with ink 255 on 0, one channel.
 
     Args:
-        data_dir: where the archives `images_background.zip` and `images_evaluation.zip` are, or in
-            a folder `omniglot` of it. If there are none, the official ones are downloaded.
-        cache_dir: where what was read is kept.
-        splitting: `"code"`: characters at random, 1,100 to train, 100 to validate, 423 to test;
-            `"paper"`: 1,200 to train, 423 to test, none to validate; `"background"`: by alphabet,
-            as the data set's authors: 964 to train, 659 to test; `"vinyals"`: by lists of
-            characters, `vinyals/{train,val,test}.txt` beside the archives, a character
-            (`ALPHABET/characterNN`, and perhaps `/rotNNN`) a line. The lists of Vinyals et al.
-            2016 come with the code of prototypical networks, in that form.
-        split_seed: of the random splittings.
+        data_dir: the folder, or the parent of a folder `omniglot`, with the archives
+            `images_background.zip` and `images_evaluation.zip`. If it has neither, the official
+            archives are downloaded to the cache.
+        cache_dir: the folder of the cache of decoded images.
+        splitting: the splits of characters:
+
+            ============ ===== === ==== ====================================
+            value        train val test drawn
+            ============ ===== === ==== ====================================
+            `code`        1100 100  423 at random, as the original code
+            `paper`       1200   -  423 at random, as the paper
+            `background`   964   -  659 by alphabet, as the data set's authors
+            `vinyals`     1028 172  423 by lists of Vinyals et al. 2016
+            ============ ===== === ==== ====================================
+
+            The lists are `vinyals/{train,val,test}.txt` beside the archives, with one character
+            `ALPHABET/characterNN` a line and an optional `/rotNNN`. The code of prototypical
+            networks contains them in this form.
+
+        split_seed: of the random splits.
         image_size: height and width, pixels.
-        resample: see `Reading`. The original code asks Pillow for Lanczos, and gets the nearest
-            pixel, because Pillow resizes 1-bit images in no other way.
+        resample: as in `Reading`. The original code requests Lanczos but gets the nearest pixel,
+            the only resampling of 1-bit images in Pillow: use `"nearest"` to reproduce it.
 
     Returns:
-        Train, val (for `"code"` and `"vinyals"`) and test.
+        Images by split: train, val (for `"code"` and `"vinyals"`) and test.
 
     Raises:
-        DataError: an archive is not Omniglot: names what is missing or of the wrong size.
+        DataError: an archive is not Omniglot. The error names missing or invalid files.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from maml_jax.classification.datasets import load_omniglot
+        >>> splits = load_omniglot(Path("data"), Path("cache"))  # doctest: +SKIP
+        >>> splits["train"].images.shape  # doctest: +SKIP
+        (1100, 20, 28, 28, 1)
     """
     checks.check_choice(splitting, SPLITTINGS, "splitting")
     reading = Reading(image_size, 1, invert=True, resample=resample)
@@ -93,10 +110,10 @@ def load_omniglot(
 
 
 def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
-    """The characters of each split, from lists in a folder `vinyals`.
+    """Returns the characters of each split, from lists in a folder `vinyals`.
 
     Raises:
-        DataError: there are no lists, they name characters that there are not, or one twice.
+        DataError: missing lists, unknown characters, or a character in two lists.
     """
     folders = (data_dir / "vinyals", data_dir / "omniglot" / "vinyals")
     folder = next((f for f in folders if all((f / n).exists() for n in LISTS.values())), None)
@@ -114,13 +131,13 @@ def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
         try:
             lines = data.decode("utf-8-sig").split()
         except UnicodeDecodeError as error:
-            raise DataError(f"{folder / name} is no text in UTF-8: {error}.") from None
+            raise DataError(f"{folder / name} is not text in UTF-8: {error}.") from None
         characters = sorted({"/".join(line.split("/")[:2]) for line in lines})
         if not characters:
             raise DataError(f"{folder / name} names no characters.")
         for character in characters:
             if character not in known:
-                raise DataError(f"{folder / name} names {character!r}, which Omniglot has not.")
+                raise DataError(f"{folder / name} names {character!r}, which is not in Omniglot.")
             if character in place:
                 raise DataError(f"{character} is in {place[character]} and in {name} of {folder}.")
             place[character] = name
@@ -129,7 +146,7 @@ def read_lists(data_dir: Path, known: set[str]) -> dict[str, list[str]]:
 
 
 def has_archives(data_dir: Path) -> bool:
-    """Whether an archive of Omniglot is there, so that nothing will be downloaded."""
+    """Returns whether a folder has an archive of Omniglot, so that nothing is downloaded."""
     folders = (data_dir, data_dir / "omniglot")
     return any((folder / name).exists() for folder in folders for name in ARCHIVES)
 
@@ -140,12 +157,12 @@ def _source(data_dir: Path) -> builder.Source:
         dangling = [path for path in paths if path.is_symlink() and not path.exists()]
         if dangling:
             raise DataError(
-                f"{dangling[0]} -> {dangling[0].readlink()} leads nowhere. Fetch what the link "
-                "stands for (`datalad get`, `git annex get`, `dvc pull`), or remove it."
+                f"{dangling[0]} -> {dangling[0].readlink()} leads nowhere. Fetch its target "
+                "(`datalad get`, `git annex get`, `dvc pull`), or remove the link."
             )
         for part in CHARACTERS:
             if (folder / part).is_dir():
-                note(f"{folder / part} is not read: Omniglot is read from archives, as downloaded.")
+                note(f"skipped {folder / part}: Omniglot is read from its zip archives alone.")
         present = [path for path in paths if path.exists()]
         if len(present) == 1:
             missing = next(path for path in paths if path not in present)
@@ -172,12 +189,12 @@ def _source(data_dir: Path) -> builder.Source:
 
 
 def _files_of(paths: list[Path], download: Any) -> dict[str, Iterator[builder.File]]:
-    del download  # the archives are there
+    del download  # the archives exist
     return _files(paths)
 
 
 def _names(path: Path) -> list[tuple[str, int]]:
-    """Names and checksums of an archive's drawings, checked; warns of what else is in it."""
+    """Returns names and checksums of an archive's drawings; warns of other files in it."""
     with archives.opened(path) as archive:
         drawings, others = _drawings(archive)
         if others:
@@ -186,7 +203,7 @@ def _names(path: Path) -> list[tuple[str, int]]:
 
 
 def _files(paths: Iterable[Path]) -> dict[str, Iterator[builder.File]]:
-    """The drawings of both archives: names and counts are checked now, content when it is read."""
+    """Returns the drawings of both archives. Checks names and counts now, content on reading."""
     parts = dict(zip(CHARACTERS, paths, strict=True))
     for part, path in parts.items():
         with archives.opened(path) as archive:
@@ -206,7 +223,7 @@ def _read(path: Path) -> Iterator[builder.File]:
 def _drawings(
     archive: archives.ZipFile,
 ) -> tuple[dict[tuple[str, str], archives.ZipInfo], list[str]]:
-    """Entries by character and name of the drawing, and the names of all others."""
+    """Returns entries by character and name of the drawing, and the names of other entries."""
     drawings: dict[tuple[str, str], archives.ZipInfo] = {}
     others = []
     for entry in archives.entries(archive, MOST_BYTES):
@@ -240,7 +257,7 @@ def _check_size(data: bytes, where: str) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             size = image.size
-    except Exception:  # a broken image can raise nearly anything
+    except Exception:  # a broken image can raise nearly any exception
         raise DataError(f"{where} is not an image.") from None
     if size != (SIDE, SIDE):
         raise DataError(f"{where} must be {SIDE}x{SIDE} pixels; found {size[0]}x{size[1]}.")

@@ -1,9 +1,9 @@
-"""Reads pickles of arrays, dictionaries, lists, text and numbers; nothing in a file can run.
+"""Reads pickles of arrays, dictionaries, lists, text and numbers without running code of the file.
 
-The standard library's unpickler calls what a file names, with the arguments that the file chooses.
-`numpy.ndarray` alone is enough for a crash at a chosen address (an object array over given bytes).
-Here `pickletools` cuts the file into opcodes, and the few that such files need are carried out
-below. Arrays are views of bytes of the file whose type and shape were checked.
+The standard library's unpickler calls any function that a file names, with arguments of the file's
+choice. `numpy.ndarray` alone suffices for a crash at a chosen address (an object array over given
+bytes). Here `pickletools` splits the file into opcodes, and this module executes the few that such
+files need. Arrays are views of the file's bytes, with checked type and shape.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def read(path: Path) -> Any:
-    """The content of a pickle: dictionaries, lists, tuples, text, bytes, numbers, NumPy arrays.
+    """Returns the content of a pickle: dictionaries, lists, tuples, text, numbers, NumPy arrays.
 
     Raises:
-        DataError: the file is no pickle, is broken, or holds anything else.
-        MemoryError: memory does not hold it.
+        DataError: the file is not a pickle, is broken, or holds other types.
+        MemoryError: the content does not fit into memory.
     """
     with path.open("rb") as file:
         what = describe_bytes(file.read(512))
@@ -57,22 +57,22 @@ def read(path: Path) -> Any:
                 raise DataError(f"{path} {error}") from None
             except MemoryError:
                 raise MemoryError(f"{path} does not fit into memory.") from None
-            except Exception as error:  # a broken pickle can raise nearly anything
-                raise DataError(f"{path} is no pickle, or a broken one ({error}).") from None
+            except Exception as error:  # a broken pickle can raise nearly any exception
+                raise DataError(f"{path} is not a pickle, or a broken one ({error}).") from None
 
 
 class _Unfinished:
-    """An array or type whose state comes later; `keys` are its places in the memo until then."""
+    """An array or type before its state is read; `keys` are its places in the memo."""
 
     def __init__(self, finish: Callable[[Any], Any]):
         self.finish, self.keys = finish, []
 
 
 class _Reader:
-    """Carries out opcodes on a stack.
+    """Executes opcodes on a stack.
 
     Attributes:
-        size: of the file, bytes; no more are made by re-encoding text.
+        size: of the file, bytes; the limit of all bytes from re-encoded text together.
     """
 
     def __init__(self, size: int):
@@ -81,7 +81,7 @@ class _Reader:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.globals: dict[tuple[str, str], Callable[..., Any]] = {
-            ("numpy", "ndarray"): _refuse,  # only named, as an argument of _reconstruct
+            ("numpy", "ndarray"): _refuse,  # valid as an argument of _reconstruct alone
             ("numpy", "dtype"): _type,
             ("_codecs", "encode"): self._encode,
             ("__builtin__", "bytes"): lambda: b"",  # of an empty array, in protocol 2
@@ -95,11 +95,11 @@ class _Reader:
             }
 
     def run(self, opcodes: Iterable[tuple[Any, Any, Any]]) -> Any:
-        """The value that the file ends with."""
+        """Returns the final value of the file."""
         for opcode, argument, position in opcodes:
             if position == 0 and (opcode.name != "PROTO" or argument not in PROTOCOLS):
                 raise DataError(
-                    "is no pickle of protocol 2 to 5: write it again with "
+                    "is not a pickle of protocol 2 to 5: write it again with "
                     "pickle.dump(content, file, protocol=4)."
                 )
             if opcode.name == "STOP":
@@ -140,14 +140,14 @@ class _Reader:
             arguments = _expect(stack.pop(), tuple)
             function = stack.pop()
             if not callable(function):
-                raise DataError("calls what is no function.")
+                raise DataError("calls a value that is not a function.")
             stack.append(function(*arguments))
         elif name == "BUILD":
             self._build(stack.pop())
         elif name not in ("PROTO", "FRAME"):
             raise DataError(
-                f"has the opcode {name}, which arrays and dictionaries do not need; expected what "
-                "pickle.dump writes of a dictionary of NumPy arrays and lists."
+                f"has the opcode {name}, which arrays and dictionaries do not need; expected the "
+                "output of pickle.dump for a dictionary of NumPy arrays and lists."
             )
 
     def _pop_mark(self) -> list[Any]:
@@ -181,7 +181,7 @@ class _Reader:
         return self._bytes(_expect(text, str))
 
     def _bytes(self, data: Any) -> bytes:
-        """Bytes as they are, or from text, as which Python 2 wrote them."""
+        """Returns bytes; converts from text, the form in which Python 2 wrote bytes."""
         if not isinstance(data, str):
             return _expect(data, bytes, bytearray)
         self.size -= len(data)
@@ -214,13 +214,13 @@ def _name(value: Any) -> str:
 
 def _refuse(*arguments: Any) -> Any:
     raise DataError(
-        f"calls numpy.ndarray with {len(arguments)} arguments: an array over memory that the file "
-        "chooses. Only what pickle.dump writes of an array is read."
+        f"calls numpy.ndarray with {len(arguments)} arguments: an array over memory of the file's "
+        "choice. Only arrays in the form of pickle.dump are read."
     )
 
 
 def _fill(into: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Adds items whose keys are text, bytes or integers, each once."""
+    """Adds items to a dictionary; refuses duplicate keys and other keys than text or integers."""
     for key, value in items:
         if not isinstance(key, (str, bytes, int)):
             raise DataError(f"has a dictionary with {_name(key)} for a key; expected text.")
@@ -231,7 +231,7 @@ def _fill(into: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, A
 
 
 def _type(code: Any, *_: Any) -> _Unfinished:
-    """A plain type; its state says the order of its bytes, and that it has no fields."""
+    """Reads a plain type; its state holds the byte order and must have no fields."""
     text = _expect(code, str)
     if not (_NUMBERS.fullmatch(text) or _TEXT.fullmatch(text)):
         raise DataError(f"has an array of type {text[:80]!r}; expected plain numbers.")
@@ -239,7 +239,9 @@ def _type(code: Any, *_: Any) -> _Unfinished:
     def finish(state: Any) -> np.dtype:
         plain = len(_expect(state, tuple)) == 8 and all(part is None for part in state[2:5])
         if not plain or state[1] not in list("<>|="):
-            raise DataError(f"has a type {text!r} with fields, subarrays or notes; expected none.")
+            raise DataError(
+                f"has a type {text!r} with fields, subarrays or metadata; expected none."
+            )
         return np.dtype(state[1] + text)
 
     return _Unfinished(finish)
@@ -253,12 +255,12 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
 
 
 def _view(content: bytes, dtype: Any, shape: Any, order: Any, text: bool = False) -> np.ndarray:
-    """An array over bytes that it fills exactly."""
+    """Returns an array over bytes; type and shape must match their number."""
     if _expect(dtype, np.dtype).kind in "US" and not text:
         raise DataError(f"has an array of type {dtype}; expected plain numbers.")
     lengths = (shape,) if isinstance(shape, int) else _expect(shape, tuple)
     if len(lengths) > MOST_AXES or not all(type(n) is int and n >= 0 for n in lengths):
-        raise DataError(f"has an array whose shape is not {MOST_AXES} lengths or fewer.")
+        raise DataError(f"has an array whose shape is not a tuple of at most {MOST_AXES} lengths.")
     if math.prod(lengths) * dtype.itemsize != len(content):
         raise DataError(
             f"has an array of shape {lengths} and type {dtype}, {math.prod(lengths)} times "

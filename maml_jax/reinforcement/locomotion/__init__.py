@@ -1,6 +1,6 @@
-"""Locomotion: half-cheetah and ant that are to run at a speed, or in a direction (section 5.3).
+"""Locomotion: half-cheetah and ant run at a goal speed or in a goal direction (section 5.3).
 
-The only importer of brax, mujoco and mjx; needs the `rl` extra.
+Needs the `rl` extra. No other package of the library imports brax, mujoco or mjx.
 """
 
 from __future__ import annotations
@@ -45,23 +45,29 @@ from maml_jax.reinforcement.robots import (
     Solver,
 )
 
-CPU_AT_ONCE = 200  # robots, at most: a batch that stays in a CPU's caches
+CPU_AT_ONCE = 200  # most robots in a batch, so that it fits into a CPU's caches
 
 
 def make_physics(
     robot: str, physics: str = "paper", *, solver: Solver = STANDARD, backend: str = "spring"
 ) -> Physics:
-    """A robot in one of the two physics.
+    """Makes a robot in the paper's physics or in Brax's.
 
     Args:
         robot: a name in `ROBOTS`.
-        physics: "paper" for MuJoCo's dynamics at the original time step; "brax" for Brax's own.
-        solver: of the paper's physics.
-        backend: of Brax's.
+        physics: "paper" for MuJoCo's dynamics at the original time step; "brax" for Brax's model.
+        solver: settings of the paper's physics.
+        backend: backend of Brax's physics, a name in `BACKENDS`.
 
     Raises:
         ValueError: an unknown name, or a count below 1.
-        TypeError: `solver` is no `Solver`.
+        TypeError: `solver` is no `Solver`, or a count is no int.
+
+    Example:
+        >>> from maml_jax.reinforcement.locomotion import make_physics
+        >>> cheetah = make_physics("half_cheetah")
+        >>> cheetah.num_observations, cheetah.num_actions, cheetah.timestep
+        (20, 6, 0.01)
     """
     checks.check_choice(robot, tuple(ROBOTS), "robot")
     checks.check_choice(physics, PHYSICS, "physics")
@@ -72,16 +78,16 @@ def make_physics(
         checks.check_counts(iterations=solver.iterations, ls_iterations=solver.ls_iterations)
         return _in_pieces(getattr(mujoco_physics, robot)(solver), 1)
     checks.check_choice(backend, BACKENDS, "backend")
-    made = brax_physics.brax_robot(ROBOTS[robot], backend)
+    brax_robot = brax_physics.brax_robot(ROBOTS[robot], backend)
     if backend == "mjx":
-        return _in_pieces(made, 1)
+        return _in_pieces(brax_robot, 1)
     if backend == "generalized":  # inverts the mass matrix at a reset
-        return _in_pieces(made, made.model.nv)
-    return made  # the others factorise nothing
+        return _in_pieces(brax_robot, brax_robot.model.nv)
+    return brax_robot  # the other backends do not factorise matrices
 
 
 def _in_pieces(physics: Physics, right_sides: int) -> Physics:
-    """On a CPU so many robots at a time as keep their factorisations small, or fit into caches."""
+    """Limits the batch of robots on a CPU, for safe factorisations and for its caches."""
     at_most = min(CPU_AT_ONCE, factorized_at_once(physics.model.nv, right_sides))
     reset, step = (in_pieces(fn, at_most) for fn in (physics.reset, physics.step))
     return physics._replace(reset=reset, step=step)
@@ -95,22 +101,31 @@ def locomotion(
     backend: str = "spring",
     horizon: int = 200,
 ) -> Environment:
-    """A family of tasks; the task is the goal, a float: metres a second, or a sign.
+    """Makes a locomotion environment; its task is the goal: a speed in metres a second, or a sign.
 
-    Actions are clipped to [-1, 1] before they act and before they are charged for. A state that is
-    not finite, or beyond `LARGEST`, is handed on as NaN: the rollout ends the episode as one that
-    blew up.
+    Clips actions to [-1, 1] before the simulation and before the control cost. A state that is not
+    finite, or exceeds `LARGEST`, becomes an observation of NaN: the rollout ends the episode as one
+    that blew up.
 
     Args:
         task: a name in `TASKS`.
         physics: "paper" or "brax", see `make_physics`.
-        solver: of the paper's physics.
-        backend: of Brax's physics, a name in `BACKENDS`.
+        solver: settings of the paper's physics.
+        backend: backend of Brax's physics, a name in `BACKENDS`.
         horizon: H, time steps.
 
     Raises:
         ValueError: an unknown name, or a count below 1.
-        TypeError: `solver` is no `Solver`.
+        TypeError: `solver` is no `Solver`, or a count is no int.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax.reinforcement.locomotion import locomotion
+        >>> env = locomotion("cheetah_velocity", horizon=100)
+        >>> env.num_observations, env.num_actions, env.horizon
+        (20, 6, 100)
+        >>> 0.0 <= float(env.sample_task(jax.random.key(0))) < 2.0  # metres a second
+        True
     """
     checks.check_choice(task, TASKS, "task")
     checks.check_counts(horizon=horizon)

@@ -1,7 +1,7 @@
-"""Brax's policy-gradient estimators, behind the interfaces of `maml_jax.reinforcement`.
+"""Brax's policy-gradient estimators with the interfaces of `maml_jax.reinforcement`.
 
-Each stands where one of ours does: `brax_advantages` in `Estimation`, `tanh_gaussian_policy` and
-`squashed` for a policy with bounded actions, `brax_ppo_loss` as a problem's outer loss.
+Use `brax_advantages` in `Estimation`, `tanh_gaussian_policy` with `squashed` for bounded actions,
+and `brax_ppo_loss` as the outer loss of a problem.
 """
 
 from __future__ import annotations
@@ -25,15 +25,32 @@ from maml_jax.types import Array, LossFn, Params
 def brax_advantages(
     rewards: Array, values: Array, alive: Array, discount: float, gae_lambda: float
 ) -> Array:
-    """Advantages by `brax.training`; arguments as `advantages.generalized_advantages`.
+    """Estimates advantages by `brax.training`, as the `advantages` of an `Estimation`.
 
-    Brax's differ from the textbook's: the lambda return of the following state takes the place of
-    its value, `r + discount * v_lambda(s') - v(s)`, which is the same only for `gae_lambda` 1.
+    Brax's advantages are `r + discount * v_lambda(s') - v(s)`: the lambda return of the next state
+    replaces its value. They equal `advantages.generalized_advantages` only for `gae_lambda` 1.
+
+    Args:
+        rewards: [H, E], 0 after an episode's end.
+        values: value of the state before each step [H, E].
+        alive: mask of the steps taken, bool [H, E].
+        discount: gamma, from 0 to 1.
+        gae_lambda: lambda, from 0 to 1.
+
+    Returns:
+        Advantages [H, E], 0 after an episode's end.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement.locomotion import brax_advantages
+        >>> rewards, alive = jnp.ones((2, 1)), jnp.ones((2, 1), bool)
+        >>> brax_advantages(rewards, jnp.zeros((2, 1)), alive, 0.5, 1.0).tolist()
+        [[1.5], [1.0]]
     """
-    following = jnp.concatenate([alive[1:], alive[-1:]])
+    next_alive = jnp.concatenate([alive[1:], alive[-1:]])
     advantages = ppo_losses.compute_gae(
         truncation=jnp.zeros_like(rewards),
-        termination=(~following).astype(rewards.dtype),
+        termination=(~next_alive).astype(rewards.dtype),
         rewards=rewards,
         values=jnp.where(alive, values, 0.0),
         bootstrap_value=jnp.zeros_like(values[0]),
@@ -44,39 +61,48 @@ def brax_advantages(
 
 
 class NormalTanh(NamedTuple):
-    """Brax's normal distribution followed by tanh; an action is what goes into the tanh.
+    """Brax's normal distribution with a tanh; its actions are the values before the tanh.
 
     Attributes:
-        parameters: means, then what the softplus turns into deviations [..., 2 A].
+        parameters: means, then standard deviations before their softplus [..., 2 A].
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement.locomotion import NormalTanh
+        >>> distribution = NormalTanh(jnp.zeros((3, 4)))
+        >>> actions = distribution.sample(jax.random.key(0))
+        >>> actions.shape, distribution.log_prob(actions).shape
+        ((3, 2), (3,))
     """
 
     parameters: Array
 
     @property
     def brax(self) -> NormalTanhDistribution:
-        """Brax's object, which holds no numbers."""
+        """Brax's distribution object, without parameters."""
         return NormalTanhDistribution(event_size=self.parameters.shape[-1] // 2)
 
     @property
     def before_tanh(self) -> Gaussian:
-        """The normal distribution."""
+        """The normal distribution before the tanh."""
         normal = self.brax.create_dist(self.parameters)
         return Gaussian(normal.loc, jnp.log(normal.scale))
 
     def sample(self, key: Array) -> Array:
-        """An action before the tanh [..., A]."""
+        """Draws actions before the tanh [..., A]."""
         return self.brax.sample_no_postprocessing(self.parameters, key)
 
     def log_prob(self, actions: Array) -> Array:
-        """Log-density of what comes out of the tanh, nats [...]."""
+        """Returns the log-density of the actions after the tanh, nats [...]."""
         return self.brax.log_prob(self.parameters, actions)
 
     def kl(self, other: NormalTanh) -> Array:
-        """KL(self || other), nats [...]; the tanh does not change it."""
+        """Returns KL(self || other), nats [...]; the tanh does not change it."""
         return self.before_tanh.kl(other.before_tanh)
 
     def entropy(self) -> Array:
-        """Entropy before the tanh, nats [...]."""
+        """Returns the entropy before the tanh, nats [...]."""
         return self.before_tanh.entropy()
 
 
@@ -88,7 +114,25 @@ def tanh_gaussian_policy(
     activation: Callable[[Array], Array] = jax.nn.relu,
     initializer: str = "glorot_uniform",
 ) -> Policy:
-    """An MLP whose outputs are mean and deviation of Brax's `NormalTanh`; with `squashed`."""
+    """Makes an MLP policy with `NormalTanh` actions, for an environment from `squashed`.
+
+    Args:
+        num_observations: O.
+        num_actions: A.
+        hidden_sizes: units of each hidden layer.
+        activation: activation after each hidden layer.
+        initializer: initializer of the weights, a name in `networks.mlp.INITIALIZERS`.
+
+    Raises:
+        ValueError: a size below 1, or an unknown initializer.
+        TypeError: a size that is no int, or `hidden_sizes` is no sequence.
+
+    Example:
+        >>> from maml_jax.reinforcement import check_environment, navigation
+        >>> from maml_jax.reinforcement.locomotion import squashed, tanh_gaussian_policy
+        >>> policy = tanh_gaussian_policy(2, 2, hidden_sizes=(4,))
+        >>> check_environment(squashed(navigation()), policy)
+    """
     network = mlp(
         num_observations,
         2 * num_actions,
@@ -104,7 +148,22 @@ def tanh_gaussian_policy(
 
 
 def squashed(env: Environment) -> Environment:
-    """The environment behind a tanh: for policies whose actions are those before it."""
+    """Applies tanh to the actions of an environment, for policies that act before the tanh.
+
+    Args:
+        env: an environment with continuous actions.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from maml_jax.reinforcement import navigation
+        >>> from maml_jax.reinforcement.locomotion import squashed
+        >>> env = squashed(navigation())
+        >>> state = env.reset(jax.random.key(0), jnp.zeros(2))
+        >>> state = env.step(state, jnp.array([0.5, -0.5]))  # moves 0.1 tanh(0.5) units
+        >>> [round(x, 3) for x in state.observation.tolist()]
+        [0.046, -0.046]
+    """
 
     def step(state: State, action: Array) -> State:
         return env.step(state, jnp.tanh(action))
@@ -113,7 +172,7 @@ def squashed(env: Environment) -> Environment:
 
 
 class _Network(NamedTuple):
-    """What Brax's loss asks of a network."""
+    """A network with the interface of Brax's loss."""
 
     apply: Callable[..., Array]
 
@@ -130,24 +189,35 @@ class _Params(NamedTuple):
 
 
 def brax_ppo_loss(policy: Policy, clip: float = 0.3, entropy_cost: float = 0.0) -> LossFn:
-    """Brax's clipped loss with its entropy bonus, as the outer loss of a problem.
+    """Makes Brax's clipped PPO loss with its entropy bonus, as the outer loss of a problem.
 
-    Our advantages are handed to it as rewards, with a value function of 0 and no discount, so that
-    they are not estimated anew; steps that were not taken are left out of its mean.
+    Passes the samples' advantages as rewards, with values of 0 and no discount, so that Brax does
+    not estimate them again. Its clipped mean excludes steps after an episode's end.
 
     Args:
-        policy: from `tanh_gaussian_policy`.
-        clip: epsilon of the likelihood ratio.
-        entropy_cost: weight of the entropy, 0 or more, which Brax estimates from noise of a fixed
-            key, and averages over all steps, those that were not taken included.
+        policy: a policy from `tanh_gaussian_policy`.
+        clip: epsilon of the clipped likelihood ratio.
+        entropy_cost: weight of the entropy, 0 or more. Brax estimates the entropy with noise from a
+            fixed key, and averages it over all H steps.
 
     Returns:
-        A loss with the metrics of `surrogate`.
+        `loss(params, samples) -> (scalar, metrics)` with the metrics of `surrogate`.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
+
+    Example:
+        >>> from maml_jax.reinforcement import navigation, reinforcement_problem
+        >>> from maml_jax.reinforcement.locomotion import (
+        ...     brax_ppo_loss, squashed, tanh_gaussian_policy
+        ... )
+        >>> env, policy = squashed(navigation()), tanh_gaussian_policy(2, 2, hidden_sizes=(4,))
+        >>> loss = brax_ppo_loss(policy, clip=0.2, entropy_cost=1e-3)
+        >>> problem = reinforcement_problem(env, policy, num_episodes=2, outer_loss=loss)
+        >>> problem.outer_loss is loss
+        True
     """
-    ours = surrogate(policy, clip)
+    plain_loss = surrogate(policy, clip)
     check_number(
         "entropy_cost", entropy_cost, "of 0 or more and finite", lambda x: 0 <= x < math.inf
     )
@@ -176,19 +246,19 @@ def brax_ppo_loss(policy: Policy, clip: float = 0.3, entropy_cost: float = 0.0) 
             normalize_advantage=False,
             vf_coefficient=0.0,
         )
-        return value, ours(params, samples)[1]
+        return value, plain_loss(params, samples)[1]
 
     return loss
 
 
 def _transition(samples: Samples, distribution: NormalTanh, alive: Array, share: Array) -> Any:
-    """Recorded episodes as Brax has them: episodes first; ratios of 1 where no step was taken."""
+    """Converts samples to Brax's format: episode axis first, ratios of 1 after an episode's end."""
     from brax.training.types import Transition
 
     advantages = samples.advantages * alive / jnp.maximum(share, 1e-8)
     zeros = jnp.zeros_like(advantages)
-    now = jax.lax.stop_gradient(distribution.log_prob(samples.actions))
-    behaviour = jnp.where(alive > 0, samples.distribution.log_prob(samples.actions), now)
+    current = jax.lax.stop_gradient(distribution.log_prob(samples.actions))
+    behaviour = jnp.where(alive > 0, samples.distribution.log_prob(samples.actions), current)
     data: Any = Transition(
         observation=samples.observations,
         action=samples.actions,

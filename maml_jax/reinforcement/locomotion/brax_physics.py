@@ -1,10 +1,10 @@
-# mujoco's compiled half has no types.
+# mujoco's compiled module has no types.
 # pyright: reportAttributeAccessIssue=false
 
-"""Brax's own half-cheetah and ant: its models, time step and observations, on any of its back ends.
+"""Brax's half-cheetah and ant: its models, time steps and observations, on any of its backends.
 
-Five times as long a step as the paper's (cheetah), and on the spring and positional back ends other
-gears and masses: returns are not comparable with those of the paper's physics.
+Returns do not compare with those of the paper's physics: the cheetah's time step is five times as
+long, and the spring and positional backends change gears and masses.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from maml_jax.types import Array
 
 
 def brax_robot(robot: Robot, backend: str) -> Physics:
-    """A robot of Brax's registry, without its episode and auto-reset wrappers.
+    """Makes a robot of Brax's registry, without Brax's episode and auto-reset wrappers.
 
     Args:
-        robot: the half-cheetah (17 observations, 6 actions) or the ant (27, 8).
+        robot: half-cheetah (17 observations, 6 actions) or ant (27 observations, 8 actions).
         backend: "spring", "generalized", "positional" or "mjx".
     """
     with quiet():
         env: Any = envs.get_environment(robot.brax_name, backend=backend)
         model = mujoco.MjModel.from_xml_path(str(ASSETS / robot.model))
 
-    def look(state: Any, cost: Array) -> tuple[Any, Motion]:
+    def observe(state: Any, cost: Array) -> tuple[Any, Motion]:
         pose, speed = state.pipeline_state.q, state.pipeline_state.qd
         largest = jnp.maximum(jnp.max(jnp.abs(pose)), jnp.max(jnp.abs(speed)))
         velocity = state.metrics["x_velocity"]
         return state, Motion(state.obs, velocity, cost, state.done > 0, largest < LARGEST)
 
     def reset(key: Array) -> tuple[Any, Motion]:
-        return look(env.reset(key), jnp.zeros(()))
+        return observe(env.reset(key), jnp.zeros(()))
 
     def step(state: Any, action: Array) -> tuple[Any, Motion]:
         action = jnp.clip(action, -1.0, 1.0)
-        return look(env.step(state, action), robot.control_cost * jnp.sum(action**2))
+        return observe(env.step(state, action), robot.control_cost * jnp.sum(action**2))
 
     size = jax.eval_shape(reset, jax.random.key(0))[1].observation.shape[0]
     return Physics(

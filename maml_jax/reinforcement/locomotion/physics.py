@@ -1,4 +1,4 @@
-"""What locomotion asks of a physics: a robot that is reset and stepped, whatever its task."""
+"""The interface of a physics: resets and steps a robot, for any task."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ import brax
 from maml_jax.types import Array, PyTree
 
 ASSETS = Path(brax.__file__).parent / "envs" / "assets"  # the robots' models
-LARGEST = 1e3  # of positions (metres, radians) and velocities; beyond it, the physics has blown up
+LARGEST = 1e3  # bound on sound positions (metres, radians) and velocities (a second)
 
 
 class Motion(NamedTuple):
-    """What a robot did in one time step, and what it sees now.
+    """The outcome of one time step of a robot.
 
     Attributes:
-        observation: [O].
-        velocity: forward, metres a second.
-        cost: of the control and of contacts, at least 0.
-        fallen: whether the episode ends, a bool.
-        sound: whether the state is finite and below `LARGEST`, a bool.
+        observation: new observation [O].
+        velocity: forward velocity, metres a second.
+        cost: control cost of the step, 0 or more.
+        fallen: whether the robot fell, which ends the episode; a bool scalar.
+        sound: whether the state is finite and below `LARGEST`, a bool scalar.
+
+    Example:
+        >>> import jax
+        >>> from maml_jax.reinforcement.locomotion import make_physics
+        >>> ant = make_physics("ant")
+        >>> inner, motion = jax.eval_shape(ant.reset, jax.random.key(0))
+        >>> motion.observation.shape, motion.velocity.shape
+        ((41,), ())
     """
 
     observation: Array
@@ -33,16 +41,22 @@ class Motion(NamedTuple):
 
 
 class Physics(NamedTuple):
-    """A robot and its world.
+    """A simulated robot, from `make_physics`.
 
     Attributes:
-        reset: `reset(key) -> (inner, Motion)`, inner whatever the next step needs.
-        step: `step(inner, action) -> (inner, Motion)`, action [A] in [-1, 1], clipped there.
+        reset: `reset(key) -> (inner, Motion)`, `inner` the state of the simulation.
+        step: `step(inner, action) -> (inner, Motion)`, action [A] clipped to [-1, 1].
         num_observations: O.
         num_actions: A.
-        timestep: seconds between two actions.
+        timestep: duration of an action, seconds.
         pose: `pose(inner) -> qpos`, generalised coordinates in MuJoCo's order, for pictures.
         model: MuJoCo's model of the robot, for pictures.
+
+    Example:
+        >>> from maml_jax.reinforcement.locomotion import make_physics
+        >>> ant = make_physics("ant")
+        >>> ant.num_observations, ant.num_actions, ant.timestep
+        (41, 8, 0.02)
     """
 
     reset: Callable[[Array], tuple[PyTree, Motion]]

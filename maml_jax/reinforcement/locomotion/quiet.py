@@ -1,6 +1,6 @@
-"""Brax and MuJoCo without what they print and warn of at every start. Imports neither."""
+"""Silences what Brax and MuJoCo print and warn of at every start. Imports neither."""
 
-# mujoco's compiled half has no types.
+# mujoco's compiled module has no types.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """For importing them.
+    """Silences the imports of Brax and mjx.
 
-    mjx prints that its Warp implementation, which is not used here, is not installed; Brax warns
-    that its environments are no longer maintained.
+    mjx prints that its Warp implementation (unused here) is not installed. Brax warns that its
+    environments are no longer maintained.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -31,7 +31,7 @@ def quiet_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """For loading models: without the compiler's warnings about attributes in the shipped files."""
+    """Silences the compiler's warnings about attributes in Brax's model files."""
     import mujoco
 
     before = mujoco.get_mju_user_warning()

@@ -1,7 +1,7 @@
-# mujoco's compiled half has no types.
+# mujoco's compiled module has no types.
 # pyright: reportAttributeAccessIssue=false
 
-"""Robots as capsules in space, for pictures."""
+"""Computes the capsules of a robot in space, for pictures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ import numpy as np
 
 
 class Capsules(NamedTuple):
-    """A robot over time; a sphere is a capsule of no length.
+    """The G capsules of a robot over time; a sphere is a capsule of length 0.
 
     Attributes:
-        ends: of each capsule's axis, metres [frames, G, 2, 3].
-        radii: metres [G].
+        ends: ends of each capsule's axis, metres [frames, G, 2, 3].
+        radii: radius of each capsule, metres [G].
+
+    Example:
+        >>> import numpy as np
+        >>> from maml_jax.reinforcement.locomotion import Capsules
+        >>> sphere = Capsules(ends=np.zeros((5, 1, 2, 3)), radii=np.array([0.25]))
+        >>> sphere.ends.shape
+        (5, 1, 2, 3)
     """
 
     ends: np.ndarray
@@ -24,14 +31,21 @@ class Capsules(NamedTuple):
 
 
 def capsules(model: Any, poses: np.ndarray) -> Capsules:
-    """The robot's capsules and spheres for generalised coordinates [frames, nq], on the host.
+    """Computes a robot's capsules and spheres in each pose, on the host.
 
     Args:
-        model: MuJoCo's, as `Physics.model`.
-        poses: in its order.
+        model: MuJoCo's model, `Physics.model`.
+        poses: generalised coordinates in MuJoCo's order [frames, nq].
 
     Raises:
         ValueError: the poses do not fit the model.
+
+    Example:
+        >>> import numpy as np
+        >>> from maml_jax.reinforcement.locomotion import capsules, make_physics
+        >>> model = make_physics("half_cheetah").model
+        >>> capsules(model, np.zeros((2, model.nq))).ends.shape
+        (2, 8, 2, 3)
     """
     poses = np.asarray(poses, np.float64)
     if poses.ndim != 2 or poses.shape[1] != model.nq:
