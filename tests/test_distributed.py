@@ -13,7 +13,7 @@ from pathlib import Path
 import distributed_worker
 import numpy as np
 import pytest
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, QUICK
 
 from experiments.core.logbook import read_metrics
 
@@ -37,7 +37,7 @@ def free_port():
 
 
 def launch(arguments, **variables):
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **variables}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", **variables}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,

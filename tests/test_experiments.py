@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from absl import flags
 from conftest import PATIENCE_S
+from forked_commands import sinusoid_command
 
 from experiments import load_model, report, sinusoid
 from experiments.core import (
@@ -377,9 +378,9 @@ class TestConfig:
         assert (paper.eval_tasks, paper.eval_steps, paper.num_shots) == (600, 10, (5, 10, 20))
 
 
-def command(*arguments, timeout=PATIENCE_S):
+def command(*arguments):
     line = [sys.executable, "-m", "experiments.sinusoid", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 class TestCommandLine:
@@ -412,11 +413,11 @@ class TestCommandLine:
             (["--workdir=x", "--seed=999999", "--num_seeds=2"], "the last would be 1000000"),
         ],
     )
-    def test_refusals(self, arguments, message):
-        done = command(*arguments)
-        assert done.returncode != 0
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+    def test_refusals(self, arguments, message, tmp_path):
+        ended = sinusoid_command(tmp_path, *arguments)
+        assert ended.returncode != 0
+        assert message in ended.text
+        assert "Traceback" not in ended.text
 
     def test_missing_devices(self, tmp_path):
         code = "from experiments import sinusoid; from experiments.core.command import main; "

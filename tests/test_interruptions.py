@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import KEEP_COMPILED, PATIENCE_S
+from conftest import KEEP_COMPILED, PATIENCE_S, QUICK
 
 from experiments import sinusoid
 from experiments.core import checkpoints, runner
@@ -33,7 +33,7 @@ FLAGS = [
 
 def start(workdir, *more):
     line = [sys.executable, "-m", "experiments.sinusoid", f"--workdir={workdir}", *FLAGS, *more]
-    environment = {**os.environ, **KEEP_COMPILED, "XLA_FLAGS": ""}  # as for users
+    environment = {**os.environ, **KEEP_COMPILED, "XLA_FLAGS": QUICK}
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
