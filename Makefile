@@ -7,8 +7,11 @@ BIN    := $(VENV)/bin
 RUNS   ?= runs
 PEERS  := .venv-peers
 PEER_TESTS ?= not slow
+NEWEST := .venv-newest
+CORE_TESTS := $(addprefix tests/test_,maml.py meta_gradient.py derivative_rules.py training.py \
+  over_members.py evaluation.py memory.py nonfinite.py bad_input.py contract.py)
 
-.PHONY: help demo test test-all test-peers lint types format bench bench-peers clean
+.PHONY: help demo test test-all test-peers test-newest lint types format bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +62,13 @@ bench-peers: $(PEERS)/.ready ## compare meta-steps with those of PyTorch librari
 test-peers: $(PEERS)/.ready ## check meta-gradients against PyTorch libraries; PEER_TESTS= for all
 	@$(PEERS)/bin/python -m pytest -o addopts=-q -m '$(PEER_TESTS)' tests/test_benchmark_peers.py
 
+test-newest: ## the core with the newest JAX that pip offers, in another environment
+	@$(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  --upgrade-strategy eager '.[experiments]' equinox pillow pytest pytest-timeout pytest-xdist
+	@$(NEWEST)/bin/python -c 'import jax, jaxlib, sys; print("Python", sys.version.split()[0], "jax", jax.__version__, "jaxlib", jaxlib.__version__)'
+	@$(NEWEST)/bin/python -m pytest -n auto --maxprocesses=8 --dist loadfile $(CORE_TESTS)
+
 clean: ## remove environments, caches and the demo's run
-	rm -rf $(VENV) $(PEERS) $(RUNS)/demo build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(NEWEST) $(RUNS)/demo build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,8 +4,19 @@ import importlib
 import importlib.util
 import sys
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.models import load_model as load_model
 
 STARTED = time.monotonic()  # start of the command, without that of the interpreter
+
+
+def __getattr__(name: str) -> Any:
+    """`load_model`, imported on first use: commands start without it."""
+    if name == "load_model":
+        return importlib.import_module(".core.models", __name__).load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def invocation(name: str) -> str:
@@ -35,6 +46,9 @@ def require(module: str):
         ) from None
 
 
-for _package in ("absl", "filelock", "matplotlib", "orbax.checkpoint", "tensorboardX", "tqdm"):
+for _package in (
+    *("absl", "filelock", "matplotlib", "orbax.checkpoint", "safetensors"),
+    *("tensorboardX", "tqdm"),
+):
     if importlib.util.find_spec(_package.partition(".")[0]) is None:
         require(_package)

@@ -18,8 +18,8 @@ import tempfile
 from jaxlib.version import __version_info__
 
 os.environ.setdefault("JAX_PLATFORMS", os.environ.get("MAML_JAX_TEST_PLATFORM", "cpu"))
-# XLA's quickest way: no LLVM optimization, one module for LLVM, and no MLIR for fusions, which takes
-# half of the time; jaxlib 0.11 has MLIR only, and XLA ends a process at a flag that it lacks.
+# XLA's quickest way: no LLVM optimization, one module for LLVM, and no MLIR for fusions (half
+# the time). jaxlib 0.11 has MLIR only, and XLA ends a process that gives it a flag which it lacks.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if __version_info__ < (0, 11):
     QUICK += " --xla_cpu_use_fusion_emitters=false"

@@ -19,7 +19,7 @@ from absl import flags
 from conftest import PATIENCE_S
 from forked_commands import sinusoid_command
 
-from experiments import report, sinusoid
+from experiments import load_model, report, sinusoid
 from experiments.core import (
     checkpoints,
     config,
@@ -89,6 +89,18 @@ class TestRun:
             ("maml", 60),
         ]
         assert entries[0]["loss"] > 0
+
+    def test_models_can_be_given_away(self, finished):
+        """Bit for bit."""
+        states = runner.load(sinusoid.EXPERIMENT, finished[0]).states
+        written = {path.stem for path in (finished[0] / "model").glob("*.safetensors")}
+        assert written == set(states) == {"maml", "pretrained", "oracle"}
+        for method, state in states.items():
+            model = load_model(finished[0] / "model" / f"{method}.json")
+            jax.tree.map(np.testing.assert_array_equal, model.params, state.best_params)
+            assert model.record["meta_step"] == 60
+            assert {row["method"] for row in model.record["rows"]} == {method}
+            assert model.record["environment"] == finished[1]["environment"]
 
     def test_a_repeated_command_reports_that_the_run_is_done(self, finished, capsys):
         workdir, result = finished
@@ -162,6 +174,10 @@ class TestRun:
         settings = sinusoid.Config(**fields, network_steps=4, num_networks=3)
         result = runner.run(sinusoid.EXPERIMENT, tmp_path / "run", settings)
         assert {row["method"] for row in result["rows"]} == set(sinusoid.METHODS)
+        averaged = load_model(tmp_path / "run" / "model" / "averaged.json")
+        networks = runner.load(sinusoid.EXPERIMENT, tmp_path / "run").params["averaged"]
+        mean = jax.tree.map(lambda x: x.mean(axis=0), networks)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), averaged.params, mean)
         alone = sinusoid.Config(**{**fields, "methods": ("maml",), "meta_gradient": "first_order"})
         same = runner.run(sinusoid.EXPERIMENT, tmp_path / "alone", alone)["rows"]
         assert same == [row for row in result["rows"] if row["method"] == "first_order"]
@@ -549,7 +565,7 @@ class TestUserPoints:
         support, grid = tmp_path / "points.csv", tmp_path / "grid.csv"
         support.write_text(self.GOOD)
         grid.write_text("x\n-1\n1\n")
-        run = runner.load(sinusoid.EXPERIMENT, workdir)
+        run = runner.load_params(sinusoid.EXPERIMENT, workdir)
         sinusoid.adapt_to_points(run, str(support), str(grid), 3)
         lines = (workdir / "predictions.csv").read_text().split()
         assert lines[0] == "x,before,after"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import images, mini_imagenet, omniglot
-from experiments.core import logbook, places, process, results, runner, tables
+from experiments import images, load_model, mini_imagenet, omniglot
+from experiments.core import logbook, model_files, places, process, results, runner, tables
 from experiments.core.config import ConfigError, public_fields
 from experiments.images import __main__ as command
 from experiments.images import accuracy, adapt, data, stages
@@ -22,7 +22,7 @@ from experiments.images.evaluation import setting_of
 from experiments.images.figure import contact_sheet
 from experiments.images.network import make_network
 from maml_jax import member_mesh
-from maml_jax.classification import CLASS_SPECS, with_support_images
+from maml_jax.classification import CLASS_SPECS, LabelledImages, with_support_images
 from maml_jax.memory import Advice
 
 SMALL = {
@@ -227,7 +227,10 @@ def test_adapting_to_a_users_images_writes_predictions_and_a_sheet(loaded, users
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s, a: shutil.rmtree(s / "gamma"), r"3 classes apart .* has 2 class folders: alpha"),
+        (
+            lambda s, a: shutil.rmtree(s / "gamma"),
+            r"distinguishes 3 classes .* has 2 class folders: alpha",
+        ),
         (lambda s, a: shutil.rmtree(a), "asked is not a folder"),
         (lambda s, a: [p.unlink() for p in a.iterdir()], "asked has no images"),
         (lambda s, a: (a / "0.bmp").write_bytes(b"BM, but no more"), "asked/0.bmp is a broken"),
@@ -266,6 +269,57 @@ def test_names_are_harmless_in_terminal_table_and_figure(loaded, users_folders, 
     assert "6 images of" in printed.err  # each has one value
     assert "asked: 4 images read as 8x8 pixels, grey, inverted" in printed.out
     assert "\x1b" not in printed.out + printed.err
+
+
+def test_models_can_be_given_away_without_data(
+    finished, loaded, users_folders, tmp_path, monkeypatch, capsys
+):
+    """Bit for bit, and the adaptation of a copy gives the same answers."""
+    workdir, run = finished
+    for method, params in loaded.params.items():
+        model = load_model(workdir / "model" / f"{model_files.file_name(method)}.json")
+        jax.tree.map(np.testing.assert_array_equal, model.params, params)
+        assert model.record["rows"]
+        assert model.record["classes"] == [f"synthetic_0_{i:04d}" for i in range(8)]
+    adapt.adapt_to_images(loaded, *map(str, users_folders), adapt_steps=2)
+    expected = (workdir / "predictions.csv").read_bytes()
+
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("checkpoints", "predictions.*"))
+    monkeypatch.setattr(data, "load", lambda config: pytest.fail("training data was read"))
+    moved = runner.load_params(omniglot.EXPERIMENT, copy)
+    capsys.readouterr()
+    adapt.adapt_to_images(moved, *map(str, users_folders), adapt_steps=2)
+    assert (copy / "predictions.csv").read_bytes() == expected
+    row = next(
+        row
+        for row in run["rows"]
+        if row["method"] == MAML and row["setting"].endswith("one query at a time")
+    )
+    assert f"expected accuracy on images like the test images: {row['mean']:.1%}" in (
+        capsys.readouterr().out
+    )
+
+    model = load_model(copy / "model" / "maml_not_convolutional.json")
+    support = LabelledImages(np.zeros((3, 8, 8, 1), np.float32), np.arange(3))
+    adapted = model.adapt(support, num_inner_steps=1)
+    assert model.network.apply(adapted, support.images).shape == (3, 3)
+    with pytest.raises(ValueError, match="'matching' takes no gradient steps"):
+        load_model(copy / "model" / "matching.json").adapt(support)
+
+
+def test_a_run_without_model_files_needs_its_data(finished, loaded, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy, ignore=shutil.ignore_patterns("model"))
+    old = runner.load_params(omniglot.EXPERIMENT, copy)
+    jax.tree.map(np.testing.assert_array_equal, dict(old.params), dict(loaded.params))
+
+    def missing(config):
+        raise ConfigError("no archives.")
+
+    monkeypatch.setattr(data, "load", missing)
+    with pytest.raises(runner.RunError, match=r"no model files .* training data: no archives"):
+        runner.load_params(omniglot.EXPERIMENT, copy)
 
 
 def test_adapting_requires_both_folders(loaded):

@@ -109,8 +109,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(render, "make_environment", lambda config: env)
     monkeypatch.setattr(render, "make_physics", lambda config: physics)
     params = make_problem(config, env, "maml").init(KEY)
-    states = {"maml": SimpleNamespace(best_params=params)}
-    return SimpleNamespace(settings=config, states=states, workdir=tmp_path)
+    return SimpleNamespace(settings=config, params={"maml": params}, workdir=tmp_path)
 
 
 def test_films(run, capsys):
@@ -134,7 +133,7 @@ def test_impossible_films_are_refused(run):
     ):
         with pytest.raises(ConfigError, match=message):
             render.render(run, goal, updates)
-    run.states = {"pretrained": run.states["maml"]}
+    run.params = {"pretrained": run.params["maml"]}
     with pytest.raises(ConfigError, match="no policy that adapts"):
         render.render(run, "", "0")
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import navigation
+from experiments import load_model, navigation
 from experiments.core import logbook, members, runner, tables
 from experiments.core.config import ConfigError, public_fields
 from experiments.meta_rl import config as config_lib
@@ -77,6 +77,21 @@ def test_a_finished_run_can_be_loaded(finished):
     selection = run.states["maml"]
     assert np.isfinite(selection.best_score)
     assert int(selection.best_step) in (2, 4)
+
+
+def test_policies_can_be_given_away(finished):
+    """Bit for bit; they adapt to recorded episodes as in training."""
+    run = runner.load(navigation.EXPERIMENT, finished[0])
+    for method, state in run.states.items():
+        model = load_model(finished[0] / "model" / f"{method}.json")
+        jax.tree.map(np.testing.assert_array_equal, model.params, state.best_params)
+        assert model.record["rows"]
+    maml = load_model(finished[0] / "model" / "maml.json")
+    task = jax.eval_shape(maml.problem.sample, maml.params, jax.random.key(0))
+    support = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), task.support)
+    adapted = maml.adapt(support)
+    assert jax.tree.structure(adapted) == jax.tree.structure(maml.params)
+    assert maml.record["network"]["num_observations"] == 2
 
 
 def test_members_may_differ_in_step_sizes():

@@ -236,6 +236,8 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
             flag = f"{kind}_dir"
             os.environ[name] = str(places.expanded(values[flag].value, f"--{flag}"))
     overrides, swept = settings_flags.overrides_from_flags(experiment.config, values)
+    if values.mode in experiment.modes:
+        overrides, swept = {}, None  # modes read the settings of the run
     settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
     num_members = len(make_members(settings, values.seed, values.num_seeds, swept))
     devices = values.cpu_devices
@@ -249,7 +251,8 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
         check_devices()
         limit_memory()
         arguments = {name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]}
-        experiment.modes[values.mode](runner.load(experiment, workdir), **arguments)
+        run = runner.load_params(experiment, workdir)
+        experiment.modes[values.mode](run, **arguments)
         return
     if values.mode != "train":
         allowed = ", ".join(("train", *experiment.modes))

@@ -1,70 +1,141 @@
-"""Runs whose training is done, for the modes that use them."""
+"""Finished runs, for the modes that use their trained parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from maml_jax.fitting import Selection
+from maml_jax.types import Params
 
 from .. import invocation
-from . import members
+from . import members, results
 from .checkpoints import Checkpoints
-from .config import from_json, swept_fields
-from .files import FileError
+from .config import ConfigError, swept_fields
 from .identity import (
     FORMAT,
     OLDER,
     RunError,
     check_info,
     check_same,
+    differences,
     has_begun,
     identity_of,
     read_config,
 )
 from .logbook import warn
 from .members import make_members, take, to_this_process
+from .model_files import FOLDER
+from .models import load_model, read_settings
 from .stages import Experiment, Stage
 
 
 def alone(stage: Stage, selection: Selection | None) -> Selection:
-    """The selection of a run's one member, without the axis of members."""
+    """The selection of a run's only member, without the axis of members."""
     return take(to_this_process(members.finished(stage, selection)), 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """A run of one member whose training is done.
+    """A run of one member whose training is finished.
 
     Attributes:
-        workdir: where a mode writes; the run's directory, if that can be written.
-        settings: its configuration.
-        seed: its seed.
-        states: the final `Selection` of each stage, by name.
+        workdir: where a mode writes: the run's directory, if it is writable.
+        settings: the run's configuration.
+        seed: the run's seed.
+        params: the selected parameters of each method.
+        rows: test results, as in `results.json`; empty without that file.
+        states: the final `Selection` of each stage, by name; empty unless read from checkpoints.
     """
 
     workdir: Path
     settings: Any
     seed: int
-    states: Mapping[str, Selection]
+    params: Mapping[str, Params]
+    rows: Sequence[Mapping[str, Any]] = ()
+    states: Mapping[str, Selection] = dataclasses.field(default_factory=dict)
 
 
 def load(experiment: Experiment, workdir: Path) -> FinishedRun:
-    """The trained states of a run, for the modes that use them.
+    """Restores the training states of a run from its checkpoints.
+
+    Stages of images need the training data; `load_params` does not.
 
     Raises:
-        RunError: there is no run of this experiment, a stage of it is not done, it has several
-            members, or this process has other settings of JAX.
-        FileError: a file of the run is not as a run writes it.
-        CheckpointError: a checkpoint is of another run or step.
+        RunError: the directory holds no run of this experiment, a stage is not finished, the run
+            has several members, or this process has other settings of JAX.
+        FileError: a file of the run is damaged.
+        CheckpointError: a checkpoint belongs to another run or step.
+    """
+    identity, settings = _read_run(experiment, workdir)
+    everyone = make_members(settings, identity["seed"])
+    states = {}
+    for stage in experiment.stages(settings):
+        store = Checkpoints(workdir / "checkpoints" / stage.name)
+        start = lambda stage=stage: members.begin(stage, everyone)  # noqa: E731
+        fits = check_info(identity, stage.name)
+        restored = store.restore(start, warn=warn, read_only=True, check=fits)
+        store.close()
+        step = restored.step if restored else 0
+        if restored is None or step < stage.num_steps:
+            raise RunError(
+                f"stage {stage.name} of {workdir} is at step {step} of {stage.num_steps}; finish "
+                "training first, with the same command as before (remove results.json if that "
+                "command reports that the run is done)."
+            )
+        states[stage.name] = alone(stage, restored.state)
+    params = {name: state.best_params for name, state in states.items()}
+    directory, rows = _output_directory(workdir), _rows(workdir)
+    return FinishedRun(directory, settings, identity["seed"], params, rows, states)
+
+
+def load_params(experiment: Experiment, workdir: Path) -> FinishedRun:
+    """Reads the parameters of a run from its model files, without training data.
+
+    Runs of versions that wrote no model files are restored from their checkpoints.
+
+    Raises:
+        RunError: as `load`; or a model file is of another run; or there are no model files, and
+            the checkpoints need training data that is missing.
+        FileError, CheckpointError: as `load`.
+    """
+    paths = sorted((workdir / FOLDER).glob("*.json"))
+    if not paths:
+        try:
+            return load(experiment, workdir)
+        except ConfigError as error:
+            raise RunError(
+                f"{workdir} has no model files ({FOLDER}/*.json), and its checkpoints cannot be "
+                f"used without the training data: {error} Where the data is, remove results.json "
+                "and repeat the command of the run: it writes the model files."
+            ) from None
+    identity, settings = _read_run(experiment, workdir)
+    params = {}
+    for path in paths:
+        model = load_model(path, experiment)
+        changed = differences(model.record, identity)
+        if changed:
+            raise RunError(f"{path} is of another run ({'; '.join(changed)}). Remove it.")
+        params[model.record["method"]] = model.params
+    directory, rows = _output_directory(workdir), _rows(workdir)
+    return FinishedRun(directory, settings, identity["seed"], params, rows)
+
+
+def _read_run(experiment: Experiment, workdir: Path) -> tuple[dict[str, Any], Any]:
+    """The identity in this process and the settings of the run in a directory.
+
+    Raises:
+        RunError: the directory holds no run of one member of this experiment, or this process has
+            other settings of JAX.
+        FileError: a file of the run is damaged.
     """
     path = workdir / "config.json"
     if not path.exists():
         if has_begun(workdir):
-            raise RunError(f"{path} is missing; the command that trained the run makes it anew.")
+            raise RunError(f"{path} is missing; the command that trained the run writes it again.")
         raise RunError(f"no run at {workdir}; train one first: --workdir={workdir} --mode=train.")
     identity = read_config(workdir)
     if identity["experiment"] != experiment.name:
@@ -74,51 +145,33 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
         )
     if identity.get("format") != FORMAT:
         raise RunError(f"{workdir} holds {OLDER}")
-    settings = _read_settings(experiment, workdir, identity)
-    asked = identity_of(experiment.name, identity["preset"], identity["seed"], settings)
-    check_same(workdir, asked)
-    everyone = make_members(settings, identity["seed"])
-    states = {}
-    for stage in experiment.stages(settings):
-        store = Checkpoints(workdir / "checkpoints" / stage.name)
-        start = lambda stage=stage: members.begin(stage, everyone)  # noqa: E731
-        fits = check_info(asked, stage.name)
-        restored = store.restore(start, warn=warn, read_only=True, check=fits)
-        store.close()
-        step = restored.step if restored else 0
-        if restored is None or step < stage.num_steps:
-            raise RunError(
-                f"stage {stage.name} of {workdir} is at step {step} of {stage.num_steps}; finish "
-                "training first, with the same command as before (remove results.json if that says "
-                "that the run is done)."
-            )
-        states[stage.name] = alone(stage, restored.state)
-    return FinishedRun(_output_directory(workdir), settings, identity["seed"], states)
-
-
-def _read_settings(experiment: Experiment, workdir: Path, identity: Mapping[str, Any]) -> Any:
-    """The settings of a run of one member."""
-    values = dict(identity["config"])
+    values = identity["config"]
     swept = [n for n in swept_fields(experiment.config) if isinstance(values.get(n), list)]
-    if values.pop("num_seeds", 1) != 1 or swept:
+    if values.get("num_seeds", 1) != 1 or swept:
         first = next(iter(sorted(path.parent for path in workdir.glob("*/config.json"))), None)
         example = f", such as --workdir={first}" if first else ""
         raise RunError(f"{workdir} holds a run of several members; name one{example}.")
-    try:
-        return from_json(experiment.config, values)
-    except ValueError as error:
-        raise FileError(
-            f"{workdir / 'config.json'} has a configuration that this version does not take: "
-            f"{error} Use the version that trained the run (results.json names its commit), or "
-            "train again."
-        ) from None
+    settings = read_settings(experiment, path, values)
+    asked = identity_of(experiment.name, identity["preset"], identity["seed"], settings)
+    check_same(workdir, asked)
+    return asked, settings
+
+
+def _rows(workdir: Path) -> Sequence[Mapping[str, Any]]:
+    """The test results of a run; none without `results.json`."""
+    if not (workdir / "results.json").exists():
+        return ()
+    return results.read_results(workdir)["rows"]
 
 
 def _output_directory(workdir: Path) -> Path:
-    """Where a mode writes: the run's directory, or one of its name here if that is read-only."""
+    """Where a mode writes: the run's directory; if read-only, a folder of its name here."""
     if os.access(workdir, os.W_OK):
         return workdir
     here = Path(f"{workdir.resolve().name}_output").absolute()
     here.mkdir(exist_ok=True)
     warn(f"{workdir} cannot be written; files are written to {here}.")
     return here
+
+
+__all__ = ["FinishedRun", "alone", "load", "load_params"]

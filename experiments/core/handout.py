@@ -1,7 +1,7 @@
-"""Each member of a run gets the directory that its run alone would have left.
+"""Writes each member of a run as a run in a separate directory.
 
-What is written here is a run that has just trained: checkpoints and metrics. The runner, called on
-that directory, evaluates and writes the rest, so that one place says how a run looks.
+This module writes checkpoints and metrics. The runner then evaluates the directory like any run
+whose training is finished, and writes the remaining files.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Trained:
 
     Attributes:
         experiment: of the run.
-        workdir: of the run; members' directories lie in it.
-        preset: that the settings began from.
-        members: all of them.
+        workdir: of the run; contains the members' directories.
+        preset: name of the preset that the settings started from.
+        members: of the run.
         stages: of the run.
         states: of the stages, by name.
     """
@@ -46,17 +46,17 @@ class Trained:
 
 
 def hand_out(trained: Trained, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Writes and evaluates the members' directories; those from before a kill are left.
+    """Writes and evaluates every member's directory; keeps directories that are complete.
 
     Args:
         trained: the run.
-        run: `runner.run`, for each member.
+        run: `runner.run`; called for each member.
 
     Returns:
-        The rows and the members of the run's `results.json`, and the seconds of evaluation.
+        `"rows"` and `"members"` of the run's `results.json`, and `"evaluate_s"`, seconds.
 
     Raises:
-        NonFiniteError: every member diverged, in one stage or another.
+        NonFiniteError: every member diverged in some stage.
     """
     states, members = trained.states.values(), trained.members
     homes = {name: to_this_process(state.selection) for name, state in trained.states.items()}
@@ -101,16 +101,16 @@ def _write_trained(
     parts: Mapping[str, Any],
     entries: Sequence[dict[str, Any]],
 ) -> int | None:
-    """Writes what the run of a member leaves when it has trained.
+    """Writes the checkpoints and metrics of a member into its directory.
 
     Args:
-        trained: the run of all.
-        member: one of them.
-        parts: its state of each stage, with an axis of one member.
-        entries: its metrics.
+        trained: the run.
+        member: of the run.
+        parts: the member's state of each stage, with an axis of one member.
+        entries: the member's metrics.
 
     Returns:
-        The meta-step that it stays at because it diverged, or None.
+        The last meta-step before the member diverged, or None if it did not.
 
     Raises:
         RunError: the directory holds another run.
@@ -128,7 +128,7 @@ def _write_trained(
                     logbook.write(stage, at, {**entry, "meta_steps_per_s": pace})
             logbook.close()
         for name, state in trained.states.items():
-            # Members share the program's time evenly: they took part in every step of it.
+            # Each member takes part in every step of the program, so all get an equal share.
             info = {"train_s": state.train_s / count, "compile_s": state.compile_s / count}
             store = Checkpoints(directory / "checkpoints" / name)
             if steps[name] > 0 and steps[name] not in store.steps():
@@ -139,24 +139,24 @@ def _write_trained(
 
 
 def _begin(directory: Path, identity: dict[str, Any]) -> bool:
-    """Claims a member's directory; whether it needs writing."""
+    """Claims a member's directory and returns whether it still needs writing."""
     directory.mkdir(parents=True, exist_ok=True)
     claim(directory, identity)
     return not (directory / "results.json").exists()
 
 
 def _validation_score(stages: Sequence[Stage], parts: Mapping[str, Any]) -> float | None:
-    """Of the first stage that validates; None if none does."""
+    """The validation score of the first stage that has one; None without such a stage."""
     name = next((stage.name for stage in stages if stage.score is not None), None)
     score = -np.inf if name is None else float(parts[name].best_score[0])
     return score if np.isfinite(score) else None
 
 
 def _main_row(settings: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the table of members shows: the first method and setting.
+    """The row of the table of members: first method, first setting.
 
-    After as many gradient steps as the paper reports, where the settings say how many
-    (`report_steps`), or after the last.
+    Takes the row after `report_steps` gradient steps if the settings have that field and the row
+    exists, otherwise the row after the last step.
     """
     first = [
         row

@@ -1,7 +1,7 @@
-"""A run: begun, resumed or only reported; its stages trained, its members evaluated.
+"""Runs an experiment: starts or resumes it, trains its stages, evaluates and writes results.
 
-A run is resumable at every checkpoint, and bit for bit: stages advance in dispatches whose
-boundaries do not depend on when a run was stopped, and nothing else carries state.
+A run resumes from every checkpoint bit for bit: the boundaries of dispatches do not depend on when
+a run was stopped, and the checkpoint holds all state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from . import distributed, members, plotting, results, tables
 from .environment import environment
-from .finished import FinishedRun, alone, load
+from .finished import FinishedRun, alone, load, load_params
 from .handout import Trained, hand_out
 from .identity import (
     RunError,
@@ -31,6 +31,7 @@ from .identity import (
 from .logbook import Evaluating, Logbook, read_metrics, say
 from .loop import Loop, StageState, open_stage
 from .members import make_members
+from .model_files import write_models
 from .process import CompileTimer, StopRequest
 from .profiling import Profile
 from .stages import Experiment, Stage
@@ -49,28 +50,32 @@ def run(
     profile: Path | None = None,
     tell: Callable[[str], None] = say,
 ) -> dict[str, Any]:
-    """Begins, resumes or only reports a run, and returns its results.
+    """Starts or resumes a run and returns its results; only reports a run that is finished.
 
     Args:
-        experiment: what to run.
-        workdir: its directory; of a run of several members, each member's is in it.
-        settings: of the experiment's configuration class.
-        preset: that the settings began from.
+        experiment: to run.
+        workdir: directory of the run. Members of a run of several have directories in it.
+        settings: an instance of the experiment's configuration class.
+        preset: name of the preset that the settings started from.
         seed: of the first member.
-        num_seeds: seeds seed, seed + 1, ..., each of which is a member.
-        swept: for settings with `sweep=True`, several values, each of which makes members.
+        num_seeds: the seeds are seed, seed + 1, ...; each makes a member.
+        swept: by setting with `sweep=True`, several values; each makes members.
         checkpoint_every_s: seconds between checkpoints. Does not change results.
-        profile: a directory for traces.
-        tell: prints what is about to happen, and the results.
+        profile: directory for traces.
+        tell: prints progress and results.
+
+    Returns:
+        The content of `results.json`.
 
     Raises:
         ConfigError: the settings of a member are not allowed.
-        RunError: another process has the directory, or it holds a run with another configuration.
-        FileError: a file of the run is not as a run writes it.
-        CheckpointError: a checkpoint cannot be written, or is of another run or step.
-        FirstProcessError: process 0 of a run of several cannot begin.
-        NonFiniteError: a loss is not finite; the last good checkpoint stays.
-        StoppedError: SIGTERM or Ctrl-C, after saving.
+        RunError: another process uses the directory, or it holds a run of another configuration.
+        FileError: a file of the run is damaged.
+        CheckpointError: a checkpoint cannot be written, or belongs to another run or step.
+        FirstProcessError: process 0 of several cannot start.
+        NonFiniteError: a loss, gradient or parameter is not finite; the last checkpoint before it
+            stays.
+        StoppedError: after SIGTERM or Ctrl-C, once the run is saved.
     """
     everyone = make_members(settings, seed, num_seeds, swept)
     identity = identity_of(experiment.name, preset, seed, everyone[0].settings, num_seeds, swept)
@@ -103,10 +108,10 @@ def _begin(
     identity: dict[str, Any],
     parts: Mapping[str, dict[str, Any]],
 ) -> bool:
-    """Takes the directory for this run until `held` is closed; whether the run is done already.
+    """Locks the directory until `held` is closed, and returns whether the run is finished.
 
-    One that is done needs nothing written, and may lie where nothing can be. Members' directories,
-    whose identities are `parts`, are written after training, but looked at here.
+    A finished run may lie in a read-only directory. Members' directories, with the identities
+    `parts`, are checked here and written after training.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -132,7 +137,7 @@ def _begin(
 
 
 def _run(workdir: Path, loop: Loop, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Trains, evaluates and writes a run that is not done."""
+    """Trains, evaluates and writes a run that is not finished."""
     experiment, everyone, compiles = loop.experiment, loop.members, loop.compiles
     stages = experiment.stages(everyone[0].settings)
     where = environment()
@@ -167,13 +172,15 @@ def _run(workdir: Path, loop: Loop, tell: Callable[[str], None]) -> dict[str, An
     clock["compile"] += compiling
     clock["evaluate"] = time.monotonic() - begun - compiling
     record["rows"] = outcome.rows
+    if distributed.is_first():
+        write_models(workdir, experiment, everyone[0].settings, record, selections, outcome)
     return _write(workdir, record, experiment.figure, outcome.arrays, tell)
 
 
 def _train(
     workdir: Path, loop: Loop, stages: Sequence[Stage], tell: Callable[[str], None]
 ) -> dict[str, StageState]:
-    """Trains every stage, from its newest checkpoint."""
+    """Trains every stage from its newest checkpoint."""
     states: dict[str, StageState] = {}
     try:
         for stage in stages:
@@ -206,7 +213,7 @@ def _introduce(
     where: Mapping[str, str],
     tell: Callable[[str], None],
 ) -> None:
-    """Tells what is about to be trained, and where."""
+    """Prints the experiment, the device and the stages."""
     experiment, count = loop.experiment, len(loop.members)
     preset, seed = loop.identity["preset"], loop.identity["seed"]
     several = f", {count} members" if count > 1 else ""
@@ -223,7 +230,7 @@ def _write(
     arrays: Mapping[str, np.ndarray],
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Writes figure and results, by the first process; `results.json` comes last."""
+    """Writes the figure, then `results.json`, in the first process only."""
     clock = record["wall_clock_s"]
     record = {**record, "wall_clock_s": {name: round(s, 3) for name, s in clock.items()}}
     if distributed.is_first():
@@ -242,4 +249,4 @@ def _tables(record: dict[str, Any]) -> str:
     return f"{tables.run_table(record)}\n\n{tables.members_table(record)}"
 
 
-__all__ = ["FinishedRun", "load", "run"]
+__all__ = ["FinishedRun", "load", "load_params", "run"]

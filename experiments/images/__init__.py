@@ -1,7 +1,7 @@
-"""Few-shot classification of images: Omniglot, MiniImagenet, a folder of your own.
+"""Few-shot classification of images: Omniglot, MiniImagenet, or a folder of your images.
 
-A run trains the methods that it is asked for, keeps of each the parameters that do best on
-validation episodes, and tests those.
+A run trains the chosen methods, selects the parameters of each on validation episodes, and tests
+them on test episodes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from . import adapt
 from .config import Config
 from .evaluation import evaluate
 from .figure import images_figure
+from .model import make_blueprint
 from .stages import make_stages
 
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},
-    "paper": {},  # as the other experiments call it
+    "paper": {},  # its name in the other experiments
     "quick": {"meta_steps": 1_000, "validate_every": 250, "validation_tasks": 100},
 }
 
@@ -27,11 +28,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 def images_experiment(
     name: str, summary: str, config: type[Config], presets: Mapping[str, Mapping[str, Any]]
 ) -> Experiment:
-    """The experiment of a configuration, which says what data and which network it is about.
+    """Makes an experiment of a configuration class, which chooses data and network.
 
     Args:
-        name: of its runs in results.
-        summary: a sentence for the first line of a run and of `--help`.
+        name: of the experiment in results.
+        summary: one sentence, for the first line of a run and of `--help`.
         config: `Config`, or a subclass with other defaults.
         presets: by name, the fields that differ from the defaults.
     """
@@ -43,6 +44,7 @@ def images_experiment(
         stages=make_stages,
         evaluate=evaluate,
         figure=images_figure,
+        blueprint=make_blueprint,
         modes={"adapt": adapt.adapt_to_images},
         mode_flags={"adapt": adapt.FLAGS},
         cpu_threads=1,

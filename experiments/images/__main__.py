@@ -1,4 +1,4 @@
-"""Few-shot classification of images, whichever they are.
+"""Few-shot classification of images: your folder, or any of the data sets below.
 
     python -m experiments.images --workdir=DIR --dataset=folder --data_dir=PHOTOGRAPHS
     python -m experiments.images --workdir=DIR --dataset=omniglot --num_ways=20
@@ -6,8 +6,8 @@
     python -m experiments.images --workdir=DIR --dataset=synthetic --preset=quick
     python -m experiments.images --workdir=DIR --mode=adapt --support=FOLDER --classify=FOLDER
 
-The data sets of the paper have their experiments, `experiments.omniglot` and
-`experiments.mini_imagenet`, with its settings and numbers: --dataset leads there.
+The paper's data sets have separate experiments, `experiments.omniglot` and
+`experiments.mini_imagenet`, with its settings and numbers; --dataset selects them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPERIMENTS = {"omniglot": omniglot.EXPERIMENT, "mini_imagenet": mini_imagenet.E
 
 
 def chosen(arguments: list[str]) -> Experiment:
-    """The experiment of the data set that a command line names."""
+    """The experiment of the data set in a command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dataset", "-dataset", nargs="?")
     return EXPERIMENTS.get(parser.parse_known_args(arguments)[0].dataset, images.EXPERIMENT)

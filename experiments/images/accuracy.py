@@ -1,4 +1,4 @@
-"""The accuracy of classifiers on episodes: programs that stages, members and methods share."""
+"""Accuracy of classifiers on episodes, by compiled programs that members and methods share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from . import data
 from .config import Config
 from .network import make_network
 
-VALIDATION_SEED, TUNING_SEED = 1_000_002, 1_000_003  # of no training run: those are smaller
+VALIDATION_SEED, TUNING_SEED = 1_000_002, 1_000_003  # seeds of training runs are smaller
 TUNING_TASKS = 100
 
 
@@ -31,15 +31,15 @@ TUNING_TASKS = 100
 def adapting(
     config: Config, num_inner_steps: int, protocol: str = "transductive", last_only: bool = False
 ) -> Callable[..., Evaluation]:
-    """`evaluate(params, tasks, inner_lr)`: accuracy after 0 to S gradient steps, or S alone.
+    """Makes `evaluate(params, tasks, inner_lr)`: accuracy after 0 to S gradient steps.
 
-    Tasks are those of `with_support_images`.
+    Tasks come from `with_support_images`.
 
     Args:
-        config: with `Config.shared`, so that members share the program.
+        config: a `Config.shared`, so that members share the program.
         num_inner_steps: S.
-        protocol: where batch statistics of query images come from.
-        last_only: whether to leave out steps before S.
+        protocol: source of the query images' batch statistics, one of `PROTOCOLS`.
+        last_only: whether to evaluate after step S only.
     """
     network = make_network(config)
     curve = functools.partial(
@@ -57,10 +57,10 @@ def adapting(
 def not_adapting(
     config: Config, method: str, num_outputs: int, protocol: str = "transductive"
 ) -> Callable[..., Evaluation]:
-    """`evaluate(params, tasks)`: accuracy of a method that takes no gradient steps.
+    """Makes `evaluate(params, tasks)`: accuracy of a method without gradient steps.
 
     Args:
-        config: with `Config.shared`.
+        config: a `Config.shared`, so that members share the program.
         method: `"matching"` or `"nearest_neighbour"`.
         num_outputs: of the network.
         protocol: as in `adapting`.
@@ -82,12 +82,12 @@ def not_adapting(
 def validation_episodes(
     config: Config, seed: int = VALIDATION_SEED, num_tasks: int | None = None
 ) -> Task:
-    """Episodes of the validation classes with K queries.
+    """Draws episodes of the validation classes, with K queries a class.
 
     Args:
-        config: with `Config.shared`; its data has validation classes.
+        config: a `Config.shared` whose data has validation classes.
         seed: of the draw.
-        num_tasks: T; default `validation_tasks`.
+        num_tasks: T; default `config.validation_tasks`.
     """
     count = config.validation_tasks if num_tasks is None else num_tasks
     image_set: Any = data.load(config).validation
@@ -95,7 +95,7 @@ def validation_episodes(
 
 
 def episodes(config: Config, num_queries: int, seed: int, image_set: Any, count: int) -> Task:
-    """Episodes [T] of a set of images, the same for the same seed."""
+    """Draws `count` episodes from a set of images; the seed determines them."""
     sampler = episode_sampler(config.num_ways, config.num_shots, num_queries, config.rotations)
     draw = jax.jit(functools.partial(draw_episodes, sampler), static_argnums=2)
     return draw(jax.random.key(seed), image_set, count)

@@ -1,9 +1,10 @@
-"""Adapting a trained classifier to a user's own images: a CSV of answers, and a contact sheet."""
+"""`--mode=adapt`: adapts a trained classifier to a user's images and classifies others."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from maml_jax.text import printable
 from ..core.config import ConfigError
 from .config import Config
 from .data import explained, reading
+from .evaluation import PROTOCOL_NOTES
 from .figure import contact_sheet
 from .network import make_network
 
@@ -27,20 +29,31 @@ FLAGS = (
     ("classify", "", "With --mode=adapt: folder of images to classify."),
     ("adapt_steps", 10, "With --mode=adapt: gradient steps."),
 )
+CLOSEST = (
+    "one_query",
+    "support_statistics",
+    "transductive",
+)  # protocols, the closest to ours first
 
 
 def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> None:
     """Adapts to labelled images and classifies others.
 
-    Each image is classified by itself: batch statistics are those of the support and that image.
+    Each image is classified alone: batch statistics are those of the support and that image.
     Writes `predictions.csv` (file, predicted, a probability for each class) and `predictions.png`
-    into the run's directory.
+    into the run's directory. The training data is not needed.
+
+    Args:
+        run: a finished run of one member.
+        support: folder with a folder of labelled images for each class.
+        classify: folder of images to classify.
+        adapt_steps: gradient steps.
 
     Raises:
-        ConfigError: a folder that cannot be used, or another number of classes than N.
+        ConfigError: a folder is unusable or does not have N classes, or the run trained no MAML.
     """
     config = run.settings
-    if config.maml_name not in run.states:
+    if config.maml_name not in run.params:
         raise ConfigError("the run trained no MAML model (--methods) to adapt.")
     if not support or not classify:
         raise ConfigError("--mode=adapt needs --support=FOLDER and --classify=FOLDER.")
@@ -50,14 +63,14 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
     names = [printable(name) for name in names]
     if len(names) != config.num_ways:
         raise ConfigError(
-            f"the model tells {config.num_ways} classes apart (--num_ways of its training); "
+            f"the model distinguishes {config.num_ways} classes (--num_ways of its training); "
             f"{support} has {len(names)} class folders: {', '.join(names[:8])}."
         )
     files, images = plain_images(Path(classify), config)
     files = [printable(name) for name in files]
     probabilities = classify_images(
         config,
-        run.states[config.maml_name].best_params,
+        run.params[config.maml_name],
         LabelledImages(_scaled(shown), jnp.asarray(labels)),
         _scaled(images),
         adapt_steps,
@@ -75,6 +88,30 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
         f"adapted to {len(labels)} images of {len(names)} classes in {adapt_steps} steps, "
         f"classified {len(files)} images\npredictions: {table}\ncontact sheet: {sheet}"
     )
+    print(expected_accuracy(config, run.rows, adapt_steps), end="")
+
+
+def expected_accuracy(config: Config, rows: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """A line with the test accuracy closest to an adaptation; "" without test results.
+
+    Args:
+        config: of the run.
+        rows: of its results.
+        steps: gradient steps of the adaptation.
+    """
+    rows = [r for r in rows if r["method"] == config.maml_name and r["mean"] is not None]
+    for note in (PROTOCOL_NOTES[name] for name in CLOSEST):
+        # "" is the end of every setting's name: that protocol has its turn last.
+        similar = [row for row in rows if row["setting"].endswith(note)]
+        if similar:
+            row = min(similar, key=lambda row: abs((row["gradient_steps"] or 0) - steps))
+            ci95 = "" if row["ci95"] is None else f" +/-{row['ci95']:.1%}"
+            return (
+                f"expected accuracy on images like the test images: {row['mean']:.1%}{ci95} "
+                f"({printable(row['setting'])}, after {row['gradient_steps']} steps, "
+                f"{row['num_tasks']} episodes)\n"
+            )
+    return ""
 
 
 def classify_images(
@@ -84,7 +121,7 @@ def classify_images(
     images: jax.Array,
     num_inner_steps: int,
 ) -> np.ndarray:
-    """Probabilities [n, N] of images after adapting to a support."""
+    """Class probabilities [n, N] of images [n, H, W, C], after adaptation to a support."""
     network = make_network(config)
 
     @jax.jit
@@ -105,17 +142,20 @@ def classify_images(
 
 
 def labelled_images(folder: Path, config: Config) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of classes, labels [n] and images [n, H, W, C] of a folder of class folders.
+    """Reads a folder of class folders.
+
+    Returns:
+        Names of the classes, labels int32 [n], and images uint8 [n, H, W, C].
 
     Raises:
-        ConfigError: no such folder, no images, broken ones, or folders in a class folder.
+        ConfigError: the folder is missing, has no images, broken images, or nested class folders.
     """
     with explained():
         from maml_jax.classification.datasets import DataError, listing
 
         files = listing.list_images(listing.class_folders(folder))
         if not files:
-            raise DataError(f"{folder} must hold a folder of images for each class; found none.")
+            raise DataError(f"{folder} must hold a folder of images for each class; it has none.")
         listing.check_once({"support": files})
         images = _decode(files, config, f"support {folder}")
     names = sorted({file.class_name for file in files})
@@ -124,10 +164,13 @@ def labelled_images(folder: Path, config: Config) -> tuple[list[str], np.ndarray
 
 
 def plain_images(folder: Path, config: Config) -> tuple[list[str], np.ndarray]:
-    """Names and images [n, H, W, C] of all images in a folder or below it.
+    """Reads all images in a folder and below it.
+
+    Returns:
+        Names of the files, and images uint8 [n, H, W, C].
 
     Raises:
-        ConfigError: no such folder, no images, or broken ones.
+        ConfigError: the folder is missing, has no images, or has broken ones.
     """
     with explained():
         from maml_jax.classification.datasets import listing
@@ -138,7 +181,7 @@ def plain_images(folder: Path, config: Config) -> tuple[list[str], np.ndarray]:
 
 
 def _decode(files: list[Any], config: Config, where: str) -> np.ndarray:
-    """Images [n, H, W, C] of files; says what they were, and warns of those of nearly one value."""
+    """Decodes files to images uint8 [n, H, W, C]; reports their kinds and nearly blank ones."""
     from maml_jax.classification.datasets import builder, listing
     from maml_jax.classification.datasets import images as image_sets
 

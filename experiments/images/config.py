@@ -27,7 +27,7 @@ from .defaults import characters, photographs
 
 METHODS = ("maml", "pretrained", "nearest_neighbour", "random", "matching")
 OTHER_DATA = {"synthetic": ", synthetic glyphs", "folder": ", own images"}
-# Where results of a data set are compared with the paper's, its images are read in one way.
+# A data set with the paper's numbers has one way of reading its images.
 FIXED: dict[str, dict[str, Any]] = {
     "omniglot": {"image_kind": "ink"},
     "mini_imagenet": {"image_kind": "colour", "resample": "lanczos"},
@@ -38,14 +38,14 @@ FIXED: dict[str, dict[str, Any]] = {
 class Config:
     """Settings of a run on images.
 
-    Where the default is None or empty, the value follows from the data set, ways and shots
-    (`derived`); `config.json` records it.
+    A field that is None or empty by default follows from data set, ways and shots (`derived`);
+    `config.json` records its value.
     """
 
     dataset: str = option(
         "synthetic",
-        "The images: Omniglot, MiniImagenet, a folder of your own (--data_dir) with a folder for "
-        "each class, or synthetic glyphs, for a try without data.",
+        "The images: Omniglot, MiniImagenet, your folder (--data_dir) with a folder for each "
+        "class, or synthetic glyphs, to try without data.",
         choices=("omniglot", "mini_imagenet", "folder", "synthetic"),
     )
     methods: tuple[str, ...] = option(("maml",), "Methods to train and compare.", choices=METHODS)
@@ -68,8 +68,8 @@ class Config:
     )
     inner_lr: float | None = option(
         None,
-        "Inner step size alpha, on the mean loss; the original's is on N times that. Default: 2.0 "
-        "for characters, else 0.05.",
+        "Inner step size alpha, for the mean loss; the original code's loss is N times as large. "
+        "Default: 2.0 for characters, else 0.05.",
         above=0,
         sweep=True,
     )
@@ -77,51 +77,53 @@ class Config:
     meta_gradient: str = option(
         "auto",
         "How the inner loop is differentiated. first_order drops second-order terms; the others "
-        "give the same results. auto: reverse for one inner step, where it is a tenth faster, and "
-        "mixed for more, where it needs less memory.",
+        "give the same results. auto: reverse for one inner step (a tenth faster), mixed for more "
+        "(less memory).",
         choices=("auto", *MODES),
     )
-    network: str = option("conv", "Convolutional, or fully connected.", choices=("conv", "mlp"))
+    network: str = option(
+        "conv", "The network: convolutional, or fully connected.", choices=("conv", "mlp")
+    )
     num_filters: int | None = option(
         None, "Filters of each convolution. Default: 64 for characters, else 32.", minimum=1
     )
     image_size: int | None = option(
         None,
-        "Height and width that images are brought to, pixels. Default: 28 for characters, 84 for "
-        "MiniImagenet, for a folder that of its images, from 16 to 84.",
+        "Height and width of the resized images, pixels. Default: 28 for characters, 84 for "
+        "MiniImagenet; for a folder the usual shorter side of its images, from 16 to 84.",
         minimum=8,
     )
     image_kind: str | None = option(
         None,
-        "How images are read: in colour, grey, or as ink on paper (grey, dark is 1 and white is "
+        "How images are read: in colour, in grey, or as ink on paper (grey; black is 1, white is "
         "0). Default: ink for characters, else colour.",
         choices=tuple(data.KINDS),
     )
     rotations: str | None = option(
         None,
-        "Turns by multiples of 90 degrees: each class of an episode at random (augment), or as "
-        "new classes. Default: augment for characters, else none.",
+        "Rotations by multiples of 90 degrees: at random for each class of an episode (augment), "
+        "or as further classes (classes). Default: augment for characters, else none.",
         choices=ROTATIONS,
     )
     eval_tasks: int = option(600, "Test episodes.", minimum=2)
     protocols: tuple[str, ...] = option(
         ("transductive", "support_statistics"),
-        "Batch statistics of query images: all queries together (the paper), the support's, or "
-        "the support's with each query alone (slow).",
+        "Images whose batch statistics normalise the queries: all queries (the paper), the "
+        "support, or the support and one query at a time (slow).",
         choices=PROTOCOLS,
     )
 
     task_batching: str = option("auto", BATCHING_HELP, internal=True)
     clip: float | None = option(
         None,
-        "Bound for each element of the meta-gradient; 0 for none.",
+        "Bound of each element of the meta-gradient; 0 for none.",
         minimum=0,
         internal=True,
     )
     num_layers: int = option(4, "Convolutional layers.", minimum=1, maximum=1_000, internal=True)
     pooling: str | None = option(
         None,
-        "Convolutions of stride 2 and a mean, or 2x2 max-pooling.",
+        "Convolutions of stride 2 and a final mean, or 2x2 max-pooling.",
         choices=POOLINGS,
         internal=True,
     )
@@ -134,12 +136,12 @@ class Config:
     )
     norm: str = option(
         "batch",
-        "Normalisation; batch has an offset and no scale, as the original.",
+        "Normalisation; batch has an offset and no scale, as in the original code.",
         choices=NORMS,
         internal=True,
     )
     adapt_norm: bool = option(
-        False, "Adapt the parameters of normalisation in the inner loop.", internal=True
+        False, "Adapt the parameters of the normalisation in the inner loop.", internal=True
     )
     dtype: str = option(
         "float32",
@@ -149,8 +151,8 @@ class Config:
     )
     data_placement: str = option(
         "auto",
-        "Training images whole on every device (replicated), or their classes spread over the "
-        "devices (sharded: slower, same results); auto: whole where they fit.",
+        "Training images: all on every device (replicated), or classes spread over the devices "
+        "(sharded; slower, same results). auto: replicated if they fit.",
         choices=("auto", "replicated", "sharded"),
         internal=True,
     )
@@ -160,12 +162,10 @@ class Config:
         choices=("lanczos", "bilinear", "nearest"),
         internal=True,
     )
-    split_seed: int = option(
-        0, "Seed of splits that are drawn at random.", minimum=0, internal=True
-    )
+    split_seed: int = option(0, "Seed of random splits.", minimum=0, internal=True)
     split_fractions: tuple[float, ...] = option(
         (0.64, 0.16, 0.2),
-        "Shares of classes for train, val and test, of a folder without such folders.",
+        "Shares of classes for train, val and test, in a folder without folders for splits.",
         minimum=0,
         maximum=1,
         repeats=True,
@@ -173,19 +173,19 @@ class Config:
     )
     validate_every: int = option(500, "Meta-steps between validations.", minimum=1, internal=True)
     validation_tasks: int = option(
-        200, "Validation episodes, to choose the model by.", minimum=2, internal=True
+        200, "Validation episodes that select the parameters.", minimum=2, internal=True
     )
     report_steps: int | None = option(
         None,
-        "Gradient steps that the paper reports, and that the model is chosen by.",
+        "Gradient steps of the paper's numbers and of validation.",
         minimum=0,
         internal=True,
     )
     eval_steps: int = option(10, "Gradient steps of the evaluation.", minimum=0, internal=True)
     eval_queries: tuple[int, ...] = option(
         (),
-        "Query images of a class in the evaluation, each a row; 0: K. Empty: of a folder as in "
-        "training, else 0 and 15.",
+        "Query images of a class in the evaluation; each makes rows; 0: K. Empty: as in training "
+        "for a folder, else 0 and 15.",
         minimum=0,
         internal=True,
     )
@@ -200,11 +200,11 @@ class Config:
     )
 
     def like(self) -> str:
-        """What the defaults are for: characters or photographs."""
+        """The kind of images that selects the defaults: characters or photographs."""
         return "photographs" if self.dataset in ("mini_imagenet", "folder") else "characters"
 
     def derived(self) -> dict[str, Any]:
-        """Values of the fields that are None or empty."""
+        """Values of the fields whose default is None or empty."""
         if self.like() == "photographs":
             values = photographs(self.num_ways, self.num_shots, self.train_queries)
         else:
@@ -212,7 +212,7 @@ class Config:
         values["eval_queries"] = (0, 15)
         if self.dataset == "folder":
             values["eval_queries"] = (values["train_queries"],)
-            del values["image_size"]  # that of the images
+            del values["image_size"]  # read from the images
         return values
 
     def __post_init__(self):
@@ -258,7 +258,7 @@ class Config:
 
     @property
     def channels(self) -> int:
-        """1 for grey images, 3 for colour."""
+        """Channels of an image: 1 for grey, 3 for colour."""
         return data.KINDS[self.image_kind][0]
 
     @property
@@ -268,7 +268,7 @@ class Config:
 
     @property
     def shared(self) -> Config:
-        """The key of data and programs that members share."""
+        """The configuration without swept settings: the key of shared data and programs."""
         return without_swept(self)
 
     @property
@@ -280,11 +280,11 @@ class Config:
 
     @property
     def setting(self) -> str:
-        """As results name it; other data than the paper's is named, and its numbers kept away."""
+        """Name in results; marks data that must not be compared with the paper's."""
         return f"{self.num_ways}-way {self.num_shots}-shot{OTHER_DATA.get(self.dataset, '')}"
 
     @property
     def maml_name(self) -> str:
-        """Name of the meta-learned method in stages and results."""
+        """Name of MAML's stage and rows; departures from the paper become part of the name."""
         name = "first_order" if self.mode == "first_order" else "maml"
         return name if self.network == "conv" else f"{name}, not convolutional"

@@ -1,4 +1,4 @@
-"""The images that a run trains, validates and tests on."""
+"""Reads the images of a run: training, validation and test classes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from maml_jax.text import printable
 from ..core import places, process
 from ..core.config import ConfigError
 
-KINDS = {"colour": (3, False), "grey": (1, False), "ink": (1, True)}  # channels; dark is 1
-SIZES = 16, 84  # pixels that the images of a folder are brought to, at least and at most
+KINDS = {"colour": (3, False), "grey": (1, False), "ink": (1, True)}  # channels, inverted
+SIZES = 16, 84  # pixels: smallest and largest default side of a folder's images
 GLYPH_CLASSES = {"train": 200, "val": 60, "test": 100}  # synthetic
 GLYPH_EXAMPLES = 20
 
@@ -32,29 +32,31 @@ class Images(NamedTuple):
 
     Attributes:
         train: in host memory.
-        validation: on the device; None where the data has no such classes.
+        validation: on the device; None for data without validation classes.
         test: on the device.
+        classes: names of the training classes.
         spread: whether training spreads the classes of `train` over the devices.
     """
 
     train: ImageSet
     validation: ImageSet | None
     test: ImageSet
+    classes: tuple[str, ...]
     spread: bool = False
 
 
 def load(config: Any) -> Images:
-    """Reads the data set of a configuration and checks that its episodes can be drawn.
+    """Reads the data set of a configuration and checks that it suffices for the episodes.
 
     Raises:
-        ConfigError: the data is missing or is not what it should be.
+        ConfigError: the data is missing or unusable.
     """
     return _load(config.shared)
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Makes sentences for the command line of a data set's errors and warnings."""
+    """Turns a data set's errors into `ConfigError` and its warnings into notes on stderr."""
     if importlib.util.find_spec("PIL") is None:
         raise ConfigError("images need Pillow: pip install 'maml-jax[images]'.")
     from maml_jax.classification.datasets import DataError, DataWarning
@@ -81,18 +83,19 @@ def explained() -> Iterator[None]:
 def _load(config: Any) -> Images:
     with explained():
         places.cache_dir().mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(places.cache_dir() / ".lock"):  # one process prepares, others wait
+        with filelock.FileLock(places.cache_dir() / ".lock"):  # one process prepares the cache
             splits = _read(config)
         _describe(config, splits)
         _check(config, splits)
     sets = {name: classes.image_set for name, classes in splits.items()}
     spread = _is_spread(config, sets["train"])
     on_device = {n: jax.tree.map(jnp.asarray, s) for n, s in sets.items() if n != "train"}
-    return Images(sets["train"], on_device.get("val"), on_device["test"], spread)
+    names = splits["train"].names
+    return Images(sets["train"], on_device.get("val"), on_device["test"], names, spread)
 
 
 def _check(config: Any, splits: dict[str, Any]) -> None:
-    """Raises unless episodes can be drawn from the splits."""
+    """Raises unless the splits suffice for the episodes."""
     from maml_jax.classification import datasets
 
     for name in ("train", "test"):
@@ -118,7 +121,7 @@ def _check(config: Any, splits: dict[str, Any]) -> None:
 
 
 def _describe(config: Any, splits: dict[str, Any]) -> None:
-    """Says what was read, and for a folder which flags would have it read in another way."""
+    """Prints the data's source and size; for a folder also the flags that change the reading."""
     from maml_jax.classification import datasets
 
     what = "synthetic glyphs"
@@ -130,13 +133,13 @@ def _describe(config: Any, splits: dict[str, Any]) -> None:
 
 
 def _is_spread(config: Any, image_set: ImageSet) -> bool:
-    """Whether classes are spread over devices: if half of what is left does not hold them whole."""
+    """Whether classes are spread over devices; auto: if they exceed half of the free memory."""
     if config.data_placement != "auto":
         return config.data_placement == "sharded"
     available = process.available_memory()
     if available is None or config.plain_methods or jax.device_count() == 1:
         return False
-    if jax.default_backend() == "cpu":  # whose devices share one memory
+    if jax.default_backend() == "cpu":  # CPU devices share one memory
         available //= jax.local_device_count()
     return np.asarray(image_set.images).nbytes > available / 2
 
@@ -146,7 +149,7 @@ def _read(config: Any) -> dict[str, Any]:
 
     data, cache = places.data_dir(), places.cache_dir()
     if config.dataset == "synthetic":
-        print("synthetic glyphs: results say nothing about real data", file=sys.stderr)
+        print("synthetic glyphs: results do not carry over to real data", file=sys.stderr)
         return {
             name: datasets.synthetic_glyphs(
                 count,
@@ -162,8 +165,8 @@ def _read(config: Any) -> dict[str, Any]:
 
         if not omniglot.has_archives(data):
             print(
-                f"Omniglot's archives are not in {data}: if they were not read before, 15 MB are "
-                f"downloaded from {omniglot.URL}",
+                f"Omniglot's archives are not in {data}: unless prepared data is in the cache, "
+                f"15 MB are downloaded from {omniglot.URL}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -187,17 +190,17 @@ def _read(config: Any) -> dict[str, Any]:
 
 
 def reading(config: Any) -> Any:
-    """How the image files of a configuration's data set are read."""
+    """How image files are decoded: size, channels, inversion, resampling."""
     from maml_jax.classification.datasets import Reading
 
     return Reading(config.image_size, *KINDS[config.image_kind], config.resample)
 
 
 def size_of_folder() -> int:
-    """The side, pixels, that suits the images in the data folder: the usual shorter side of theirs.
+    """The default side of a folder's images, pixels: their usual shorter side, within `SIZES`.
 
     Raises:
-        ConfigError: there are no images in it.
+        ConfigError: the data folder has no images.
     """
     with explained():
         from maml_jax.classification.datasets.folder import usual_size

@@ -1,4 +1,4 @@
-"""Settings that follow from data set, ways and shots: the paper's, where it has them."""
+"""Default settings by kind of images, ways and shots; the paper's where it states them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def characters(num_ways: int, num_shots: int) -> dict[str, Any]:
-    """As the paper has them for Omniglot."""
+    """Defaults for characters: the paper's settings for Omniglot (appendix A.1)."""
     many = num_ways >= 20
     return {
         "train_queries": num_shots,
@@ -25,10 +25,10 @@ def characters(num_ways: int, num_shots: int) -> dict[str, Any]:
 
 
 def photographs(num_ways: int, num_shots: int, train_queries: int | None) -> dict[str, Any]:
-    """As the original code has them for MiniImagenet.
+    """Defaults for photographs: the original code's settings for MiniImagenet.
 
-    The paper's text has 2 tasks a meta-batch for 5-shot; the code's command has 4 for both. The
-    code bounds by 10 the gradient of a loss that is N * queries / K times the mean.
+    The paper's text has 2 tasks a meta-batch for 5-shot, the code's command 4 for 1-shot and
+    5-shot. The code clips at 10 the gradient of a loss that is N * queries / K times the mean.
     """
     queries = train_queries or 15
     return {

@@ -1,4 +1,4 @@
-"""Accuracy of each method on test episodes, in each protocol, and an episode to look at."""
+"""Evaluates each method on test episodes, in each protocol; records one episode for the figure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..core.results import make_row
 from ..core.stages import Outcome
 from . import accuracy, data
 from .config import Config
+from .model import num_training_classes
 from .network import make_network
-from .stages import num_training_classes
 
-TEST_SEED = 1_000_001  # of no training run: those are smaller
-TUNING_RATES = tuple(float(r) for r in np.logspace(-3, 1, 9))  # for fine-tuning baselines
-STAGES = {  # whose checkpoint a method takes, where it is named otherwise
+TEST_SEED = 1_000_001  # seeds of training runs are smaller
+TUNING_RATES = tuple(float(r) for r in np.logspace(-3, 1, 9))  # step sizes of fine-tuning
+STAGES = {  # the stage of a method, where their names differ
     "fine-tuning": "pretrained",
     "nearest neighbour": "pretrained",
     "matching nets": "matching",
@@ -35,7 +35,7 @@ PROTOCOL_NOTES = {
 
 
 def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> Outcome:
-    """Accuracy of each method on the same test episodes, in every protocol asked for."""
+    """Measures each method's accuracy on the same test episodes, in each protocol."""
     images = data.load(config)
     methods = _methods(config, seed, selections)
     chosen = {
@@ -58,17 +58,17 @@ def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> 
                 arrays |= _episode(config, selections[config.maml_name].best_params, tasks)
     for name, selection in selections.items():
         arrays[f"best_step/{name}"] = np.asarray(selection.best_step)
-    return Outcome(rows, arrays)
+    return Outcome(rows, arrays, images.classes)
 
 
 def setting_of(config: Config, queries: int, protocol: str) -> str:
-    """As results name what is measured; what is not as the paper is named."""
+    """Names the measurement in results; departures from the paper become part of the name."""
     note = "" if queries == config.num_shots else f", {queries} queries"
     return config.setting + note + PROTOCOL_NOTES[protocol]
 
 
 def _episode(config: Config, params: Params, tasks: Task) -> dict[str, np.ndarray]:
-    """The first test episode and what the adapted model says, for the figure."""
+    """The first test episode with the adapted model's answers, for the figure."""
     network = make_network(config)
     support, query = jax.tree.map(lambda x: x[0], tasks)
 
@@ -102,7 +102,7 @@ Accuracies = Callable[[Task, str], tuple[dict[int | None, np.ndarray], dict[str,
 def _methods(
     config: Config, seed: int, selections: Mapping[str, Selection]
 ) -> dict[str, Accuracies]:
-    """For each method a function of test tasks and protocol to accuracies [T] by gradient step."""
+    """By method, a function from test tasks and protocol to accuracies [T] by gradient step."""
     methods: dict[str, Accuracies] = {}
     if config.maml_name in selections:
         params = selections[config.maml_name].best_params
@@ -113,7 +113,7 @@ def _methods(
             started = baselines.with_new_head(trunk, config.num_ways)
             methods["fine-tuning"] = _fine_tuning(config, started)
         if "nearest_neighbour" in config.methods:
-            num_classes = num_training_classes(config, data.load(config))
+            num_classes = num_training_classes(config, data.load(config).classes)
             methods["nearest neighbour"] = _not_adapting(
                 config, "nearest_neighbour", num_classes, trunk
             )
@@ -127,10 +127,10 @@ def _methods(
 
 
 def _adapting(config: Config, params: Params, rate: Any) -> Accuracies:
-    """A method that takes gradient steps on the support set."""
+    """Accuracies of a method that takes gradient steps on the support set."""
 
     def accuracies(tasks: Task, protocol: str) -> Any:
-        one = protocol == "one_query"  # a forward pass for each query image
+        one = protocol == "one_query"  # slow: a forward pass for each query image
         last = config.report_steps if one else config.eval_steps
         evaluate_fn = accuracy.adapting(config.shared, last, protocol, last_only=one)
         per_task = evaluate_fn(params, with_support_images(tasks), rate).per_task["accuracy"]
@@ -141,8 +141,8 @@ def _adapting(config: Config, params: Params, rate: Any) -> Accuracies:
 
 
 def _fine_tuning(config: Config, params: Params) -> Accuracies:
-    """Fine-tuning with the step size that does best on validation episodes."""
-    # `make_stages` has seen to it that there are validation classes.
+    """Accuracies of fine-tuning, with the step size that is best on validation episodes."""
+    # `make_stages` has checked that validation classes exist.
     tasks = with_support_images(
         accuracy.validation_episodes(config.shared, accuracy.TUNING_SEED, accuracy.TUNING_TASKS)
     )
@@ -153,7 +153,7 @@ def _fine_tuning(config: Config, params: Params) -> Accuracies:
 
 
 def _not_adapting(config: Config, method: str, num_outputs: int, params: Params) -> Accuracies:
-    """A method that takes no gradient steps."""
+    """Accuracies of a method without gradient steps."""
 
     def accuracies(tasks: Task, protocol: str) -> Any:
         evaluate_fn = accuracy.not_adapting(config.shared, method, num_outputs, protocol)

@@ -1,4 +1,4 @@
-"""The network that the settings describe."""
+"""Builds the network of a configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from .config import Config
 
 
 def make_network(config: Config, num_outputs: int | None = None) -> ImageNetwork:
-    """The classifier, by default with N outputs.
+    """Builds the classifier.
+
+    Args:
+        config: of the run.
+        num_outputs: default N.
 
     Raises:
         ConfigError: the images are too small for its layers.

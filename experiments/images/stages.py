@@ -1,6 +1,6 @@
-"""What is meta-trained: a stage for each method.
+"""Builds a training stage for each method.
 
-A stage keeps the parameters that do best on validation episodes; the evaluation takes those.
+A stage selects the parameters with the best accuracy on validation episodes.
 """
 
 from __future__ import annotations
@@ -39,23 +39,25 @@ from ..core.stages import Stage
 from . import accuracy, data
 from .config import Config
 from .data import Images
+from .model import num_training_classes
 from .network import make_network
 
-FLAGS = {"mode": "meta_gradient", "batching": "set=task_batching"}  # by argument of the library
+FLAGS = {"mode": "meta_gradient", "batching": "set=task_batching"}  # by library argument
 
 
 def make_stages(config: Config) -> list[Stage]:
-    """One stage for each method that is trained.
+    """Builds the stages, one for each trained method.
 
     Raises:
-        ConfigError: a method needs validation classes, and there are none.
+        ConfigError: the data is missing or unusable, or has no validation classes for a method that
+            needs them.
     """
     images = data.load(config)
     tuned = [m for m in ("pretrained", "random") if m in config.methods]
     if tuned and images.validation is None:
         raise ConfigError(
-            f"--methods={','.join(tuned)}: fine-tuning takes the step size that does best on "
-            "validation classes, and this splitting has none."
+            f"--methods={','.join(tuned)}: fine-tuning selects its step size on validation "
+            "classes, and this splitting has none."
         )
     stages = []
     if "maml" in config.methods:
@@ -65,12 +67,6 @@ def make_stages(config: Config) -> list[Stage]:
     if "matching" in config.methods:
         stages.append(_matching_stage(config, images))
     return stages
-
-
-def num_training_classes(config: Config, images: Images) -> int:
-    """What the pretrained network tells apart: all training classes, turned ones included."""
-    turns = 4 if config.rotations != "none" else 1
-    return turns * images.train.images.shape[0]
 
 
 def _maml_stage(config: Config, images: Images) -> Stage:
@@ -123,7 +119,7 @@ def _matching_stage(config: Config, images: Images) -> Stage:
 
 
 def _pretraining_stage(config: Config, images: Images) -> Stage:
-    num_classes = num_training_classes(config, images)
+    num_classes = num_training_classes(config, images.classes)
     network = make_network(config, num_classes)
     rotations = "classes" if config.rotations != "none" else "none"
 
@@ -169,7 +165,7 @@ def _stage(
     num_steps: int | None = None,
     before_training: Callable[[Mesh], None] | None = None,
 ) -> Stage:
-    """A stage that trains on the images, by default on the episodes of the configuration."""
+    """A stage on the training images; by default with the episodes of the configuration."""
     specs = (CLASS_SPECS,) if images.spread else PartitionSpec()
 
     def train_set(mesh: Mesh) -> tuple[Any, ...]:
@@ -201,7 +197,7 @@ def _stage(
 
 
 def _say_memory(images: ImageSet, num_devices: int, parts: int) -> None:
-    """What the training images take on each device."""
+    """Prints the memory of the training images on each device."""
     each = np.asarray(images.images).nbytes / 1e6 / parts
     how = "classes spread over the devices" if parts > 1 else "whole"
     say(f"  training images: {each:,.0f} MB on each of {num_devices} device(s), {how}")
@@ -214,11 +210,11 @@ def warn_if_too_large(
     task: Task,
     mesh: Mesh,
 ) -> None:
-    """Warns on stderr if the meta-gradient of a run will not fit, and names the flag that helps."""
+    """Warns on stderr if the meta-gradient exceeds the memory, and names the flag that helps."""
     available = process.available_memory()
     if available is None:
         return
-    if mesh.devices.flat[0].platform == "cpu":  # whose devices share one memory
+    if mesh.devices.flat[0].platform == "cpu":  # CPU devices share one memory
         available //= len(mesh.local_devices)
     chunk = resolve_batching(config.batching, config.num_tasks // mesh.shape[TASK_AXIS])
     advice = advise(

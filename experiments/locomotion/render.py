@@ -46,13 +46,13 @@ def render(run: Any, film_goal: str, film_updates: str) -> None:
     """
     config = run.settings
     updates = _parse_updates(film_updates)
-    method = next((name for name in ADAPTED if name in run.states), None)
+    method = next((name for name in ADAPTED if name in run.params), None)
     if method is None:
         raise ConfigError("the run trained no policy that adapts (--methods=maml) to film.")
     goal = _parse_goal(film_goal, config)
     physics = make_physics(config)
     problem = make_problem(config, make_environment(config), method)
-    policies = _adapted(config, problem, run.states[method].best_params, goal, max(updates))
+    policies = _adapted(config, problem, run.params[method], goal, max(updates))
     play = make_player(problem.env, problem.policy, goal, physics.pose)
     films = []
     for count in updates:

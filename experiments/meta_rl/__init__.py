@@ -12,10 +12,11 @@ from typing import Any
 from maml_jax.fitting import Selection
 from maml_jax.reinforcement import Environment
 
+from ..core.config import ConfigError
 from ..core.process import device_per_core
-from ..core.stages import Experiment, Outcome, Stage
+from ..core.stages import Blueprint, Experiment, Outcome, Stage
 from . import evaluation
-from .config import Config
+from .config import ADAPTED, METHODS, Config, make_problem
 from .returns import Watch
 from .stages import make_stages
 
@@ -55,6 +56,11 @@ def meta_rl_experiment(
             settings, seed, env, setting(settings), watch(settings), selections
         )
 
+    def blueprint(settings: Any, method: str, classes: tuple[str, ...]) -> Blueprint:
+        del classes
+        description = {"tasks": setting(settings)}
+        return make_blueprint(settings, make_environment(settings), method, description)
+
     return Experiment(
         name=name,
         summary=summary,
@@ -63,9 +69,45 @@ def meta_rl_experiment(
         stages=stages,
         evaluate=evaluate,
         figure=figure,
+        blueprint=blueprint,
         cpu_threads=1,
         cpu_devices=device_per_core,
         **others,
+    )
+
+
+def make_blueprint(
+    config: Config, env: Environment, method: str, description: Mapping[str, Any]
+) -> Blueprint:
+    """The blueprint of a stage's parameters: the policy, and its inner loop on episodes.
+
+    Args:
+        config: of the run.
+        env: of the run.
+        method: name of the stage.
+        description: of the tasks, as JSON.
+
+    Raises:
+        ConfigError: no such method, or a policy that does not fit the environment.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"the method must be one of {', '.join(METHODS)}; received {method!r}.")
+    problem, adapts = make_problem(config, env, method), method in ADAPTED
+    recurrent = config.policy == "recurrent"
+    network = {
+        "kind": f"{'recurrent' if recurrent else 'fully connected'} Gaussian policy",
+        **({"num_units": config.num_units} if recurrent else {}),
+        **({} if recurrent else {"hidden_sizes": list(config.hidden_sizes)}),
+        "num_observations": problem.env.num_observations,
+        "num_actions": problem.env.num_actions,
+    }
+    return Blueprint(
+        problem.policy,
+        {"network": network, **description},
+        problem=problem,
+        inner_lr=config.inner_lr if adapts else None,
+        num_inner_steps=config.inner_steps if adapts else None,
+        inner={"batch_per_step": True},
     )
 
 

@@ -5,8 +5,8 @@
     python -m experiments.sinusoid --workdir=DIR --num_seeds=3 --inner_lr=0.001,0.01
     python -m experiments.sinusoid --workdir=DIR --mode=adapt --support=points.csv
 
-One model of each kind is trained, and then adapted with each K of --num_shots. Every method is
-evaluated on the same test functions, on an even grid of inputs.
+A run trains each method once and adapts it with each K of --num_shots. All methods are evaluated on
+the same test functions, on an even grid of inputs.
 """
 
 from ..core.command import main

@@ -1,4 +1,4 @@
-"""Settings of the sinusoid: about fifteen that a user chooses, and those with one good value."""
+"""Settings of the sinusoid experiment, and its network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ AVERAGED = {"averaged": "none", "averaged_l2": "l2", "averaged_to_mean": "to_mea
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run. Defaults are the paper's, but for two, which decide the numbers.
+    """Settings of a run; defaults are the paper's (section 5.1), with two departures.
 
-    The paper's text says alpha = 0.01; the authors' code has, and its command for this experiment
-    uses, 0.001. At 0.01 (preset `paper_text`) adaptation to 5 points is at the edge of stability
-    for more steps than were trained for. The paper does not say how weights start; the code's
-    truncated normal does worse here than He's. Figures: docs/why_your_maml_differs.md.
+    The step size alpha is 0.001, as in the original code's command; the paper's text has 0.01
+    (preset `paper_text`), with which more steps than in training are barely stable on 5 points.
+    Weights start from He's distribution; the paper does not state one, and the original code's
+    truncated normal gives larger errors here. Numbers: docs/why_your_maml_differs.md.
     """
 
     methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
@@ -42,8 +42,8 @@ class Config:
     meta_lr: float = option(1e-3, "Step size of the meta-optimizer, Adam.", above=0, sweep=True)
     meta_gradient: str = option(
         "auto",
-        "How MAML's inner loop is differentiated. first_order is another method; the others give "
-        "the same results. auto: mixed.",
+        "How MAML's inner loop is differentiated. first_order drops second-order terms; the others "
+        "give the same results. auto: mixed.",
         choices=META_GRADIENTS,
     )
     hidden_sizes: tuple[int, ...] = option(
@@ -51,7 +51,8 @@ class Config:
     )
     initializer: str = option(
         "he_normal",
-        "Of the weights: He, or the original code's truncated normal of deviation 0.01.",
+        "Initial weights: He's normal, the original code's truncated normal of deviation 0.01, or "
+        "Glorot's uniform.",
         choices=tuple(INITIALIZERS),
     )
     num_shots: tuple[int, ...] = option((5, 10, 20), "K of the evaluation.", minimum=1)
@@ -60,18 +61,18 @@ class Config:
     num_networks: int = option(500, "Single-task networks to average.", minimum=2)
     network_steps: int = option(20_000, "Training steps of each single-task network.", minimum=1)
     steps_per_call: int = option(
-        1_000, "Meta-steps between entries of the log; a run stops and saves there.", minimum=1
+        1_000, "Meta-steps of one dispatch; a run logs, stops and saves in between.", minimum=1
     )
-    train_queries: int = option(10, "Points a task for the meta-loss.", minimum=1, internal=True)
+    train_queries: int = option(10, "Points of a task for the meta-loss.", minimum=1, internal=True)
     eval_points: int = option(100, "Grid points of the test error.", minimum=2, internal=True)
     validation_tasks: int = option(
-        200, "Functions for tuning baselines' step size.", minimum=2, internal=True
+        200, "Validation functions for the baselines' step size.", minimum=2, internal=True
     )
     network_points: int = option(
-        20, "Points a step for each single-task network.", minimum=1, internal=True
+        20, "Points of a training step of each single-task network.", minimum=1, internal=True
     )
     l2_coefficient: float = option(
-        3e-3, "Weight of single-task networks' squared norm.", minimum=0, internal=True
+        3e-3, "Weight of the single-task networks' squared norm.", minimum=0, internal=True
     )
     to_mean_coefficient: float = option(
         1e-3, "Weight of their squared distance to the mean.", minimum=0, internal=True
@@ -82,14 +83,14 @@ class Config:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The methods of the run, as results name them, in the order of METHODS."""
+        """The methods of the run by their names in results, in the order of METHODS."""
         chosen = set(self.methods)
         if self.meta_gradient == "first_order" and "maml" in chosen:
             chosen = chosen - {"maml"} | {"first_order"}
         return tuple(name for name in METHODS if name in chosen)
 
     def mode(self, method: str) -> str:
-        """How the core differentiates the inner loop of a method."""
+        """The mode that differentiates the inner loop of a method."""
         if method == "first_order":
             return "first_order"
         return "mixed" if self.meta_gradient == "auto" else self.meta_gradient
@@ -103,5 +104,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_network(config: Config, num_inputs: int = 1) -> Network:
-    """The regression network; the oracle's has 3 inputs."""
+    """Builds the regression network; the oracle's has 3 inputs."""
     return mlp(num_inputs, 1, config.hidden_sizes, initializer=config.initializer)

@@ -1,4 +1,4 @@
-"""Errors of each method after 0 to S steps, on the same test functions, and fits to draw."""
+"""Evaluates each method after 0 to S steps on the same test functions; records fits to draw."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..core.results import make_row
 from ..core.stages import Outcome
 from .config import ADAPTED, AVERAGED, Config, make_network
 
-TEST_SEED, VALIDATION_SEED = 1_000_001, 1_000_002  # of no training run: those are smaller
-TUNING_RATES = tuple(float(r) for r in np.logspace(-4, 0, 25))  # for the baselines
+TEST_SEED, VALIDATION_SEED = 1_000_001, 1_000_002  # seeds of training runs are smaller
+TUNING_RATES = tuple(float(r) for r in np.logspace(-4, 0, 25))  # baselines' step sizes
 
 
 def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> Outcome:
     """Adapts the parameters of every method to the same test functions.
 
-    MAML takes the step size that it was trained with, the baselines the one that does best on
-    validation functions; the oracle knows amplitude and phase, and is not adapted.
+    MAML uses its step size of training, each baseline the step size with the least error on
+    validation functions. The oracle has amplitude and phase as inputs and is not adapted.
     """
     del seed  # test and validation functions are the same for all seeds
     draw = jax.jit(sinusoid.sample_fixed_tasks, static_argnums=(1, 2))
@@ -38,9 +38,9 @@ def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> 
     )
     few_shot = jax.jit(sinusoid.few_shot_tasks, static_argnums=(1, 2, 3))
     programs = without_swept(config)
+    final = {name: final_params(name, selection) for name, selection in selections.items()}
     rows, arrays = [], {"grid": np.asarray(sinusoid.grid_inputs(config.eval_points)[:, 0])}
-    for name, selection in selections.items():
-        params = final_params(name, selection)
+    for name, params in final.items():
         for shots in config.num_shots:
             setting = f"K={shots}"
             if name == "oracle":
@@ -64,38 +64,38 @@ def evaluate(config: Config, seed: int, selections: Mapping[str, Selection]) -> 
                 [np.asarray(x) for x in task.support], axis=1
             )
             arrays["truth"] = np.asarray(task.query.targets[:, 0])
-    return Outcome(rows, arrays)
+    return Outcome(rows, arrays, params=final)
 
 
 def final_params(name: str, selection: Selection) -> Params:
-    """The parameters that a method is adapted from."""
+    """The parameters of a method before adaptation; averages single-task networks."""
     params = selection.best_params
     return baselines.average_networks(params) if name in AVERAGED else params
 
 
 def _curve(config: Config) -> Callable[..., Metrics]:
-    """`curve(params, task, inner_lr)`: errors [S + 1] of one task, under "loss"."""
+    """Makes `curve(params, task, inner_lr)`: errors [S + 1] of one task, as "loss"."""
     loss_fn = mean_squared_error(make_network(config).apply)
     return functools.partial(adaptation_curve, loss_fn, num_inner_steps=config.eval_steps)
 
 
-# Each is compiled once for all members of a run: they differ in step sizes alone.
+# The programs below compile once for all members of a run, which differ in step sizes only.
 @functools.lru_cache(maxsize=1)
 def _curve_fn(config: Config) -> Callable[..., Evaluation]:
-    """`evaluate(params, tasks, inner_lr)`, errors after 0 to S steps."""
+    """Makes `evaluate(params, tasks, inner_lr)`: errors after 0 to S steps."""
     return make_evaluate_fn(_curve(config))
 
 
 @functools.lru_cache(maxsize=1)
 def _oracle_fn(config: Config) -> Callable[..., Evaluation]:
-    """`evaluate(params, tasks)`, errors of a network that is not adapted."""
+    """Makes `evaluate(params, tasks)`: errors of a network without adaptation."""
     loss_fn = mean_squared_error(make_network(config, num_inputs=3).apply)
     return make_evaluate_fn(lambda params, task: {"loss": loss_fn(params, task.query)[0]})
 
 
 @functools.lru_cache(maxsize=1)
 def _tuning_fn(config: Config) -> Callable[[Params, Task], Array]:
-    """`tune(params, tasks)`, the step size with the least error after 1 to S steps."""
+    """Makes `tune(params, tasks)`: the step size with the least mean error of steps 1 to S."""
     curve = _curve(config)
 
     @jax.jit
@@ -110,7 +110,7 @@ def _tuning_fn(config: Config) -> Callable[[Params, Task], Array]:
 
 @functools.lru_cache(maxsize=1)
 def _fit_fn(config: Config) -> Callable[..., Array]:
-    """`fit(params, task, inner_lr)`, predictions [S + 1, grid] for one task."""
+    """Makes `fit(params, task, inner_lr)`: predictions [S + 1, grid] of one task."""
     network = make_network(config)
     grid = sinusoid.grid_inputs(config.eval_points)
 

@@ -1,4 +1,4 @@
-"""Adapting a trained regression model to points that a user brings in a CSV file."""
+"""`--mode=adapt`: adapts a trained regression model to points in a user's CSV file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from maml_jax.text import printable
 from ..core.config import ConfigError
 from . import figure
 
-# As people write numbers; `float` takes "1_0" and the digits of every script, too.
+# Plain decimal numbers; `float` also accepts "1_0" and the digits of every script.
 NUMBER = re.compile(
     r"[+-]?(nan|inf(inity)?|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)", re.ASCII | re.IGNORECASE
 )
 
 
 class PointsError(ConfigError):
-    """A file of points that cannot be used; the message names file, line and column."""
+    """A file of points is unusable; the message names file, line and column."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
@@ -38,16 +38,15 @@ def read_points(path: str | Path, columns: tuple[str, ...], at_least: int) -> np
 
     Args:
         path: of the file.
-        columns: names that its header must have; it may have others, in any order.
-        at_least: how many rows are needed.
+        columns: names that the header must have, in any order; further columns are ignored.
+        at_least: the required number of rows.
 
     Returns:
         [rows, columns], float32.
 
     Raises:
-        PointsError: no such file, a column that is missing or there twice, too few rows, a row with
-            more cells than the header, or a value that is not a finite number; with file, line and
-            column.
+        PointsError: the file is missing, a column is missing or repeated, there are too few rows, a
+            row has more cells than the header, or a value is not a finite number.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -113,12 +112,21 @@ def adapt_to_points(
     predict_at: str,
     workdir: Path,
 ) -> None:
-    """Adapts to the points of one file, predicts at those of another, and writes both down.
+    """Adapts to the points of one file and predicts at the inputs of another.
 
     Writes `predictions.csv` (columns x, before, after) and `adapted.png` into `workdir`.
 
+    Args:
+        network: of the model.
+        params: of the model, before adaptation.
+        inner_lr: alpha.
+        num_steps: gradient steps.
+        support: CSV file with columns x, y.
+        predict_at: CSV file with a column x; "" for an even grid.
+        workdir: folder for the files.
+
     Raises:
-        PointsError: a file that cannot be used, or no support file.
+        PointsError: a file is unusable, there is no support file, or adaptation diverges.
     """
     if not support:
         raise PointsError("--mode=adapt needs --support=FILE, a CSV file with columns x,y.")
@@ -136,8 +144,8 @@ def adapt_to_points(
     before, after = (np.asarray(network.apply(p, inputs)[:, 0]) for p in (params, adapted))
     if not np.isfinite(after).all():
         raise PointsError(
-            f"adapting to {support} diverged: the points are far from what the model was trained "
-            f"on (x in [{INPUTS[0]:g}, {INPUTS[1]:g}], |y| up to 5). Rescale them."
+            f"adapting to {support} diverged: the points are far from those of training "
+            f"(x in [{INPUTS[0]:g}, {INPUTS[1]:g}], |y| up to 5). Rescale them."
         )
     path = workdir / "predictions.csv"
     with path.open("w", newline="") as file:
