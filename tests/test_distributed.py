@@ -186,7 +186,7 @@ def test_flags_that_contradict_each_other_are_named(tmp_path):
     process = start_run(tmp_path / "run", "--coordinator=localhost:1")
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
-    assert "--coordinator needs --num_processes, --process_id beside it" in err
+    assert "--coordinator needs --num_processes, --process_id, too" in err
 
 
 def worker(directory, steps, processes, devices):
