@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+
 from maml_jax import confidence_interval
 
 ROOT = Path(__file__).resolve().parents[1]
