@@ -13,7 +13,7 @@ LOWER_IS_BETTER = ("mse",)
 
 
 def closing(run: Mapping[str, Any]) -> str:
-    """Compares MAML with pretraining after one gradient step; returns "" unless the run has both.
+    """Compares MAML with pretraining after one gradient step; "" if the run has not both.
 
     Args:
         run: with the rows of `results.json`; the first setting is compared.
