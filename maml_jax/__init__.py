@@ -24,7 +24,7 @@ Example:
     (-1.5, 2.25)
 """
 
-from maml_jax import algorithms
+from maml_jax import algorithms, pooling, task_gradients
 from maml_jax.evaluation import Evaluation, adaptation_curve, confidence_interval, make_evaluate_fn
 from maml_jax.finiteness import check_finite
 from maml_jax.fitting import Selection, fit
@@ -71,5 +71,7 @@ __all__ = [
     "meta_loss",
     "meta_step",
     "over_members",
+    "pooling",
+    "task_gradients",
     "task_mesh",
 ]

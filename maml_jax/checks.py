@@ -144,11 +144,11 @@ def check_loss_output(output: Any, what: str) -> tuple[Array, Metrics]:
     if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)):
         raise TypeError(
             f"{what} must return a pair (loss, metrics) with metrics a dict, which may be empty; "
-            f"received {_describe(output)}."
+            f"received {describe(output)}."
         )
     loss, metrics = output
     if not has_dtype(loss):
-        raise TypeError(f"{what} must return an array as its loss; received {_describe(loss)}.")
+        raise TypeError(f"{what} must return an array as its loss; received {describe(loss)}.")
     if jnp.shape(loss) != ():
         raise ValueError(
             f"{what} must return a scalar loss for one task; received shape {jnp.shape(loss)}. "
@@ -174,7 +174,7 @@ def _check_metrics(
     for path, leaf in jax.tree_util.tree_leaves_with_path(metrics):
         if not fits(leaf):
             raise TypeError(
-                f"{what} must return metrics that are {expected}; received {_describe(leaf)} at "
+                f"{what} must return metrics that are {expected}; received {describe(leaf)} at "
                 f"metrics{jax.tree_util.keystr(path)}."
             )
     return metrics
@@ -193,7 +193,7 @@ def check_is_task(task: Any) -> None:
     if not hasattr(task, "support") or not hasattr(task, "query"):
         raise TypeError(
             f"a task must have the attributes support and query (maml_jax.Task); "
-            f"received {_describe(task)}."
+            f"received {describe(task)}."
         )
 
 
@@ -250,7 +250,8 @@ def check_choice(value: Any, choices: tuple[Any, ...], what: str) -> None:
         raise ValueError(f"{what} must be one of {listed}; received {value!r}.")
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Returns the type of a value, with its shape or the types of its elements, for messages."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)} ({', '.join(type(v).__name__ for v in value)})"
     return f"{type(value).__name__}" + (

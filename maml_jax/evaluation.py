@@ -119,7 +119,8 @@ def make_evaluate_fn(
 
     Returns:
         `evaluate(params, tasks, *arguments) -> Evaluation`, compiled once for each T. `tasks` is a
-        pytree with a leading axis of T; all tasks receive the same arguments.
+        pytree with a leading axis of T; all tasks receive the same arguments. It composes with
+        `jax.jit` and `jax.vmap`, for example over members.
 
     Raises:
         ValueError: `batching` is unknown; from `evaluate`: T is 0, or not a multiple of the mesh's

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maml_jax import checks
+from maml_jax import checks, loop_checks
 from maml_jax.finiteness import check_finite
 from maml_jax.mesh import bring_home
 from maml_jax.training import MetaState, TrainFn
@@ -103,7 +103,9 @@ def fit(
     patience: int | None = None,
     callback: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Selection:
-    """Meta-trains, validates after each dispatch, and keeps the best parameters.
+    """Meta-trains one member, validates after each dispatch, and keeps the best parameters.
+
+    Several members train in a loop over `over_members` (docs/members.md).
 
     Args:
         train: the compiled meta-steps, from `make_train_fn`.
@@ -123,8 +125,9 @@ def fit(
         The last state, and the best parameters with their score and step.
 
     Raises:
-        ValueError: `num_meta_steps` is below 1 or no multiple of `train.num_meta_steps`, or
-            `patience` is set without `score`.
+        TypeError: `train` is not from `make_train_fn`, or `state` is not a `MetaState`.
+        ValueError: `num_meta_steps` is below 1 or no multiple of `train.num_meta_steps`, `patience`
+            is set without `score`, or `state` holds several members.
         NonFiniteError: a loss, gradient or parameter is not finite, or a score is NaN; names the
             meta-step.
 
@@ -142,6 +145,12 @@ def fit(
         >>> round(float(selection.best_params))
         2
     """
+    if not isinstance(train, TrainFn):
+        raise TypeError(
+            "train must come from make_train_fn, because fit takes one member; received "
+            f"{type(train).__name__}. Call the function of over_members in a loop instead."
+        )
+    loop_checks.check_state(state)
     checks.check_counts(num_meta_steps=num_meta_steps)
     if num_meta_steps % train.num_meta_steps:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Model-agnostic meta-learning: Algorithm 1 of the paper and nothing else.
+"""Model-agnostic meta-learning: lines 4 to 8 of the paper's Algorithm 1.
 
 Finn, Abbeel, Levine 2017, arXiv 1703.03400v3; docs/algorithm.md shows the paper's lines beside this
-code. Every function is pure and raises ValueError or TypeError for invalid arguments. Shared
-arguments:
+code. The loop over meta-steps and the draw of their tasks, lines 2 and 3, are in `training`. Every
+function is pure and raises ValueError or TypeError for invalid arguments. Shared arguments:
 
     loss_fn          loss_fn(params, batch) -> (scalar loss, metrics), for one task
     params           theta, any pytree; floating-point leaves are adapted, others pass through
@@ -177,7 +177,9 @@ def meta_step(
         >>> float(theta), float(metrics["loss"])
         (1.0, 1.25)
     """
+    # Line 4, and the gradient of line 8.
     terms = task_gradients.sum_gradient(task_loss, params, tasks, batching, single_out)
+    # Mean over tasks and devices.
     pooled = pooling.pool(terms.losses, terms.nonfinite, terms.metrics, terms.gradient)
     gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), pooled.values, params)
     step, optimizer_state = optimizers.update(

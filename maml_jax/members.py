@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from maml_jax import loop_checks
 from maml_jax import mesh as mesh_lib
 from maml_jax.batching import axis_size
 from maml_jax.kernels.dispatch import settle
@@ -45,6 +46,7 @@ class MemberTrainFn:
         member_data: tuple[Any, ...] = (),
     ) -> tuple[MetaState, Metrics, Array]:
         """Places the arguments on the mesh and runs the program; see `over_members`."""
+        loop_checks.check_state(states, stacked=True)
         given = jax.tree.leaves((data, member_data))
         arguments = mesh_lib.place(
             (states, (dict(values or {}), member_data), data), self.mesh, self.specs
@@ -68,6 +70,7 @@ class MemberTrainFn:
         member_data: tuple[Any, ...] = (),
     ) -> jax.stages.Lowered:
         """Lowers the program for arguments of these shapes, as `TrainFn.lower` does."""
+        loop_checks.check_state(states, stacked=True)
         arguments = states, (dict(values or {}), member_data), data
         return self.compiled.lower(*mesh_lib.shapes(arguments, self.mesh, self.specs))
 
@@ -97,6 +100,10 @@ def over_members(
         [M, num_meta_steps]. The sampler receives `(*data, *member_data)`. `kept`, bool [M], is
         False for members with a non-finite loss, gradient or parameter. If M > 1, these keep their
         previous state and the others continue.
+
+    Raises:
+        TypeError, ValueError: from the returned function: `states` is not a `MetaState` with a
+            leading axis of M.
 
     Example:
         >>> import jax

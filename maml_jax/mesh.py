@@ -211,7 +211,8 @@ def bring_home(tree: PyTree) -> PyTree:
     """
 
     def local(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        # A tracer, for example under vmap, has no place yet.
+        if isinstance(x, Tracer) or not isinstance(x, jax.Array) or x.is_fully_addressable:
             return x
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(

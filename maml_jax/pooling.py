@@ -42,8 +42,8 @@ def pool(losses: Array, nonfinite: Array | None, metrics: Metrics, sums: PyTree 
 
     Args:
         losses: losses of this device's t tasks, [t].
-        nonfinite: whether the loss or gradient of each task is not finite, bool [t]; None derives
-            it from the losses.
+        nonfinite: whether the loss or gradient of each task is not finite, bool [t]. None is for
+            updates without a gradient per task: it counts the tasks with a non-finite loss.
         metrics: metrics of the tasks, leaves [t, ...].
         sums: pytree of sums over this device's tasks, for example the gradient of the summed loss.
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 
-from maml_jax import checks
+from maml_jax import checks, loop_checks
 from maml_jax import mesh as mesh_lib
 from maml_jax.kernels.dispatch import settle
 from maml_jax.types import Array, MetaUpdate, Metrics, Params, Task
@@ -59,7 +59,9 @@ def init(params: Params, update: Any, key: Array | int) -> MetaState:
     Args:
         params: initial meta-parameters; copied, because training donates the state.
         update: the `MetaUpdate` of the training; its `init` makes the update's state.
-        key: a typed PRNG key (`jax.random.key`), or a seed.
+        key: a typed PRNG key (`jax.random.key`), or a seed, from which the tasks are drawn. Use
+            another key than for `params`: `init_key, train_key = jax.random.split(key)`. From the
+            same key, the keys of layers can equal those of meta-steps.
 
     Raises:
         ValueError: `params` has no floating-point leaf.
@@ -112,6 +114,7 @@ class TrainFn:
 
     def __call__(self, state: MetaState, *data: Any) -> tuple[MetaState, Metrics]:
         """Places the arguments on the mesh and runs the program; see `make_train_fn`."""
+        loop_checks.check_state(state)
         given = jax.tree.leaves(data)
         # A state from `init` and one from an earlier call are placed differently, which would
         # compile the program twice.
@@ -129,6 +132,7 @@ class TrainFn:
             state: a state or its `jax.ShapeDtypeStruct`s; not donated.
             *data: further arguments of the call, or their shapes.
         """
+        loop_checks.check_state(state)
         specs = (WHOLE, self.data_specs)
         return self.compiled.lower(*mesh_lib.shapes((state, data), self.mesh, specs))
 
@@ -194,8 +198,10 @@ def make_train_fn(
 
     Raises:
         ValueError: a count is below 1, or the mesh does not fit; from `train`: the state belongs to
-            another update. `train` traces `sample` once with new data and raises its errors.
-        TypeError: a count is not an integer, or `update` is not a `MetaUpdate`.
+            another update or holds several members, or the update changes shapes. `train` traces
+            `sample` once with new data and raises its errors.
+        TypeError: a count is not an integer, or `update` is not a `MetaUpdate`; from `train`:
+            `state` is not a `MetaState`, or the update does not return `(params, state, metrics)`.
 
     Example:
         >>> import jax
@@ -228,7 +234,10 @@ def make_train_fn(
         return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), indices)
 
     def take_step(state: MetaState, tasks: Any, move: Any) -> tuple[MetaState, Metrics]:
-        params, update_state, metrics = move(state.params, state.update_state, tasks)
+        output = move(state.params, state.update_state, tasks)
+        params, update_state, metrics = loop_checks.check_update_output(
+            output, state.params, state.update_state
+        )
         return MetaState(params, update_state, state.step + 1, state.key), metrics
 
     def one_step(state: MetaState, data: tuple[Any, ...]) -> tuple[MetaState, Metrics]:

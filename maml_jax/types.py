@@ -73,7 +73,9 @@ class Problem(NamedTuple):
         >>> import jax.numpy as jnp
         >>> from maml_jax import Problem, Task
         >>> def sample(params, key):
-        ...     targets = jax.random.normal(key) + 0.1 * jax.random.normal(key, (2,))
+        ...     task_key, noise_key = jax.random.split(key)
+        ...     noise = 0.1 * jax.random.normal(noise_key, (2,))
+        ...     targets = jax.random.normal(task_key) + noise
         ...     return Task(support=targets[0], query=targets[1])
         >>> loss = lambda theta, target: ((theta - target) ** 2, {})
         >>> problem = Problem(lambda key: jnp.array(0.0), sample, loss, loss)

@@ -21,6 +21,7 @@ from maml_jax.classification.datasets import (
     check_episodes,
     folder,
     images,
+    listing,
     load_folder,
     load_mini_imagenet,
     load_omniglot,
@@ -433,6 +434,14 @@ def test_a_folder_of_many_formats_and_unequal_classes(tmp_path, cache):
     np.testing.assert_array_equal(result["train"].counts, [4, 2])
     np.testing.assert_allclose(result["train"].images[0, :, 3, 3, 0], [20, 60, 100, 140], atol=2)
     assert np.all(result["train"].images[1, 2:] == 0)
+
+
+def test_a_folder_may_be_named_by_text(tmp_path, cache):
+    write_classes(tmp_path / "train", {"a": 1})
+    write_classes(tmp_path / "test", {"b": 1})
+    parts = load_folder(str(tmp_path), str(cache), Reading(6, 3))
+    assert {split: part.names for split, part in parts.items()} == {"train": ("a",), "test": ("b",)}
+    assert len(listing.list_below(str(tmp_path))) == 2
 
 
 def test_a_folder_is_split_by_fractions(tmp_path, cache):

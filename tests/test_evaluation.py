@@ -70,6 +70,16 @@ def test_results_do_not_depend_on_devices_or_batching(num_devices, batching):
     np.testing.assert_allclose(result.per_task["loss"], expected.per_task["loss"], rtol=1e-5)
 
 
+def test_members_under_vmap_equal_a_loop():
+    tasks = Task(jnp.array([[1.0, 1.0], [3.0, 3.0]]), jnp.array([[1.0, 1.0], [2.0, 2.0]]))
+    evaluate = make_evaluate_fn(curve(quadratic, 1))
+    members = jnp.array([[0.0, 0.0], [1.0, 2.0], [3.0, 0.0]])
+    together = jax.vmap(evaluate, (0, None, None))(members, tasks, 0.5)
+    for index, params in enumerate(members):
+        alone = evaluate(params, tasks, 0.5).mean["loss"]
+        np.testing.assert_allclose(together.mean["loss"][index], alone, rtol=1e-6)
+
+
 def test_confidence_interval_covers_the_mean():
     """In 400 experiments of 50 tasks, about 95 % of the intervals contain the true mean."""
     values = jax.random.normal(jax.random.key(0), (400, 50))

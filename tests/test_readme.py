@@ -25,6 +25,7 @@ PAGES_WITH_CODE = [
     "docs/reinforcement.md",
     "docs/scaling.md",
     "docs/install.md",
+    "docs/members.md",
 ]
 ALL_PAGES = [
     *ROOT.glob("*.md"),

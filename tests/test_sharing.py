@@ -10,19 +10,21 @@ import sys
 from pathlib import Path
 
 import jax
+import made_files
 import numpy as np
 import pytest
 import safetensors.numpy
 import toy_experiment as toy
 
 import experiments
-from experiments import load_model, omniglot, sinusoid
+from experiments import images, load_model, omniglot, sinusoid
 from experiments.core import finished, model_files
 from experiments.core.environment import environment
 from experiments.core.files import FileError
 from experiments.core.identity import RunError, identity_of
 from experiments.core.results import make_row
 from experiments.core.stages import Outcome
+from maml_jax.classification import LabelledImages
 from maml_jax.fitting import Selection
 from maml_jax.regression import Examples
 
@@ -67,6 +69,15 @@ def test_what_a_model_offers(written):
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), once, by_hand)
     assert model.network.apply(twice, POINTS.inputs).shape == (2, 1)
+
+
+def test_a_support_of_another_type_is_named(written):
+    model = load_model(written)
+    for support in (tuple(POINTS), LabelledImages(POINTS.inputs, POINTS.targets)):
+        with pytest.raises(
+            TypeError, match=r"must be maml_jax\.regression\.Examples\(inputs, targ"
+        ):
+            model.adapt(support)
 
 
 def test_methods_without_an_inner_loop_say_so(written):
@@ -193,13 +204,17 @@ def test_a_mode_reads_the_model_files_alone(written):
     assert (run.settings, run.rows, run.states) == (SETTINGS, (), {})
     edit(written, seed=3)
     with pytest.raises(
-        RunError, match=r"maml\.json is of another run \(seed: there 3, asked for 0"
+        RunError, match=r"maml\.json is of another run \(seed: saved 3, expected 0"
     ):
         finished.load_params(sinusoid.EXPERIMENT, written.parent.parent)
 
 
 def test_the_code_of_the_guide_runs(tmp_path, monkeypatch):
     write(tmp_path / "runs" / "sines", sinusoid.EXPERIMENT, SETTINGS)
+    small = images.Config(num_ways=2, num_layers=1, num_filters=2, image_size=8, norm="none")
+    write(tmp_path / "runs" / "mine", images.EXPERIMENT, small)
+    for name in ("a", "b"):
+        made_files.write(tmp_path / "labelled" / name / "1.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "maml_jax_experiments", experiments)
     page = (ROOT / "docs" / "sharing.md").read_text()
@@ -208,6 +223,8 @@ def test_the_code_of_the_guide_runs(tmp_path, monkeypatch):
     exec(compile("\n".join(blocks), "sharing.md", "exec"), names)
     ours = names["model"].network.apply(names["model"].params, names["x"])
     np.testing.assert_allclose(names["before"], ours, rtol=1e-5, atol=1e-6)
+    assert (names["classes"], names["labels"].tolist()) == (["a", "b"], [0, 1])
+    assert names["images"].shape == (2, 8, 8, 1)
     about = names["about"]
     for key in re.findall(r"`(\w+)`", re.findall(r"\| key of the JSON.*?\n\n", page, re.S)[0]):
         assert key in about or key in ("protocols", "adapt", "tasks"), key

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from maml_jax import adapt
+from maml_jax.checks import describe
 from maml_jax.text import printable
 from maml_jax.types import Batch, Params
 
@@ -63,6 +64,7 @@ class Model:
 
         Raises:
             ValueError: the method takes no gradient steps, or has no default for an argument.
+            TypeError: `support` is not of the type that the model's loss takes.
         """
         method, plan = self.record["method"], self.blueprint
         if plan.problem is None:
@@ -74,7 +76,14 @@ class Model:
                 f"the method {method!r} was trained without an inner loop; adapt needs both "
                 "num_inner_steps= and inner_lr=."
             )
-        return self._adapt(self.params, support, inner_lr, num_inner_steps)
+        try:
+            return self._adapt(self.params, support, inner_lr, num_inner_steps)
+        except AttributeError as error:
+            if type(error.obj) is not type(support):
+                raise
+            raise TypeError(
+                f"support must be {_batch_with(error.name)}; received {describe(support)}."
+            ) from error
 
     @functools.cached_property
     def _adapt(self) -> Callable[..., Params]:
@@ -142,6 +151,23 @@ def read_settings(experiment: Experiment, path: Path, values: Mapping[str, Any])
             f"{printable(str(error), 300)} Use the version that trained the run (results.json "
             "names its commit), or train again."
         ) from None
+
+
+def _batch_with(field: str) -> str:
+    """Names the type of a support batch with a field, or every type if none has the field."""
+    from maml_jax.classification import LabelledImages
+    from maml_jax.regression import Examples
+    from maml_jax.reinforcement import Samples
+
+    kinds = {
+        f"maml_jax.{package}.{kind.__name__}({', '.join(kind._fields)})": kind._fields
+        for package, kind in (
+            ("regression", Examples),
+            ("classification", LabelledImages),
+            ("reinforcement", Samples),
+        )
+    }
+    return " or ".join([name for name, fields in kinds.items() if field in fields] or kinds)
 
 
 def _experiment(name: str, path: Path) -> Experiment:

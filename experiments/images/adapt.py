@@ -141,7 +141,7 @@ def classify_images(
     return np.asarray(answer(params, support, images))
 
 
-def labelled_images(folder: Path, config: Config) -> tuple[list[str], np.ndarray, np.ndarray]:
+def labelled_images(folder: str | Path, config: Config) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Reads a folder of class folders.
 
     Returns:

@@ -93,7 +93,8 @@ def trpo(
         >>> problem = reinforcement_problem(env, policy, num_episodes=2)
         >>> update = trpo(problem, max_kl=0.01)
         >>> train = make_train_fn(problem.sample, update, num_tasks=2, num_meta_steps=1)
-        >>> state = init(problem.init(jax.random.key(0)), update, key=0)
+        >>> init_key, train_key = jax.random.split(jax.random.key(0))
+        >>> state = init(problem.init(init_key), update, train_key)
         >>> state, metrics = train(state)
         >>> bool(metrics["kl"][0] <= 0.01)
         True

@@ -64,7 +64,8 @@ def surrogate_update(
         >>> problem = reinforcement_problem(bandit(num_actions=2), policy, num_episodes=3)
         >>> update = surrogate_update(problem, optax.adam(1e-2))
         >>> train = make_train_fn(problem.sample, update, num_tasks=2, num_meta_steps=4)
-        >>> state = init(problem.init(jax.random.key(0)), update, key=0)
+        >>> init_key, train_key = jax.random.split(jax.random.key(0))
+        >>> state = init(problem.init(init_key), update, train_key)
         >>> state, metrics = train(state)
         >>> metrics["after"]["return"].shape  # a return for each meta-step
         (4,)

@@ -54,7 +54,7 @@ class Source:
     files: Callable[[Callable[[list[str]], list[Path]]], Mapping[str, Iterable[File]]]
 
 
-def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageClasses]:
+def load(source: Source, reading: Reading, cache_dir: str | Path) -> dict[str, ImageClasses]:
     """Loads the splits of a source, from the cache where it holds them.
 
     If the cache is damaged, this warns, keeps the damaged folder under another name, and deletes it
@@ -65,6 +65,7 @@ def load(source: Source, reading: Reading, cache_dir: Path) -> dict[str, ImageCl
         DataError: the source's content is invalid.
         MemoryError, OSError: the machine cannot read the cache. The cache stays unchanged.
     """
+    cache_dir = Path(cache_dir)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         note(

@@ -26,8 +26,8 @@ from maml_jax.classification.datasets.reading import Reading
 
 
 def load_folder(
-    data_dir: Path,
-    cache_dir: Path,
+    data_dir: str | Path,
+    cache_dir: str | Path,
     reading: Reading,
     *,
     fractions: Sequence[float] = (0.64, 0.16, 0.2),
@@ -79,12 +79,13 @@ def load_folder(
     return parts
 
 
-def find_classes(data_dir: Path) -> dict[str, list[Path]]:
+def find_classes(data_dir: str | Path) -> dict[str, list[Path]]:
     """Returns the class folders of each split; without splits, of the single split "unsplit".
 
     Raises:
         DataError: no train or test beside other splits, or no class folders.
     """
+    data_dir = Path(data_dir)
     splits = split_folders(data_dir)
     for needed in ("train", "test"):
         if splits and needed not in splits:

@@ -49,12 +49,13 @@ class Listed(NamedTuple):
     path: Path
 
 
-def look_into(folder: Path) -> Entries:
+def look_into(folder: str | Path) -> Entries:
     """Sorts the entries of a folder by kind; follows links; hidden entries count as others.
 
     Raises:
         DataError: no such folder, an unreadable folder, or broken links.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder.")
     Image.init()
@@ -83,7 +84,7 @@ def look_into(folder: Path) -> Entries:
     return entries
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
+def split_folders(folder: str | Path) -> dict[str, Path]:
     """Returns the folders of splits in a folder, under any of their names; may be empty.
 
     A folder with the name of a split counts as a split if it holds folders; otherwise it is a class
@@ -116,7 +117,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {split: path for split, (path,) in named.items()}
 
 
-def class_folders(folder: Path) -> list[Path]:
+def class_folders(folder: str | Path) -> list[Path]:
     """Returns the class folders in a folder; warns of other entries."""
     entries = look_into(folder)
     note_skipped(folder, [*entries.images, *entries.others], "in no class folder")
@@ -145,12 +146,13 @@ def list_images(folders: Iterable[Path]) -> list[Listed]:
     return images
 
 
-def list_below(folder: Path) -> list[Listed]:
+def list_below(folder: str | Path) -> list[Listed]:
     """Returns the image files in a folder and all folders below it; their class is its name.
 
     Raises:
         DataError: no image files.
     """
+    folder = Path(folder)
     images: list[Listed] = []
     visited: set[Path] = set()
 
@@ -172,7 +174,7 @@ def list_below(folder: Path) -> list[Listed]:
     return images
 
 
-def note_skipped(folder: Path, paths: Sequence[Path], why: str = "not images") -> None:
+def note_skipped(folder: str | Path, paths: Sequence[Path], why: str = "not images") -> None:
     """Warns of skipped entries of a folder."""
     if paths:
         note(f"skipped in {folder} ({why}): {listed((path.name for path in paths), 4)}.")

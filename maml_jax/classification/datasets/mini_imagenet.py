@@ -48,7 +48,7 @@ LAYOUTS = (
 
 
 def load_mini_imagenet(
-    data_dir: Path, cache_dir: Path, image_size: int = 84
+    data_dir: str | Path, cache_dir: str | Path, image_size: int = 84
 ) -> dict[str, ImageClasses]:
     """Loads MiniImagenet in colour.
 
@@ -72,7 +72,7 @@ def load_mini_imagenet(
         [64, 16, 20]
     """
     reading = Reading(image_size, 3)
-    parts = builder.load(find_source(data_dir), reading, cache_dir)
+    parts = builder.load(find_source(Path(data_dir)), reading, cache_dir)
     check_disjoint(parts)
     return {split: parts[split] for split in SPLITS}
 

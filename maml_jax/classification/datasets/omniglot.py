@@ -38,8 +38,8 @@ LISTS = {split: f"{split}.txt" for split in SPLITS}
 
 
 def load_omniglot(
-    data_dir: Path,
-    cache_dir: Path,
+    data_dir: str | Path,
+    cache_dir: str | Path,
     *,
     splitting: str = "code",
     split_seed: int = 0,
@@ -86,6 +86,7 @@ def load_omniglot(
         >>> splits["train"].images.shape  # doctest: +SKIP
         (1100, 20, 28, 28, 1)
     """
+    data_dir = Path(data_dir)
     checks.check_choice(splitting, SPLITTINGS, "splitting")
     reading = Reading(image_size, 1, invert=True, resample=resample)
     parts = builder.load(_source(data_dir), reading, cache_dir)
