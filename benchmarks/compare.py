@@ -86,7 +86,7 @@ def read(path: str) -> dict[str, Any]:
     Raises:
         SystemExit: the file is missing or of another kind.
     """
-    advice = "It is no file of `python -m benchmarks.run --json=FILE`."
+    advice = "Expected a file written by `python -m benchmarks.run --json=FILE`."
     try:
         report = read_json(Path(path), {"suites": dict, "environment": dict}, advice=advice)
         for suite, rows in report["suites"].items():

@@ -99,7 +99,8 @@ def _report(paths: Sequence[Path], figure: str | None) -> None:
     groups = group_runs(runs)
     covered = len(runs) - sum(map(len, groups))
     if covered:
-        print(f"note: {covered} run(s) left out: other runs have their seeds.", file=sys.stderr)
+        text = f"skipped {covered} run(s) whose settings and seed another run has already."
+        print(f"note: {text}", file=sys.stderr)
     for group in groups:
         first = group[0]
         seeds = ", ".join(str(run["seed"]) for run in group)

@@ -112,7 +112,7 @@ def test_files_are_compared_by_ratio_and_spread(tmp_path, capsys):
     assert stop.value.code == 1
     assert re.search(r"core: b +1 +2 +2.00 +1.64 to 2.44 +slower", capsys.readouterr().out)
     paths[0].write_text("[]")
-    with pytest.raises(SystemExit, match="is no file of"):
+    with pytest.raises(SystemExit, match="Expected a file written by"):
         compare.read(str(paths[0]))
 
 

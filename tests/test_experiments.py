@@ -245,7 +245,7 @@ class TestReport:
             command, cwd=ROOT, capture_output=True, text=True, check=True, env=plain
         )
         assert re.search(r"K=5  MAML .* [\d.]+ \+/-[\d.]+", done.stdout)
-        assert "1 run(s) left out: other runs have their seeds" in done.stderr
+        assert "skipped 1 run(s) whose settings and seed another run has already" in done.stderr
         assert figure.stat().st_size > 0
 
     @pytest.mark.parametrize(

@@ -358,7 +358,9 @@ class TestBrokenFiles:
     def test_benchmarks(self, tmp_path, content, problem):
         path = tmp_path / "timings.json"
         path.write_bytes(content)
-        with pytest.raises(SystemExit, match=rf"timings\.json .*{problem}.*It is no file of"):
+        with pytest.raises(
+            SystemExit, match=rf"timings\.json .*{problem}.*Expected a file written by"
+        ):
             compare.read(str(path))
         with pytest.raises(SystemExit, match="cannot be read: Is a directory"):
             compare.read(str(tmp_path))

@@ -21,7 +21,7 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 
 @pytest.fixture
 def timer(monkeypatch):
-    """A timer that hears of nothing but what a test tells it, on a clock that the test sets."""
+    """A timer that receives only the events of a test, on a clock that the test sets."""
     for name in ("register_event_duration_secs_listener", "register_event_listener"):
         monkeypatch.setattr(jax.monitoring, name, lambda _: None)
     timer = process.CompileTimer()

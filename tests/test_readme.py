@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+
+from maml_jax import confidence_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 # docs/networks.md runs in test_recipes.py, which looks at what its code gives.
@@ -135,7 +138,7 @@ def curves_on_the_results_page():
             run = match[1]
         elif not line.startswith("|"):
             steps = None
-        elif cells[0] in ("gradient steps", "updates"):
+        elif cells[0] == "gradient steps":
             steps = [int(cell) for cell in cells[1:]]
         elif steps and not line.startswith("|---"):
             for step, cell in zip(steps, cells[1:], strict=True):
@@ -171,3 +174,29 @@ def test_the_curves_on_the_results_page_are_those_of_the_files():
         assert (not half) or float(half) == round(row["ci95"], digits), (run, label, step)
         checked += 1
     assert checked > 150
+
+
+def returns_by_task(run, method):
+    """Test returns of a run of one seed [task, gradient step]."""
+    with np.load(ROOT / "experiments/results" / run / "evaluation.npz") as arrays:
+        return arrays[f"returns/{method}"][0].astype(np.float64)
+
+
+def check_interval(shown, differences, where):
+    """Checks "MEAN ± HALF", with the digits that are shown, against one difference per task."""
+    expected = f"{differences.mean():.1f} ± {confidence_interval(differences):.1f}"
+    assert shown == expected, where
+
+
+def test_the_leads_on_the_results_page_are_those_of_the_files():
+    checked = 0
+    for run, _, label, step, cell in curves_on_the_results_page():
+        if "lead" in label:
+            lead = returns_by_task(run, "maml") - returns_by_task(run, "pretrained")
+            check_interval(cell, lead[:, step], (run, step))
+            checked += 1
+    assert checked == 9
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    (gain,) = re.findall(r"first gradient step is worth ([^,]*), task by task", text)
+    returns = returns_by_task("ant_velocity", "maml")
+    check_interval(gain, returns[:, 1] - returns[:, 0], "ant_velocity")

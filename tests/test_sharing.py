@@ -1,4 +1,4 @@
-"""Model files: what hostile or foreign ones give, and the code of docs/sharing.md.
+"""Hostile or foreign model files are refused; the code of docs/sharing.md runs.
 
 Round trips of trained runs are in the test modules of the experiments.
 """

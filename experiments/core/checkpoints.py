@@ -45,8 +45,8 @@ class Restored(NamedTuple):
 def _lone_reader() -> ocp.Checkpointer:
     """Makes a checkpointer that reads without synchronizing with the other processes.
 
-    Orbax synchronizes all processes after a read. A process whose read fails would miss that
-    barrier, and its next collective would be taken for it.
+    Orbax synchronizes all processes after a read. A process whose read fails would skip
+    the barrier, and the others would match its next collective with it.
     """
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(

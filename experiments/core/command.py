@@ -84,13 +84,13 @@ def _define_flags(experiment: Experiment) -> None:
     text(
         "data_dir",
         None,
-        "Folder of data sets; default $MAML_JAX_DATA, or maml_jax in the user's data folder.",
+        "Folder of data sets. Default: $MAML_JAX_DATA, else maml_jax in the user's data folder.",
     )
     text(
         "cache_dir",
         None,
-        "Folder of prepared data and compiled programs; default $MAML_JAX_CACHE, or maml_jax in "
-        "the user's cache folder.",
+        "Folder of decoded images and compiled programs. Default: $MAML_JAX_CACHE, else maml_jax "
+        "in the user's cache folder.",
     )
     flags.DEFINE_integer(
         "cpu_devices",
@@ -105,8 +105,9 @@ def _define_flags(experiment: Experiment) -> None:
     text(
         "compilation_cache",
         None,
-        "Folder of compiled programs, which make the next start faster, or off; default "
-        f"$JAX_COMPILATION_CACHE_DIR, or {compilation.MAX_BYTES >> 20} MB in the cache folder.",
+        "Folder that keeps compiled programs for the next start; off keeps none. Default: "
+        f"$JAX_COMPILATION_CACHE_DIR, else a folder of at most {compilation.MAX_BYTES >> 20} MiB "
+        "in --cache_dir.",
     )
     _define_process_flags(module)
     for mode_flags in experiment.mode_flags.values():
@@ -121,7 +122,7 @@ def _define_process_flags(module: str) -> None:
     flags.DEFINE_boolean(
         "distributed",
         False,
-        "Join the other processes of the run, which SLURM, Open MPI, Kubernetes or Cloud TPU name.",
+        "Run as one of several processes that SLURM, Open MPI, Kubernetes or Cloud TPU started.",
         module_name=module,
     )
     flags.DEFINE_string(

@@ -1,8 +1,8 @@
 """JAX's cache of compiled programs: on by default, in the user's cache folder, of bounded size.
 
-With a bound, JAX locks the folder while it reads or writes, so that processes can share it. An
-entry is written before the time of its last use; what a killed process left without that time may
-be cut off, makes JAX's eviction fail, and is removed here at the next start.
+With a bound, JAX locks the folder while it reads or writes, so that processes can share it. JAX
+writes an entry first and its time of last use second. An entry without a time comes from a killed
+process: it may be truncated, and it makes JAX's eviction fail. The next start removes it.
 """
 
 from __future__ import annotations

@@ -215,5 +215,5 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         FileError: the file cannot be read, or another line is not an entry.
     """
-    advice = "Remove that line or the file: training does not read it; only curves lack it then."
+    advice = "Remove that line or the file. Training does not need it; the curves will have a gap."
     return read_json_lines(workdir / "metrics.jsonl", {"stage": str, "step": int}, advice=advice)

@@ -3,7 +3,7 @@
 | folder | flag | variable | default on Linux |
 |---|---|---|---|
 | data sets | `--data_dir` | MAML_JAX_DATA | `~/.local/share/maml_jax` |
-| prepared data, compiled programs | `--cache_dir` | MAML_JAX_CACHE | `~/.cache/maml_jax` |
+| decoded images, compiled programs | `--cache_dir` | MAML_JAX_CACHE | `~/.cache/maml_jax` |
 
 Neither is part of a run's configuration: a run can resume where its data lies elsewhere.
 """
@@ -30,7 +30,7 @@ def data_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Returns the folder of prepared data sets and of compiled programs."""
+    """Returns the folder of decoded images and of compiled programs."""
     return _place("cache")
 
 

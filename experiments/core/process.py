@@ -29,7 +29,7 @@ def num_cores() -> int:
 
 
 def device_per_core(settings: Any, num_members: int, cores: int) -> int:
-    """An `Experiment.cpu_devices` for training and evaluation that each keep all cores busy."""
+    """Returns one device per core, for experiments whose training and evaluation use all cores."""
     del settings, num_members
     return cores
 

@@ -19,6 +19,8 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
     for field in public_fields(config_class):
         kind = field_kind(hints[field.name])
         allowed = describe_range(field.metadata)
+        if kind is tuple:
+            allowed = allowed.replace("one of", "any of")
         per_preset = ", ".join(
             f"{name}: {_shown(values[field.name])}"
             for name, values in presets.items()
@@ -29,7 +31,7 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
         text += f" In presets: {per_preset}." if per_preset else ""
         default = field.default
         if field.metadata.get("sweep"):
-            text += " Several, separated by commas, each make a member of the run."
+            text += " Each of several values, separated by commas, makes a member of the run."
             shown = None if default is None else [str(default)]
             flags.DEFINE_list(field.name, shown, text, module_name=module)
         elif kind is bool:
@@ -48,8 +50,8 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
     flags.DEFINE_multi_string(
         "set",
         [],
-        "NAME=VALUE, a setting without a flag of its name; one good value is its default. May be "
-        f"repeated. Names: {', '.join(rest)}.",
+        "Changes a setting that has no flag, as NAME=VALUE; the default is rarely wrong. "
+        f"Names: {', '.join(rest)}",
         module_name=module,
     )
 

@@ -101,7 +101,7 @@ def expected_accuracy(config: Config, rows: Sequence[Mapping[str, Any]], steps: 
     """
     rows = [r for r in rows if r["method"] == config.maml_name and r["mean"] is not None]
     for note in (PROTOCOL_NOTES[name] for name in CLOSEST):
-        # "" is the end of every setting's name: that protocol has its turn last.
+        # Every name ends in "": the protocol without a note is tried last.
         similar = [row for row in rows if row["setting"].endswith(note)]
         if similar:
             row = min(similar, key=lambda row: abs((row["gradient_steps"] or 0) - steps))

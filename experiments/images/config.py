@@ -76,9 +76,9 @@ class Config:
     meta_lr: float = option(1e-3, "Step size of the meta-optimizer, Adam.", above=0, sweep=True)
     meta_gradient: str = option(
         "auto",
-        "How the inner loop is differentiated. first_order drops second-order terms; the others "
-        "give the same results. auto: reverse for one inner step (a tenth faster), mixed for more "
-        "(less memory).",
+        "How to differentiate the inner loop. first_order drops second derivatives; the others "
+        "give the same results. auto means reverse for one inner step (a tenth faster), mixed for "
+        "more (less memory).",
         choices=("auto", *MODES),
     )
     network: str = option(
@@ -116,7 +116,7 @@ class Config:
     task_batching: str = option("auto", BATCHING_HELP, internal=True)
     clip: float | None = option(
         None,
-        "Bound of each element of the meta-gradient; 0 for none.",
+        "Bound of each element of the meta-gradient; 0 means none.",
         minimum=0,
         internal=True,
     )
@@ -145,7 +145,7 @@ class Config:
     )
     dtype: str = option(
         "float32",
-        "Of activations; parameters stay float32.",
+        "Type of activations; parameters stay float32.",
         choices=("float32", "bfloat16"),
         internal=True,
     )
@@ -184,8 +184,8 @@ class Config:
     eval_steps: int = option(10, "Gradient steps of the evaluation.", minimum=0, internal=True)
     eval_queries: tuple[int, ...] = option(
         (),
-        "Query images of a class in the evaluation; each makes rows; 0: K. Empty: as in training "
-        "for a folder, else 0 and 15.",
+        "Query images of a class in the test, one or more numbers; 0 means K. Default: as in "
+        "training for a folder, else 0,15.",
         minimum=0,
         internal=True,
     )

@@ -166,7 +166,7 @@ def _read(config: Any) -> dict[str, Any]:
 
         if not omniglot.has_archives(data):
             print(
-                f"Omniglot's archives are not in {data}: unless prepared data is in the cache, "
+                f"Omniglot's archives are not in {data}: unless decoded images are cached, "
                 f"15 MB are downloaded from {omniglot.URL}",
                 file=sys.stderr,
                 flush=True,

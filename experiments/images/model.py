@@ -44,9 +44,9 @@ def make_blueprint(config: Config, method: str, classes: tuple[str, ...]) -> Blu
 
 
 def num_training_classes(config: Config, classes: tuple[str, ...]) -> int:
-    """Outputs of the pretrained network: a class each, or four with `rotations="classes"`.
+    """Outputs of the pretrained network: one for each class, or four unless `rotations="none"`.
 
-    Rotated by a quarter turn, an image of a character belongs to another class.
+    Each rotation of a class by a multiple of 90 degrees counts as a class.
     """
     return (4 if config.rotations != "none" else 1) * len(classes)
 

@@ -1,7 +1,7 @@
 """Locomotion: half-cheetah and ant, the paper's section 5.3 and its Figure 5.
 
-A robot must run at a goal speed or in a goal direction. The policy does not observe the goal: it
-learns it from the rewards that it adapts to.
+A robot must run at a goal speed or in a goal direction. The policy does not observe the goal:
+adaptation infers it from the rewards.
 """
 
 from ..meta_rl import meta_rl_experiment

@@ -5,8 +5,8 @@
     python -m experiments.locomotion --workdir=DIR --task=cheetah_velocity --physics=brax_spring
     python -m experiments.locomotion --workdir=DIR --mode=render     films of the policies of a run
 
-A robot must run at a goal speed or in a goal direction. The policy does not observe the goal: it
-learns it from the rewards that it adapts to.
+A robot must run at a goal speed or in a goal direction. The policy does not observe the goal:
+adaptation infers it from the rewards.
 """
 
 from ..core.command import main

@@ -52,8 +52,8 @@ class Config(meta_rl.Config):
     task: str = option("cheetah_direction", "Robot and kind of goal.", choices=TASKS)
     physics: str = option(
         "paper",
-        "paper: MuJoCo's dynamics at the original time step, by mjx. brax_...: Brax's environments "
-        "on one of its back ends. Returns of the two are not comparable.",
+        "Physics engine. paper: MuJoCo's dynamics at the original time step, by mjx. brax_...: "
+        "Brax's environments on one of its back ends. Returns of the two are not comparable.",
         choices=PHYSICS,
     )
     estimators: str = option(
@@ -65,21 +65,21 @@ class Config(meta_rl.Config):
     horizon: int = option(200, "Time steps of an episode.", minimum=1)
     num_tasks: int = option(40, "Tasks of a meta-step.", minimum=1)
     meta_steps: int | None = option(  # type: ignore[assignment]
-        None, "Meta-steps of each method; default: the original run's.", minimum=1
+        None, "Meta-steps of each method. Default: the original run's.", minimum=1
     )
     num_episodes: int | None = option(  # type: ignore[assignment]
-        None, "Episodes of a task and gradient step; default: the original run's.", minimum=1
+        None, "Episodes of a task and gradient step. Default: the original run's.", minimum=1
     )
     max_kl: float | None = option(  # type: ignore[assignment]
         None,
-        "TRPO's bound on the mean KL divergence, nats; default: the original run's.",
+        "TRPO's bound on the mean KL divergence, nats. Default: the original run's.",
         above=0,
         sweep=True,
     )
     later_rate: float | None = option(  # type: ignore[assignment]
         None,
         "Evaluation: step size of gradient steps beyond --inner_steps, as a multiple of the inner "
-        "step size; default: the original run's.",
+        "step size. Default: the original run's.",
         above=0,
         internal=True,
     )

@@ -23,7 +23,7 @@ TEMPLATE = Path(__file__).with_name("film.html")
 COLORS = ("#999999", "#56B4E9", "#0072B2", "#D55E00")
 FRAMES_A_SECOND, SPEED = 25, 0.5  # of the animated picture; 1 is real time
 MOST_FRAMES = 120  # longer episodes play faster, for a small file
-WIDEST = 3.5  # pictures of a robot side by side: the way that a still camera shows
+WIDEST = 3.5  # widest view of a still camera, in widths of a robot's picture
 WIDTH, DPI, PALETTE = 6.4, 100, 48  # inches, pixels an inch, colours of the animated picture
 
 

@@ -32,12 +32,14 @@ FLAGS = (
     (
         "film_goal",
         "",
-        "With --mode=render: goal, metres a second or -1 or 1; default: an example of the task.",
+        "With --mode=render: the goal, metres a second for a velocity, -1 or 1 for a direction. "
+        "Default: an example of the task.",
     ),
     (
         "film_updates",
         "0,1,3",
-        "With --mode=render: numbers of gradient steps, one film each; 0 is before adaptation.",
+        "With --mode=render: numbers of gradient steps to show side by side; 0 is before "
+        "adaptation.",
     ),
 )
 

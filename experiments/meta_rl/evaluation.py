@@ -71,8 +71,8 @@ def _report_nonfinite(name: str, blown: np.ndarray) -> None:
     if np.any(blown):
         say(
             f"  {METHOD_TITLES[name]}: {100 * np.max(blown):.3g} % of the episodes became "
-            f"non-finite (after {int(np.argmax(blown))} gradient steps). Each counts as an episode "
-            "with the worst reward at every time step; a task with half of them has no return."
+            f"non-finite (after {int(np.argmax(blown))} gradient steps). Each counts as H + 1 "
+            "steps of the worst reward; a task with half of its episodes non-finite has no return."
         )
 
 

@@ -1,7 +1,7 @@
 """2D navigation: the paper's section 5.3 and its Figure 4.
 
-A point on the plane must go to a goal. The policy does not observe the goal: it learns it from the
-rewards that it adapts to.
+A point on the plane must go to a goal. The policy does not observe the goal: adaptation
+infers it from the rewards.
 """
 
 from ..meta_rl import meta_rl_experiment

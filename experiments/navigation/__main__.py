@@ -6,8 +6,8 @@
     python -m experiments.navigation --workdir=DIR --reward=squared_distance
     python -m experiments.navigation --workdir=DIR --policy=recurrent --feedback
 
-A point on the plane must go to a goal. The policy does not observe the goal: it learns it from the
-rewards that it adapts to.
+A point on the plane must go to a goal. The policy does not observe the goal: adaptation
+infers it from the rewards.
 """
 
 from ..core.command import main

@@ -19,8 +19,8 @@ class Config(meta_rl.Config):
 
     reward: str = option(
         "distance",
-        "distance: minus the distance to the goal, as in the published returns. squared_distance: "
-        "minus its square, as in the paper's text.",
+        "Reward of a step. distance: minus the distance to the goal, as in the published returns. "
+        "squared_distance: minus its square, as in the paper's text.",
         choices=REWARDS,
     )
 

@@ -91,7 +91,7 @@ EXPERIMENT = Experiment(
             (
                 "predict_at",
                 "",
-                "With --mode=adapt: CSV file with a column x; default an even grid.",
+                "With --mode=adapt: CSV file with a column x to predict at. Default: an even grid.",
             ),
             ("adapt_steps", 10, "With --mode=adapt: gradient steps."),
         )

@@ -36,14 +36,14 @@ class Config:
     methods: tuple[str, ...] = option(METHODS, "Methods to train and compare.", choices=METHODS)
     meta_steps: int = option(70_000, "Meta-steps of MAML and of each baseline.", minimum=1)
     num_tasks: int = option(25, "Tasks of a meta-batch.", minimum=1)
-    train_shots: int = option(10, "K in meta-training: points to adapt on.", minimum=1)
+    train_shots: int = option(10, "K, support points of a task in meta-training.", minimum=1)
     inner_steps: int = option(1, "Inner gradient steps in meta-training.", minimum=0)
     inner_lr: float = option(0.001, "Inner step size alpha.", above=0, sweep=True)
     meta_lr: float = option(1e-3, "Step size of the meta-optimizer, Adam.", above=0, sweep=True)
     meta_gradient: str = option(
         "auto",
-        "How MAML's inner loop is differentiated. first_order drops second-order terms; the others "
-        "give the same results. auto: mixed.",
+        "How to differentiate MAML's inner loop. first_order drops second derivatives; the others "
+        "give the same results. auto means mixed.",
         choices=META_GRADIENTS,
     )
     hidden_sizes: tuple[int, ...] = option(
@@ -55,13 +55,17 @@ class Config:
         "Glorot's uniform.",
         choices=tuple(INITIALIZERS),
     )
-    num_shots: tuple[int, ...] = option((5, 10, 20), "K of the evaluation.", minimum=1)
+    num_shots: tuple[int, ...] = option(
+        (5, 10, 20), "K, support points of a task in the test.", minimum=1
+    )
     eval_steps: int = option(10, "Gradient steps of the evaluation.", minimum=1)
     eval_tasks: int = option(600, "Test functions.", minimum=2)
     num_networks: int = option(500, "Single-task networks to average.", minimum=2)
     network_steps: int = option(20_000, "Training steps of each single-task network.", minimum=1)
     steps_per_call: int = option(
-        1_000, "Meta-steps of one dispatch; a run logs, stops and saves in between.", minimum=1
+        1_000,
+        "Meta-steps of one dispatch. A run logs, saves and stops between dispatches.",
+        minimum=1,
     )
     train_queries: int = option(10, "Points of a task for the meta-loss.", minimum=1, internal=True)
     eval_points: int = option(100, "Grid points of the test error.", minimum=2, internal=True)

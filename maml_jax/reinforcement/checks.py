@@ -83,7 +83,7 @@ def check_environment(env: Environment, policy: Policy | None = None) -> None:
         ValueError: a shape or dtype differs from those of `Environment`, `step` changes the
             structure, a shape or a dtype of the state, or the policy does not fit. The message
             names the field, the expected and the received.
-        TypeError: `reset` or `step` does not return a `State`, or `policy` is no `Policy`.
+        TypeError: `reset` or `step` does not return a `State`, or `policy` is not a `Policy`.
 
     Example:
         >>> from maml_jax.networks import gaussian_policy

@@ -65,7 +65,7 @@ def to_samples(trajectories: Trajectories, estimation: Estimation = Estimation()
     Raises:
         ValueError: a discount or lambda outside 0 to 1, episodes of several tasks, or advantages
             of another shape from the estimator.
-        TypeError: `estimation` is no `Estimation`.
+        TypeError: `estimation` is not an `Estimation`.
 
     Example:
         >>> import jax.numpy as jnp

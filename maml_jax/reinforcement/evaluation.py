@@ -54,7 +54,7 @@ def adaptation_returns(
 
     Raises:
         ValueError: a count out of range, or parameters, a task or rates that do not fit.
-        TypeError: a count that is no int.
+        TypeError: a count is not an integer.
 
     Example:
         >>> import jax

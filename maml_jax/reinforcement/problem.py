@@ -166,7 +166,7 @@ def reinforcement_problem(
         ValueError: a count out of range, an unknown objective or mode, a discount or lambda outside
             0 to 1, rates or a mask that do not fit the policy's parameters, or an error of
             `check_environment`.
-        TypeError: a count that is no int, or an error of `check_environment`.
+        TypeError: a count is not an integer, or an error of `check_environment`.
 
     Example:
         >>> import jax

@@ -89,7 +89,7 @@ def rollout(
     Raises:
         ValueError: a count below 1, a task unlike those of `sample_task`, or an error of
             `check_environment`.
-        TypeError: a count that is no int, or an error of `check_environment`.
+        TypeError: a count is not an integer, or an error of `check_environment`.
 
     Example:
         >>> import jax

@@ -50,7 +50,7 @@ def tabular(
 
     Raises:
         ValueError: a size below 1, or tables of other shapes.
-        TypeError: a size that is no int.
+        TypeError: a size is not an integer.
     """
     checks.check_counts(num_states=num_states, num_actions=num_actions, horizon=horizon)
     n, A = num_states, num_actions

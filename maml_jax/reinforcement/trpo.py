@@ -81,7 +81,8 @@ def trpo(
     Raises:
         ValueError: an unknown method of products, a count below 1, or a number out of range; in a
             step, parameters of another policy.
-        TypeError: `problem` is not from `reinforcement_problem`, or a count is no int.
+        TypeError: `problem` is not from `reinforcement_problem`, or a count is not an
+            integer.
 
     Example:
         >>> import jax

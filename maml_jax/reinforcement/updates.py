@@ -50,8 +50,8 @@ def surrogate_update(
     Raises:
         ValueError: `num_epochs` below 1, or an unknown batching; in a step, parameters of another
             policy.
-        TypeError: `problem` is not from `reinforcement_problem`, `optimizer` is no optax
-            transformation, or `num_epochs` is no int.
+        TypeError: `problem` is not from `reinforcement_problem`, `optimizer` is not
+            an optax transformation, or `num_epochs` is not an integer.
 
     Example:
         >>> import jax

@@ -61,7 +61,7 @@ def make_physics(
 
     Raises:
         ValueError: an unknown name, or a count below 1.
-        TypeError: `solver` is no `Solver`, or a count is no int.
+        TypeError: `solver` is not a `Solver`, or a count is not an integer.
 
     Example:
         >>> from maml_jax.reinforcement.locomotion import make_physics
@@ -116,7 +116,7 @@ def locomotion(
 
     Raises:
         ValueError: an unknown name, or a count below 1.
-        TypeError: `solver` is no `Solver`, or a count is no int.
+        TypeError: `solver` is not a `Solver`, or a count is not an integer.
 
     Example:
         >>> import jax

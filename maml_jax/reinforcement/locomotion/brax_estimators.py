@@ -125,7 +125,7 @@ def tanh_gaussian_policy(
 
     Raises:
         ValueError: a size below 1, or an unknown initializer.
-        TypeError: a size that is no int, or `hidden_sizes` is no sequence.
+        TypeError: a size is not an integer, or `hidden_sizes` is not a sequence.
 
     Example:
         >>> from maml_jax.reinforcement import check_environment, navigation
