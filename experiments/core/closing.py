@@ -22,7 +22,7 @@ LOWER_IS_BETTER = ("mse",)
 
 
 def closing(run: Mapping[str, Any]) -> str:
-    """Compares MAML with pretraining after gradient steps; "" if the run has not both.
+    """Compares MAML with pretraining after gradient steps; returns "" unless the run has both.
 
     The number of steps is 1, or with images `report_steps`, as in the paper's tables.
 
