@@ -63,6 +63,7 @@ test-peers: $(PEERS)/.ready ## check meta-gradients against PyTorch libraries; P
 	@$(PEERS)/bin/python -m pytest -o addopts=-q -m '$(PEER_TESTS)' tests/test_benchmark_peers.py
 
 test-newest: ## the core with the newest JAX that pip offers, in another environment
+	@rm -rf build
 	@$(PYTHON) -m venv $(NEWEST)
 	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
 	  --upgrade-strategy eager '.[experiments]' equinox pillow pytest pytest-timeout pytest-xdist

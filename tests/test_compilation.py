@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, QUICK
 
 from experiments.core import compilation, places
 
@@ -52,7 +52,9 @@ def config(monkeypatch, tmp_path):
 
 def start(cache, *arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(CHOICES)}
-    environment |= {"MAML_JAX_CACHE": str(cache), "XLA_FLAGS": "", **variables}
+    # Compiled in XLA's quickest way, few programs take the 0.1 s from which they are kept.
+    short = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.02"}
+    environment |= {"MAML_JAX_CACHE": str(cache), "XLA_FLAGS": QUICK, **short, **variables}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -187,6 +189,18 @@ def test_programs_of_another_user_are_not_loaded(config, monkeypatch, capsys):
     compilation.keep_compiled(None)
     assert "belongs to another user" in capsys.readouterr().err
     assert not config.jax_enable_compilation_cache
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners here")
+def test_a_folder_that_others_can_write_to_is_tightened(config, capsys):
+    folder = compilation.default_folder()
+    folder.mkdir(parents=True)
+    folder.chmod(0o775)
+    compilation.keep_compiled(None)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert f"other users could write to {folder}; now" in capsys.readouterr().err
+    compilation.keep_compiled(None)
+    assert not capsys.readouterr().err
 
 
 def test_a_folder_that_stays_locked_is_not_waited_for(config, monkeypatch, capsys):

@@ -419,6 +419,17 @@ class TestCommandLine:
         assert message in ended.text
         assert "Traceback" not in ended.text
 
+    def test_settings_that_a_mode_ignores_are_named(self, tmp_path):
+        given = ["--mode=adapt", "--inner_lr=0.5", "--seed=3", "--set=eval_points=9"]
+        ended = sinusoid_command(tmp_path, "--workdir=x", *given)
+        assert ended.text.startswith(
+            "note: --mode=adapt uses the settings of the run; ignored: --seed, --inner_lr, "
+            "--set=eval_points\n"
+        )
+        assert "error: no run at x" in ended.text
+        ended = sinusoid_command(tmp_path, "--workdir=x", "--mode=adapt")
+        assert "ignored" not in ended.text
+
     def test_missing_devices(self, tmp_path):
         code = "from experiments import sinusoid; from experiments.core.command import main; "
         code += "main(sinusoid.EXPERIMENT)"

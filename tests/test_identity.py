@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import filelock
@@ -13,7 +14,7 @@ import pytest
 from benchmarks import compare
 from experiments import report, sinusoid
 from experiments.core import checkpoints, handout, identity, runner
-from experiments.core.files import FileError
+from experiments.core.files import FileError, read_json
 
 SMALL = {
     "methods": ("maml", "pretrained"),
@@ -315,6 +316,15 @@ class TestBrokenFiles:
         path = workdir / "config.json"
         path.write_text('{"seed": 3, ' + path.read_text().lstrip("{ "))
         assert_refused(workdir, "has the key 'seed' twice", FileError)
+
+    def test_a_duplicate_among_many_keys_is_found_at_once(self, tmp_path):
+        keys = [f'"{i}": 0' for i in [*range(200_000), 199_999]]
+        path = tmp_path / "hostile.json"
+        path.write_text("{" + ", ".join(keys) + "}")
+        begun = time.monotonic()
+        with pytest.raises(FileError, match="has the key '199999' twice"):
+            read_json(path, {}, advice="")
+        assert time.monotonic() - begun < 20  # minutes if each key is counted
 
     def test_metrics(self, workdir):
         path = workdir / "metrics.jsonl"

@@ -277,7 +277,7 @@ def test_models_can_be_given_away_without_data(
     """Bit for bit, and the adaptation of a copy gives the same answers."""
     workdir, run = finished
     for method, params in loaded.params.items():
-        model = load_model(workdir / "model" / f"{model_files.file_name(method)}.json")
+        model = load_model(workdir / "model" / f"{model_files.file_names([method])[method]}.json")
         jax.tree.map(np.testing.assert_array_equal, model.params, params)
         assert model.record["rows"]
         assert model.record["classes"] == [f"synthetic_0_{i:04d}" for i in range(8)]
@@ -414,7 +414,7 @@ def test_missing_data_is_an_error_message_and_leaves_no_directory(tmp_path, monk
     ):  # not "another configuration"
         runner.run(mini_imagenet.EXPERIMENT, tmp_path / "run", mini_imagenet.Config(num_shots=5))
     write_photographs(tmp_path, {"train": 2, "val": 1, "test": 1})
-    with pytest.raises(ConfigError, match=r"64 classes; found 2\. .* with --dataset=folder"):
+    with pytest.raises(ConfigError, match=r"64 classes; found 2\. Read .* as a folder"):
         data.load(mini_imagenet.Config())
     monkeypatch.setenv("MAML_JAX_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="nowhere is not a folder"):

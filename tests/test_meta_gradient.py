@@ -189,7 +189,7 @@ REPORT = {
         (100, ("reverse", "mixed", "remat", "first_order"), "mode='reverse' fits."),
         (99, ("mixed", "remat", "first_order"), "mode='mixed' fits."),
         (39, ("mixed", "first_order"), "mode='mixed' fits."),
-        (29, ("first_order",), "Only mode='first_order' fits, which is another"),
+        (29, ("first_order",), "Only mode='first_order' fits, which approximates"),
         (9, (), "No mode fits: take fewer tasks at once"),
     ],
 )

@@ -3,6 +3,7 @@
 Round trips of trained runs are in the test modules of the experiments.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import toy_experiment as toy
 
 import experiments
 from experiments import images, load_model, omniglot, sinusoid
-from experiments.core import finished, model_files
+from experiments.core import finished, model_files, runner
 from experiments.core.environment import environment
 from experiments.core.files import FileError
 from experiments.core.identity import RunError, identity_of
@@ -137,6 +138,14 @@ HEADER = b'{"Dense_0/bias":{"dtype":"F32","shape":[3],"data_offsets":[0,99]}}'
         (lambda p: edit(p, config={}), "it lacks 'methods'"),
         (lambda p: settings_with(p, inner_lr=-1), "--inner_lr must be above 0; received -1"),
         (
+            lambda p: settings_with(p, hidden_sizes=[2] * 1_001),
+            r"at most 1,000 values; received 1,001\. .* \(its 'environment' names the commit\)",
+        ),
+        (
+            lambda p: edit(p, numbers={"jax_enable_x64": True}),
+            r"trained with JAX_ENABLE_X64=True; set it \(this process has False\)",
+        ),
+        (
             lambda p: settings_with(p, hidden_sizes=[2_000_000_000]),
             r"Dense_0/bias: expected float32\[2000000000\], received float32\[3\]",
         ),
@@ -177,6 +186,54 @@ def test_files_that_are_refused(written, change, message):
     assert "\x1b" not in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_networks_that_cannot_be_described_are_refused(written, error):
+    def fail(*_):
+        raise error
+
+    with pytest.raises(FileError, match=rf"cannot be built: {error.__name__}"):
+        load_model(written, dataclasses.replace(sinusoid.EXPERIMENT, blueprint=fail))
+
+
+def test_floats_of_another_width_are_refused(written):
+    with jax.enable_x64(True), pytest.raises(FileError, match="JAX_ENABLE_X64=False; set it"):
+        load_model(written)
+
+
+def test_names_of_files_are_printable_in_errors(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "\x1b[2J.safetensors").touch()
+    with pytest.raises(FileError, match=r"such as .*/\\x1b\[2J\.json"):
+        load_model(tmp_path)
+    hostile = tmp_path / "model" / "\x1b[2J.json"
+    hostile.write_text("{")
+    with pytest.raises(FileError, match=r"/\\x1b\[2J\.json is not JSON"):
+        load_model(hostile)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (("maml", "MAML"), "received 'MAML' and another such name"),
+        (("a, b", "a b"), "received 'a b' and another such name"),
+        (("µ",), "must have an ASCII letter; received 'µ'"),
+    ],
+)
+def test_stages_whose_files_would_overwrite_each_other(stages, message):
+    with pytest.raises(ValueError, match=message):
+        model_files.file_names(stages)
+
+
+def test_names_of_files_are_checked_before_training(tmp_path, monkeypatch):
+    def stages(config):
+        return [dataclasses.replace(stage, name="µ") for stage in toy.make_stages(config)]
+
+    experiment = dataclasses.replace(toy.EXPERIMENT, stages=stages, blueprint=pytest.fail)
+    with pytest.raises(ValueError, match="must have an ASCII letter"):
+        runner.run(experiment, tmp_path / "run", toy.Config())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_numbers_that_are_not_finite_are_refused(written):
     arrays_with(written, lambda a: {**a, BIAS: a[BIAS] * np.nan})
     content = written.with_suffix(".safetensors").read_bytes()
@@ -203,9 +260,7 @@ def test_a_mode_reads_the_model_files_alone(written):
     assert set(run.params) == set(SETTINGS.methods)
     assert (run.settings, run.rows, run.states) == (SETTINGS, (), {})
     edit(written, seed=3)
-    with pytest.raises(
-        RunError, match=r"maml\.json is of another run \(seed: saved 3, expected 0"
-    ):
+    with pytest.raises(RunError, match=r"maml\.json is of another run \(seed: saved 3, expected 0"):
         finished.load_params(sinusoid.EXPERIMENT, written.parent.parent)
 
 

@@ -74,7 +74,7 @@ def make_stages(config: Config) -> list[Stage]:
         "sample": sample,
         "update": update,
         "num_tasks": config.num_tasks,
-        "num_steps": config.meta_steps,
+        "num_meta_steps": config.meta_steps,
         "steps_per_call": config.steps_per_call,
         "member_data": lambda key: (0.1 * jax.random.normal(jax.random.fold_in(key, 1), (3,)),),
         "one_by_one": config.one_by_one,

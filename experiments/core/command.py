@@ -239,6 +239,13 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
     overrides, swept = settings_flags.overrides_from_flags(experiment.config, values)
     if values.mode in experiment.modes:
         overrides, swept = {}, None  # modes read the settings of the run
+        ignored = settings_flags.given_flags(experiment.config, values)
+        if ignored:
+            print(
+                f"note: --mode={values.mode} uses the settings of the run; ignored: "
+                f"{', '.join(ignored)}",
+                file=sys.stderr,
+            )
     settings = config_lib.build(experiment.config, experiment.presets, values.preset, overrides)
     num_members = len(make_members(settings, values.seed, values.num_seeds, swept))
     devices = values.cpu_devices

@@ -88,8 +88,8 @@ def _use_default() -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-            raise PermissionError(0, "it belongs to another user, whose programs would run here")
+        if hasattr(os, "getuid"):
+            _keep_for_this_user(folder)
         tempfile.TemporaryFile(dir=folder).close()
         _remove_incomplete(folder)
     except (OSError, NotImplementedError) as error:  # the second: a file system without locks
@@ -99,6 +99,19 @@ def _use_default() -> None:
     _set_unless_given("compilation_cache_max_size", MAX_BYTES)
     _set_unless_given("persistent_cache_enable_xla_caches", "none")  # files without a bound
     _keep_small_programs()
+
+
+def _keep_for_this_user(folder: Path) -> None:
+    """Raises if a folder belongs to another user; takes other users' permission to write."""
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError(0, "it belongs to another user, whose programs would run here")
+    if status.st_mode & 0o022:
+        folder.chmod(0o700)
+        _note(
+            f"other users could write to {folder}; now they cannot. If you do not trust them, "
+            "remove the programs in it, which run here."
+        )
 
 
 def _remove_incomplete(folder: Path) -> None:

@@ -63,6 +63,7 @@ def option(
 
 META_GRADIENTS = ("auto", *MODES)  # choices of --meta_gradient
 INT32_MAX = 2**31 - 1
+MAX_VALUES = 1_000  # of a list, in a stranger's file, too; JAX needs 6 ms to describe a layer
 
 
 class ConfigError(ValueError):
@@ -105,6 +106,10 @@ def check_fields(config: Any) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = flag_of(config, field.name)
+        if isinstance(value, tuple) and len(value) > MAX_VALUES:
+            raise ConfigError(
+                f"{flag} must have at most {MAX_VALUES:,} values; received {len(value):,}."
+            )
         for part in value if isinstance(value, tuple) else (value,):
             expected = _violated(part, field.metadata)
             if expected:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maml_jax.text import printable
+
 NUMBER = (int, float)
 _NAMES = {
     bool: "true or false",
@@ -22,7 +24,13 @@ _NAMES = {
 
 
 class FileError(RuntimeError):
-    """A file of a run cannot be used; the message names the file, the fault and the remedy."""
+    """A file of a run cannot be used; the message names the file, the fault and the remedy.
+
+    The message is made `printable`: names and contents of files may come from strangers.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, 8_000))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,9 +133,9 @@ def check_object(
     missing = [key for key in keys if key not in value]
     if missing:
         raise ValueError(f"lacks {', '.join(map(repr, missing))}{where}")
-    unknown = [key for key in value if optional is not None and key not in {**keys, **optional}]
+    unknown = () if optional is None else value.keys() - keys.keys() - optional.keys()
     if unknown:
-        raise ValueError(f"has an unknown key {unknown[0]!r}{where}")
+        raise ValueError(f"has an unknown key {min(unknown)!r}{where}")
     for key, kind in {**(optional or {}), **keys}.items():
         if key in value and not is_of(value[key], kind):
             kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -161,9 +169,9 @@ def _parse(content: bytes, finite: bool) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"has the key {twice!r} twice")
+        earlier: set[str] = set()
+        twice = next(name for name, _ in pairs if name in earlier or earlier.add(name))
+        raise ValueError(f"has the key {twice[:60]!r} twice")
     return value
 
 

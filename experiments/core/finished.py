@@ -80,11 +80,11 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
         restored = store.restore(start, warn=warn, read_only=True, check=fits)
         store.close()
         step = restored.step if restored else 0
-        if restored is None or step < stage.num_steps:
+        if restored is None or step < stage.num_meta_steps:
             raise RunError(
-                f"stage {stage.name} of {workdir} is at step {step} of {stage.num_steps}; finish "
-                "training first, with the same command as before (remove results.json if that "
-                "command reports that the run is done)."
+                f"stage {stage.name} of {workdir} is at step {step} of {stage.num_meta_steps}; "
+                "finish training first, with the same command as before (remove results.json if "
+                "that command reports that the run is done)."
             )
         states[stage.name] = alone(stage, restored.state)
     params = {name: state.best_params for name, state in states.items()}

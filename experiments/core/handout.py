@@ -134,7 +134,7 @@ def _write_trained(
             if steps[name] > 0 and steps[name] not in store.steps():
                 store.save(steps[name], parts[name], {**info, "run": identity, "stage": name})
             store.close()
-    diverged = [s.name for s in trained.stages if steps[s.name] < s.num_steps]
+    diverged = [s.name for s in trained.stages if steps[s.name] < s.num_meta_steps]
     return min(steps[name] for name in diverged) if diverged else None
 
 

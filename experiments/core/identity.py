@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from maml_jax.text import printable
+
 from .. import invocation
 from . import config as config_lib
 from . import results
@@ -43,7 +45,10 @@ _REBUILD = "Remove it or repair it: the command of the run writes it again."
 
 
 class RunError(RuntimeError):
-    """A run cannot start or continue; the message is for the user."""
+    """A run cannot start or continue; the message is for the user, and made `printable`."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, 8_000))
 
 
 def identity_of(

@@ -89,7 +89,7 @@ class Loop:
             StoppedError: the run received a signal, and has saved its state.
             NonFiniteError: no member is finite any more.
         """
-        if state.step >= stage.num_steps:
+        if state.step >= stage.num_meta_steps:
             return
         (stopping,) = distributed.any_of(bool(stop.signal))  # since the last stage's last dispatch
         if stopping:
@@ -102,7 +102,7 @@ class Loop:
             state.compile_s += self.compiles.seconds - before
         progress: Any = distributed.Nowhere()
         if distributed.is_first():
-            progress = Progress(stage.name, stage.num_steps, state.step)
+            progress = Progress(stage.name, stage.num_meta_steps, state.step)
         try:
             self._dispatches(stage, state, logbook, stop, progress)
         finally:
@@ -114,8 +114,8 @@ class Loop:
     ) -> None:
         advance = _Advance(self, stage)
         saved_at, number = time.monotonic(), 0
-        while state.step < stage.num_steps:
-            count = min(stage.steps_per_call, stage.num_steps - state.step)
+        while state.step < stage.num_meta_steps:
+            count = min(stage.steps_per_call, stage.num_meta_steps - state.step)
             self._compile(advance, state, count)
             self.profile.before(stage.name, number)
             begun, compiled = time.monotonic(), self.compiles.seconds
@@ -125,7 +125,7 @@ class Loop:
             state.train_s += running
             state.compile_s += compiling
             state.step += count
-            self.profile.after(number, last=state.step == stage.num_steps)
+            self.profile.after(number, last=state.step == stage.num_meta_steps)
             self._report_start(count)
             number += 1
             pace = {"meta_steps_per_s": count / max(running, 1e-9)}
@@ -133,10 +133,10 @@ class Loop:
             progress.advance(count, **{name: summary[name] for name in stage.shown})
             due = time.monotonic() - saved_at >= self.checkpoint_every_s
             due, stopping = distributed.any_of(distributed.is_first() and due, bool(stop.signal))
-            if due or state.step == stage.num_steps or stopping:
+            if due or state.step == stage.num_meta_steps or stopping:
                 self._save(stage, state)
                 saved_at = time.monotonic()
-            if stopping and state.step < stage.num_steps:
+            if stopping and state.step < stage.num_meta_steps:
                 raise StoppedError(stop.signal or signal.SIGTERM, state.step, stage.name)
 
     def _save(self, stage: Stage, state: StageState) -> None:
@@ -213,7 +213,7 @@ class _Advance:
         summary = summarize_members([m.label for m in self._members], metrics, kept)
         selection = selection._replace(state=state)
         every, at = self._stage.validate_every, step + count
-        due = at == self._stage.num_steps or (every > 0 and at // every > step // every)
+        due = at == self._stage.num_meta_steps or (every > 0 and at // every > step // every)
         if self._stage.score is None or not due:
             return selection, summary
         scores = self._score(state.params, kept)
@@ -231,7 +231,7 @@ class _Advance:
             )
         selection = choose(selection, scores)
         never = kept & np.isneginf(np.asarray(selection.best_score))
-        if at < self._stage.num_steps or not never.any():
+        if at < self._stage.num_meta_steps or not never.any():
             return selection
         for i in np.flatnonzero(never):
             say(

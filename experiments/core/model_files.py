@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,13 @@ def write_models(
         record: the content of `results.json`.
         selections: the final `Selection` of each stage, by name.
         outcome: of the evaluation.
+
+    Raises:
+        ValueError: as `file_names`.
     """
     if experiment.blueprint is None:
         return
+    files = file_names(selections)
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     kept = {key: record[key] for key in (*KEYS, *OPTIONAL, "environment")}
@@ -76,7 +80,7 @@ def write_models(
         params = outcome.params.get(method, selection.best_params)
         content = safetensors.numpy.save(named_arrays(params))
         names = blueprint.methods or (method,)
-        path = folder / f"{file_name(method)}.json"
+        path = folder / f"{files[method]}.json"
         _write_bytes(path.with_suffix(".safetensors"), content)
         write_json(
             path,
@@ -94,9 +98,24 @@ def write_models(
         )
 
 
-def file_name(method: str) -> str:
-    """The name of a method's files, without suffix: lower-case letters, digits, underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
+def file_names(methods: Iterable[str]) -> dict[str, str]:
+    """The names of the methods' files, without suffix: lower-case letters, digits, underscores.
+
+    Raises:
+        ValueError: a name is empty, or two methods have the same.
+    """
+    names: dict[str, str] = {}
+    for method in methods:
+        name = re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
+        if not name:
+            raise ValueError(f"the name of a stage must have an ASCII letter; received {method!r}.")
+        if name in names.values():
+            raise ValueError(
+                f"the names of stages must differ in letters or digits, for their files "
+                f"{name}.json; received {method!r} and another such name."
+            )
+        names[method] = name
+    return names
 
 
 def named_arrays(params: Params) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from maml_jax.types import Batch, Params
 
 from . import config as config_lib
 from .files import FileError
+from .identity import numbers_of
 from .model_files import FOLDER, read_params, read_record
-from .stages import Blueprint, Experiment
+from .stages import Blueprint, Experiment, experiment_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,8 @@ def load_model(path: str | Path, experiment: Experiment | None = None) -> Model:
         experiment: of the run; default the experiment of this package with the recorded name.
 
     Raises:
-        FileError: a file is missing, damaged, of another version, or of another experiment.
+        FileError: a file is missing, damaged, of another version, of another experiment, or of
+            another setting of JAX_ENABLE_X64.
     """
     path = Path(path)
     if path.is_dir():
@@ -120,24 +121,32 @@ def load_model(path: str | Path, experiment: Experiment | None = None) -> Model:
         )
     if experiment.blueprint is None:
         raise FileError(f"{path} cannot be loaded: {experiment.name} defines no blueprint.")
-    settings = read_settings(experiment, path, record["config"])
+    _check_numbers(path, record)
+    commit = "its 'environment' names the commit"
+    settings = read_settings(experiment, path, record["config"], commit)
     try:
         blueprint = experiment.blueprint(settings, record["method"], tuple(record["classes"]))
         like = jax.eval_shape(blueprint.network.init, jax.random.key(0))
-    except (ValueError, TypeError, OverflowError) as error:
-        text = printable(str(error), 300)
+    except (ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+        text = printable(str(error) or type(error).__name__, 300)
         raise FileError(f"{path} describes a network that cannot be built: {text}") from None
     params = read_params(path.with_suffix(".safetensors"), like, record["sha256"])
     return Model(params, blueprint, settings, record)
 
 
-def read_settings(experiment: Experiment, path: Path, values: Mapping[str, Any]) -> Any:
+def read_settings(
+    experiment: Experiment,
+    path: Path,
+    values: Mapping[str, Any],
+    commit: str = "results.json names its commit",
+) -> Any:
     """The configuration of one member, as a file of its run records it.
 
     Args:
         experiment: of the run.
         path: of the file, for errors.
         values: the file's `"config"`.
+        commit: where the commit that trained the run is recorded, for errors.
 
     Raises:
         FileError: this version does not take the configuration.
@@ -148,8 +157,8 @@ def read_settings(experiment: Experiment, path: Path, values: Mapping[str, Any])
     except ValueError as error:
         raise FileError(
             f"{path} has a configuration that this version does not take: "
-            f"{printable(str(error), 300)} Use the version that trained the run (results.json "
-            "names its commit), or train again."
+            f"{printable(str(error), 300)} Use the version that trained the run ({commit}), or "
+            "train again."
         ) from None
 
 
@@ -170,14 +179,19 @@ def _batch_with(field: str) -> str:
     return " or ".join([name for name, fields in kinds.items() if field in fields] or kinds)
 
 
+def _check_numbers(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises unless this process has floats of the width that the model was trained with."""
+    saved, ours = numbers_of(record)["jax_enable_x64"], bool(jax.config.jax_enable_x64)
+    if saved != ours:
+        raise FileError(
+            f"{path} was trained with JAX_ENABLE_X64={printable(str(saved), 60)}; set it "
+            f"(this process has {ours})."
+        )
+
+
 def _experiment(name: str, path: Path) -> Experiment:
     """An experiment of this package, by the name in a file."""
-    package = __package__.rpartition(".")[0]
-    names = importlib.import_module(f"{package}.__main__").COMMANDS
-    module = None
-    if name in names:  # nothing else of a file decides what is imported
-        module = importlib.import_module(f"{package}.{name}")
-    experiment = getattr(module, "EXPERIMENT", None)
+    experiment = experiment_named(name)
     if experiment is None:
         raise FileError(
             f"{path} is of the experiment {printable(name, 60)}, which this package lacks; pass "

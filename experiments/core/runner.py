@@ -31,7 +31,7 @@ from .identity import (
 from .logbook import Evaluating, Logbook, read_metrics, say
 from .loop import Loop, StageState, open_stage
 from .members import make_members
-from .model_files import write_models
+from .model_files import file_names, write_models
 from .process import CompileTimer, StopRequest
 from .profiling import Profile
 from .stages import Experiment, Stage
@@ -140,11 +140,13 @@ def _run(workdir: Path, loop: Loop, tell: Callable[[str], None]) -> dict[str, An
     """Trains, evaluates and writes a run that is not finished."""
     experiment, everyone, compiles = loop.experiment, loop.members, loop.compiles
     stages = experiment.stages(everyone[0].settings)
+    if experiment.blueprint is not None:
+        file_names(stage.name for stage in stages)  # raises before rather than after training
     where = environment()
     _introduce(workdir, loop, stages, where, tell)
     states = _train(workdir, loop, stages, tell)
     training = sum(state.train_s for state in states.values())
-    meta_steps = len(everyone) * sum(stage.num_steps for stage in stages)
+    meta_steps = len(everyone) * sum(stage.num_meta_steps for stage in stages)
     clock = {
         "compile": sum(state.compile_s for state in states.values()),
         "train": training,
@@ -187,7 +189,7 @@ def _train(
             fits = check_info(loop.identity, stage.name)
             states[stage.name] = open_stage(workdir / "checkpoints", stage, loop.members, fits)
         at = {name: state.step for name, state in states.items()}
-        left = [stage for stage in stages if at[stage.name] < stage.num_steps]
+        left = [stage for stage in stages if at[stage.name] < stage.num_meta_steps]
         if left:
             most = max(stage.num_tasks for stage in left)
             distributed.warn_if_not_split(most, len(loop.members))
@@ -220,7 +222,7 @@ def _introduce(
     tell(f"{experiment.name} ({preset}, seed {seed}{several}): {experiment.summary}")
     tell(f"  on {where['device']}, jax {where['jax']}; results in {workdir}")
     for stage in stages:
-        tell(f"  trains {stage.name}: {stage.num_steps:,} meta-steps")
+        tell(f"  trains {stage.name}: {stage.num_meta_steps:,} meta-steps")
 
 
 def _write(

@@ -111,6 +111,16 @@ def overrides_from_flags(
     return given, swept
 
 
+def given_flags(config_class: type, values: flags.FlagValues) -> list[str]:
+    """Lists the flags on the command line that choose a run's settings: `--NAME`, `--set=NAME`."""
+    names = ("preset", "seed", "num_seeds", *(field.name for field in public_fields(config_class)))
+    internal = [text.partition("=")[0] for text in values["set"].value]
+    return [
+        *(f"--{name}" for name in names if values[name].present),
+        *(f"--set={name}" for name in internal),
+    ]
+
+
 def _parse_setting(config_class: type, hints: Mapping[str, Any], text: str) -> tuple[str, Any]:
     """Parses NAME=VALUE of `--set`."""
     name, equals, value = text.partition("=")

@@ -7,6 +7,7 @@ the classes below.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,7 @@ class Stage:
         sample: `sample(params, key, *data) -> Task`, one task.
         update: how meta-parameters move.
         num_tasks: T, tasks of a meta-batch.
-        num_steps: meta-steps in total.
+        num_meta_steps: meta-steps in total.
         steps_per_call: meta-steps of one dispatch. A run validates, stops and saves between
             dispatches.
         steps_per_draw: meta-steps whose tasks are drawn in one call, see `make_train_fn`.
@@ -57,7 +58,7 @@ class Stage:
     sample: Callable[..., Any]
     update: MetaUpdate
     num_tasks: int
-    num_steps: int
+    num_meta_steps: int
     steps_per_call: int
     steps_per_draw: int | None = None
     data: Callable[[Mesh], tuple[Any, ...]] | None = None
@@ -152,3 +153,12 @@ class Experiment:
     cpu_threads: int | None = None
     cpu_devices: Callable[[Any, int, int], int] | None = None
     small_kernels: bool = False
+
+
+def experiment_named(name: str) -> Experiment | None:
+    """Imports the experiment of this package with a name; None if there is none."""
+    package = __package__.rpartition(".")[0]
+    names = importlib.import_module(f"{package}.__main__").COMMANDS
+    if name not in names:  # the name may be of a file: nothing else of it decides what is imported
+        return None
+    return getattr(importlib.import_module(f"{package}.{name}"), "EXPERIMENT", None)

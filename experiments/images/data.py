@@ -69,8 +69,7 @@ def explained() -> Iterator[None]:
             warnings.simplefilter("always", DataWarning)
             yield
     except (DataError, ImportError, MemoryError) as error:
-        text = str(error) or "the images do not fit into memory."
-        raise ConfigError(text.replace("by load_folder", "with --dataset=folder")) from None
+        raise ConfigError(str(error) or "the images do not fit into memory.") from None
     finally:
         for warning in caught:
             if issubclass(warning.category, DataWarning):

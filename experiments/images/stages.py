@@ -137,7 +137,7 @@ def _pretraining_stage(config: Config, images: Images) -> Stage:
         optimizer=optax.adam(config.meta_lr),
         score=score,
         num_tasks=1,
-        num_steps=config.pretrain_steps,
+        num_meta_steps=config.pretrain_steps,
     )
 
 
@@ -162,7 +162,7 @@ def _stage(
     optimizer: optax.GradientTransformation,
     score: Callable[[Params], Array],
     num_tasks: int | None = None,
-    num_steps: int | None = None,
+    num_meta_steps: int | None = None,
     before_training: Callable[[Mesh], None] | None = None,
 ) -> Stage:
     """A stage on the training images; by default with the episodes of the configuration."""
@@ -181,7 +181,7 @@ def _stage(
         sample=sample,
         update=gradient_update(loss, optimizer, batching=config.batching),
         num_tasks=num_tasks or config.num_tasks,
-        num_steps=num_steps or config.meta_steps,
+        num_meta_steps=num_meta_steps or config.meta_steps,
         steps_per_call=config.steps_per_call,
         data=train_set,
         data_specs=specs,

@@ -33,7 +33,7 @@ def _stage(config: Config, env: Environment, watch: Watch, name: str) -> Stage:
         sample=problem.sample,
         update=make_meta_update(config, problem),
         num_tasks=config.num_tasks,
-        num_steps=config.meta_steps,
+        num_meta_steps=config.meta_steps,
         steps_per_call=config.steps_per_call,
         score=_score(config, env, watch, name),
         score_name="return",

@@ -38,7 +38,7 @@ def _stage(config: Config, name: str) -> Stage:
         sample=problem.sample,
         update=gradient_update(loss, optax.adam(config.meta_lr)),
         num_tasks=config.num_tasks,
-        num_steps=config.meta_steps,
+        num_meta_steps=config.meta_steps,
         steps_per_call=config.steps_per_call,
         steps_per_draw=STEPS_PER_DRAW,
     )
@@ -68,7 +68,7 @@ def _averaged_stage(config: Config, name: str) -> Stage:
         sample=baselines.sample_single_task_batches(config.network_points),
         update=gradient_update(loss, optax.adam(config.meta_lr)),
         num_tasks=1,
-        num_steps=config.network_steps,
+        num_meta_steps=config.network_steps,
         steps_per_call=max(1, config.steps_per_call // 5),  # a step of all networks is slow
         member_data=functions,
         shown=("mse",),

@@ -178,7 +178,7 @@ def check_counts(where: Path, split: str, counts: Counter[str]) -> None:
     if len(counts) != CLASSES[split]:
         raise DataError(
             f"split {split!r} of {where} must have {CLASSES[split]} classes; found {len(counts)}. "
-            "Load other images by load_folder."
+            "Read other images as a folder of images."
         )
     for name, count in counts.items():
         if count != IMAGES:
