@@ -31,10 +31,15 @@ def main() -> None:
 
         print(f"maml-jax {maml_jax.__version__}")
     elif name not in COMMANDS:
-        sys.exit(f"error: no command {name!r}; choose one of {', '.join(COMMANDS)}.")
+        print(f"error: no command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
     else:
         del sys.argv[1]
-        runpy.run_module(f"{__package__}.{name}", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(f"{__package__}.{name}", run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:  # while modules are imported; later the command handles it
+            print("\nstopped.", file=sys.stderr)
+            sys.exit(130)
 
 
 def _help() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import show_invocation
-from .core import places, results, streams, tables
+from .core import places, results, streams, tables, usage
 from .core.config import ConfigError
 from .core.files import FileError
 from .core.identity import NUMBERS
@@ -71,10 +71,10 @@ def _note_diverged(workdir: Path, run: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command: prints tables of the runs in `argv[1:]`, and draws `--figure`."""
-    from absl import app, flags
+    from absl import flags
 
     if len(argv) < 2:
-        raise app.UsageError("name one or more directories of runs.")
+        usage.fail("name one or more directories of runs.")
     try:
         _report([Path(arg) for arg in argv[1:]], flags.FLAGS.figure)
         streams.check_output()
@@ -125,9 +125,14 @@ def _unusual(run: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from absl import app, flags
+    from absl import flags
 
-    flags.DEFINE_string("figure", None, "PNG file for the figure: the metric by gradient steps.")
+    flags.DEFINE_string(
+        "figure",
+        None,
+        "PNG file for the figure: the metric by gradient steps.",
+        module_name="options",
+    )
     show_invocation()
     streams.protect("")
-    app.run(main)
+    usage.run(main, ["options"])

@@ -20,21 +20,26 @@ class Ended(NamedTuple):
 
 def sinusoid_command(directory, *arguments):
     """Runs `python -m experiments.sinusoid ARGUMENTS` in `directory`."""
+    return command("sinusoid", directory, *arguments)
+
+
+def command(name, directory, *arguments):
+    """Runs `python -m experiments.NAME ARGUMENTS` in `directory`."""
     output = directory / "output.txt"
-    process = FORKS.Process(target=_sinusoid, args=(directory, output, arguments))
+    process = FORKS.Process(target=_run, args=(name, directory, output, arguments))
     process.start()
     process.join(PATIENCE_S)
     assert process.exitcode is not None, "the command hangs"
     return Ended(process.exitcode, output.read_text())
 
 
-def _sinusoid(directory, output, arguments):
+def _run(name, directory, output, arguments):
     os.chdir(directory)
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = ["experiments.sinusoid", *arguments]
-    from experiments import sinusoid
+    sys.argv = [f"experiments.{name}", *arguments]
     from experiments.core import command
+    from experiments.core.stages import experiment_named
 
-    command.main(sinusoid.EXPERIMENT)
+    command.main(experiment_named(name))

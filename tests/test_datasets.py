@@ -522,6 +522,16 @@ def test_too_few_examples_or_classes_are_named_before_training():
         check_episodes({"train": glyphs}, 4, {"train": 4})
     with pytest.raises(DataError, match=r"'train' has 4 classes .* 5-way"):
         check_episodes({"train": glyphs}, 5, {"train": 3})
+    with pytest.raises(DataError) as refused:  # both splits and both problems
+        check_episodes({"train": glyphs.take([1, 0]), "val": glyphs}, 3, {"train": 4, "val": 4})
+    assert str(refused.value) == (
+        "split 'train' has 2 classes (synthetic_0_0000, synthetic_0_0001); 3-way episodes need 3 "
+        "or more; split 'train': an episode takes 4 examples of a class (shots and queries), and "
+        "these have fewer: synthetic_0_0000 (3), synthetic_0_0001 (3); split 'val': an episode "
+        "takes 4 examples of a class (shots and queries), and these have fewer: synthetic_0_0000 "
+        "(3), synthetic_0_0001 (3), synthetic_0_0002 (3), synthetic_0_0003 (3). Use num_ways=2 or "
+        "less, and num_shots and num_queries that add up to 3 or less; or add images."
+    )
 
 
 # Files
@@ -573,6 +583,8 @@ def test_pillow_alone_reads_images_without_a_cache(tmp_path, cache, monkeypatch)
     write_class_folders(tmp_path / "mine")
     kept = load_folder(tmp_path / "mine", cache, Reading(8))
     monkeypatch.setattr(builder, "PACKAGES", ("no_such_package",))
+    assert builder.LONG_S > 1
+    monkeypatch.setattr(builder, "LONG_S", 0.0)
     advice = r"not cached.*no_such_package \(pip install 'maml-jax\[data\]'\)"
     with pytest.warns(datasets.DataWarning, match=advice):
         read = load_folder(tmp_path / "mine", tmp_path / "cache", Reading(8))

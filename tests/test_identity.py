@@ -70,8 +70,8 @@ class TestOtherRuns:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"seed": 1}, "seed: saved 0, expected 1"),
-            ({"inner_lr": 0.5}, r"inner_lr: saved 0\.001, expected 0\.5"),
+            ({"seed": 1}, "seed=0, the command says 1"),
+            ({"inner_lr": 0.5}, r"inner_lr=0\.001, the command says 0\.5"),
         ],
     )
     def test_other_runs_are_detected_without_config_json(self, workdir, left, options, match):
@@ -81,8 +81,25 @@ class TestOtherRuns:
         else:
             shutil.rmtree(workdir / "checkpoints")
         assert_refused(
-            workdir, rf"{left}.* is of a run with another configuration \({match}", **options
+            workdir,
+            rf"{left}.* is of a run with another configuration: the run has {match}",
+            **options,
         )
+
+    def test_the_advice_for_another_run(self):
+        """It names a run's preset; of another experiment's run, no setting."""
+        saved = identity.identity_of("sinusoid", "quick", 0, sinusoid.Config(meta_steps=9))
+        asked = identity.identity_of("sinusoid", "paper", 0, sinusoid.Config())
+        text = identity.misfit(saved, asked)
+        assert "the run has meta_steps=9, the command says 70000. Nothing was changed." in text
+        assert "or the same flags (the run began with --preset=quick) to continue" in text
+        assert identity.misfit(saved, {**saved, "experiment": "navigation"}) == (
+            "a run of sinusoid, not of navigation. Nothing was changed. Use another --workdir."
+        )
+
+    def test_a_finished_run_is_reported(self, workdir):
+        advice = rf"`python -m experiments.report {workdir}` shows its results\.$"
+        assert_refused(workdir, rf"holds a run with .* {advice}", seed=1)
 
     @pytest.mark.parametrize("kept", ["results.json", "checkpoints"])
     def test_a_missing_config_json_is_restored(self, trained, workdir, capsys, kept):
@@ -105,7 +122,7 @@ class TestOtherRuns:
     def test_results_of_another_run(self, workdir):
         path = workdir / "results.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 7}))
-        assert_refused(workdir, r"results\.json is of a run .*seed: saved 7, expected 0")
+        assert_refused(workdir, r"results\.json is of a run .*seed=7, the command says 0")
 
     def test_a_checkpoint_of_another_run(self, workdir, tmp_path):
         go(tmp_path / "other", methods=("maml",), inner_lr=0.002)
@@ -114,8 +131,8 @@ class TestOtherRuns:
         shutil.copytree(
             tmp_path / "other" / "checkpoints" / "maml", workdir / "checkpoints" / "maml"
         )
-        assert_refused(workdir, r"maml/40/info/metadata is of .*inner_lr: saved 0\.002")
-        with pytest.raises(runner.RunError, match=r"inner_lr: saved 0\.002, expected 0\.001"):
+        assert_refused(workdir, r"maml/40/info/metadata is of .*inner_lr=0\.002")
+        with pytest.raises(runner.RunError, match=r"inner_lr=0\.002, config\.json says 0\.001"):
             runner.load(sinusoid.EXPERIMENT, workdir)
 
     def test_a_checkpoint_of_another_stage(self, workdir):
@@ -144,7 +161,7 @@ class TestOtherRuns:
         (workdir / "config.json").unlink()
         other = identity.identity_of("sinusoid", "custom", 3, sinusoid.Config(**SMALL))
         before = tree(workdir)
-        with pytest.raises(runner.RunError, match="seed: saved 0, expected 3"):
+        with pytest.raises(runner.RunError, match="seed=0, the command says 3"):
             handout._begin(workdir, other)
         assert tree(workdir) == before
 
@@ -152,8 +169,11 @@ class TestOtherRuns:
         unfinished(workdir)
         before = tree(workdir)
         for options, match in (
-            ({"num_seeds": 2}, "num_seeds: saved 1, expected 2"),
-            ({"swept": {"inner_lr": (0.001, 0.01)}}, r"saved 0\.001, expected \[0\.001, 0\.01\]"),
+            ({"num_seeds": 2}, "num_seeds=1, the command says 2"),
+            (
+                {"swept": {"inner_lr": (0.001, 0.01)}},
+                r"inner_lr=0\.001, the command says 0\.001,0\.01",
+            ),
         ):
             with pytest.raises(runner.RunError, match=match):
                 runner.run(sinusoid.EXPERIMENT, workdir, sinusoid.Config(**SMALL), **options)
@@ -186,13 +206,13 @@ class TestNumberSettings:
     def test_float64_and_another_generator_are_other_runs(self, workdir):
         unfinished(workdir)
         with jax.enable_x64(True):
-            assert_refused(workdir, "JAX_ENABLE_X64: saved False, expected True")
+            assert_refused(workdir, "JAX_ENABLE_X64=False, this process has True")
         with jax.default_prng_impl("rbg"):
-            assert_refused(workdir, "JAX_DEFAULT_PRNG_IMPL: saved 'threefry2x32', expected 'rbg'")
+            assert_refused(workdir, "JAX_DEFAULT_PRNG_IMPL=threefry2x32, this process has rbg")
             with pytest.raises(runner.RunError, match="JAX_DEFAULT_PRNG_IMPL"):
                 runner.load(sinusoid.EXPERIMENT, workdir)
         with jax.default_matmul_precision("highest"):
-            assert_refused(workdir, "JAX_DEFAULT_MATMUL_PRECISION: saved None, expected 'highest'")
+            assert_refused(workdir, "JAX_DEFAULT_MATMUL_PRECISION=None, this process has highest")
 
     def test_the_default_values_are_those_of_jax(self):
         assert identity.numbers_of({}) == identity.NUMBERS
@@ -397,7 +417,7 @@ class TestReadOnly:
         assert go(locked) == json.loads((trained / "results.json").read_text())
         assert "is done; its results" in capsys.readouterr().out
         assert tree(locked) == before
-        with pytest.raises(runner.RunError, match="seed: saved 0, expected 2"):
+        with pytest.raises(runner.RunError, match="seed=0, the command says 2"):
             go(locked, seed=2)
 
     def test_an_unfinished_run_reports_why_it_cannot_resume(self, locked):

@@ -380,11 +380,35 @@ def test_training_on_a_folder_of_photographs(photographs, tmp_path, capsys):
     assert stored["eval_queries"] == [1]  # as in training
 
 
-def test_a_folder_that_is_too_small_names_the_flags(photographs):
-    with pytest.raises(ConfigError, match=r"an episode takes 5 examples .*0 \(4\).*--num_shots"):
-        data.load(images.Config(**{**FOLDER, "num_shots": 4}))
-    with pytest.raises(ConfigError, match="4-way episodes need 4 or more"):
-        data.load(images.Config(**{**FOLDER, "num_ways": 4}))
+@pytest.mark.parametrize(
+    ("asked", "problem", "advice", "suggested"),
+    [
+        (
+            {"num_shots": 4},
+            r"takes 5 examples .*0 \(4\)",
+            "For 4 images a class: --num_shots=2",
+            {"num_shots": 2},
+        ),
+        (
+            {"train_queries": 15},
+            "'train': an episode takes 16 .*'test': an episode takes 16",
+            "For 4 images a class: --train_queries=3 --set=eval_queries=3",
+            {"train_queries": 3, "eval_queries": (3,)},
+        ),
+        (
+            {"num_ways": 4},
+            "'val' has 3 classes .*; 4-way episodes need 4 or more",
+            "For 3 classes a split: --num_ways=3 ",
+            {"num_ways": 3},
+        ),
+    ],
+)
+def test_a_folder_that_is_too_small_names_flags_that_work(
+    photographs, asked, problem, advice, suggested
+):
+    with pytest.raises(ConfigError, match=rf"{problem}.*\. {advice}"):
+        data.load(images.Config(**{**FOLDER, **asked}))
+    data.load(images.Config(**{**FOLDER, **asked, **suggested}))
 
 
 @pytest.mark.parametrize(("side", "expected"), [(12, 16), (50, 50), (300, 84)])

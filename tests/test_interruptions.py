@@ -109,6 +109,7 @@ def test_asked_to_stop(undisturbed, tmp_path, number, code):
     process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, err
+    assert "stopping after this dispatch; Ctrl-C again stops at once" in err
     assert "saved. The same command continues from there" in err
     assert "Traceback" not in err
     # The checkpoint is of the last step: nothing is computed twice.

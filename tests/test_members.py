@@ -162,7 +162,7 @@ def test_a_repeated_command_reports_that_the_run_is_done(finished, capsys):
 
 def test_other_members_are_another_run_and_modes_need_one_member(finished):
     workdir, *_ = finished
-    with pytest.raises(runner.RunError, match=r"inner_lr: saved \[0\.1, 0\.3\], expected 0\.1"):
+    with pytest.raises(runner.RunError, match=r"inner_lr=0\.1,0\.3, the command says 0\.1"):
         go(workdir, num_seeds=2)
     with pytest.raises(runner.RunError, match=r"several members; name one.*seed=0,inner_lr=0\.1"):
         runner.load(toy.EXPERIMENT, workdir)

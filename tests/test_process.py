@@ -1,7 +1,9 @@
 """The process of a run: compile time, the CPU's devices and threads, and memory."""
 
+import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -69,6 +71,26 @@ def test_an_evaluation_is_reported_while_it_compiles(timer):
     assert re.fullmatch(r"  evaluating: \d+ s, 0 s of them compiling", lines[1])
     time.sleep(0.05)
     assert len(lines) == count
+
+
+def test_the_first_signal_is_acknowledged_and_the_second_stops_at_once(capfd):
+    with process.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        assert "stopping after this dispatch; Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_pace_of_progress_excludes_compiling(monkeypatch):
+    now = iter([0.0, 100.0, 100.0, 112.0])  # 100 s of compiling and a dispatch of 2 s
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    stream = io.StringIO()
+    progress = logbook.Progress("maml", 100, 0, stream)
+    progress.advance(10, 2.0, loss=1.0)
+    assert re.search(r"10/100 meta-steps  loss 1  5\S* meta-steps/s  18 s left", stream.getvalue())
+    progress.advance(60, 12.0, loss=0.5)
+    assert re.search(r"70/100 .* 5\S* meta-steps/s  6 s left", stream.getvalue())
 
 
 @pytest.mark.parametrize(

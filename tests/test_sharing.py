@@ -260,7 +260,7 @@ def test_a_mode_reads_the_model_files_alone(written):
     assert set(run.params) == set(SETTINGS.methods)
     assert (run.settings, run.rows, run.states) == (SETTINGS, (), {})
     edit(written, seed=3)
-    with pytest.raises(RunError, match=r"maml\.json is of another run \(seed: saved 3, expected 0"):
+    with pytest.raises(RunError, match=r"maml\.json is of another run: it has seed=3, config"):
         finished.load_params(sinusoid.EXPERIMENT, written.parent.parent)
 
 

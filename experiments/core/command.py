@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
 from maml_jax import NonFiniteError
 
 from .. import show_invocation
-from . import compilation, distributed, places, runner, settings_flags, streams
+from . import compilation, distributed, places, runner, settings_flags, streams, usage
 from . import config as config_lib
 from .checkpoints import CheckpointError
 from .config import ConfigError
@@ -45,17 +45,21 @@ def main(experiment: Experiment) -> None:
     try:
         settings_flags.check_names(experiment.config, sys.argv[1:])
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    app.run(lambda argv: sys.exit(_command(experiment, argv)))
+        usage.fail(str(error))
+    groups = (usage.RUN, usage.SETTINGS, *map(_mode_group, experiment.mode_flags), usage.HOSTS)
+    usage.run(lambda argv: sys.exit(_command(experiment, argv)), groups)
+
+
+def _mode_group(mode: str) -> str:
+    return f"--mode={mode}"
 
 
 def _define_flags(experiment: Experiment) -> None:
-    module = sys.argv[0]
+    module = usage.RUN
     presets, modes = ", ".join(experiment.presets), ", ".join(("train", *experiment.modes))
 
-    def text(name: str, default: Any, help_text: str) -> None:
-        flags.DEFINE_string(name, default, help_text, module_name=module)
+    def text(name: str, default: Any, help_text: str, shown: bool = True) -> None:
+        flags.DEFINE_string(name, default, help_text if shown else usage.HIDDEN, module_name=module)
 
     text(
         "workdir",
@@ -73,7 +77,7 @@ def _define_flags(experiment: Experiment) -> None:
         1,
         module_name=module,
     )
-    text("mode", "train", f"What to do: {modes}.")
+    text("mode", "train", f"What to do: {modes}.", shown=bool(experiment.modes))
     flags.DEFINE_float(
         "checkpoint_every_s",
         30.0,
@@ -85,6 +89,7 @@ def _define_flags(experiment: Experiment) -> None:
         "data_dir",
         None,
         "Folder of data sets. Default: $MAML_JAX_DATA, else maml_jax in the user's data folder.",
+        shown=experiment.reads_data,
     )
     text(
         "cache_dir",
@@ -109,12 +114,12 @@ def _define_flags(experiment: Experiment) -> None:
         f"$JAX_COMPILATION_CACHE_DIR, else a folder of at most {compilation.MAX_BYTES >> 20} MiB "
         "in --cache_dir.",
     )
-    _define_process_flags(module)
-    for mode_flags in experiment.mode_flags.values():
+    _define_process_flags(usage.HOSTS)
+    for mode, mode_flags in experiment.mode_flags.items():
         for name, default, help_text in mode_flags:
             define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
-            define(name, default, help_text, module_name=module)
-    settings_flags.define_flags(experiment.config, experiment.presets, module)
+            define(name, default, help_text, module_name=_mode_group(mode))
+    settings_flags.define_flags(experiment.config, experiment.presets, usage.SETTINGS)
 
 
 def _define_process_flags(module: str) -> None:
@@ -152,7 +157,7 @@ def _command(experiment: Experiment, argv: list[str]) -> int:
         absl_logging.set_verbosity(absl_logging.ERROR)
     given = devices_given()
     if values.cpu_devices and given not in (None, values.cpu_devices):
-        raise app.UsageError(
+        usage.fail(
             f"--cpu_devices={values.cpu_devices}, but XLA_FLAGS or JAX_NUM_CPU_DEVICES sets "
             f"{given}."
         )
@@ -237,9 +242,16 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
             flag = f"{kind}_dir"
             os.environ[name] = str(places.expanded(values[flag].value, f"--{flag}"))
     overrides, swept = settings_flags.overrides_from_flags(experiment.config, values)
-    if values.mode in experiment.modes:
-        overrides, swept = {}, None  # modes read the settings of the run
-        ignored = settings_flags.given_flags(experiment.config, values)
+    if values.mode in experiment.modes:  # they read the other settings of the run
+        used = experiment.mode_settings.get(values.mode, ())
+        for name in used:
+            if name in swept:
+                raise ConfigError(
+                    f"--{name} takes one value with --mode={values.mode}; received "
+                    f"{','.join(map(str, swept[name]))}."
+                )
+        overrides, swept = {name: overrides[name] for name in used if name in overrides}, None
+        ignored = settings_flags.given_flags(experiment.config, values, used)
         if ignored:
             print(
                 f"note: --mode={values.mode} uses the settings of the run; ignored: "
@@ -260,7 +272,7 @@ def _carry_out(experiment: Experiment, argv: list[str], values: flags.FlagValues
         limit_memory()
         arguments = {name: values[name].value for name, _, _ in experiment.mode_flags[values.mode]}
         run = runner.load_params(experiment, workdir)
-        experiment.modes[values.mode](run, **arguments)
+        experiment.modes[values.mode](run, **arguments, **overrides)
         return
     if values.mode != "train":
         allowed = ", ".join(("train", *experiment.modes))

@@ -76,7 +76,7 @@ def load(experiment: Experiment, workdir: Path) -> FinishedRun:
     for stage in experiment.stages(settings):
         store = Checkpoints(workdir / "checkpoints" / stage.name)
         start = lambda stage=stage: members.begin(stage, everyone)  # noqa: E731
-        fits = check_info(identity, stage.name)
+        fits = check_info(identity, stage.name, "config.json says")
         restored = store.restore(start, warn=warn, read_only=True, check=fits)
         store.close()
         step = restored.step if restored else 0
@@ -116,9 +116,9 @@ def load_params(experiment: Experiment, workdir: Path) -> FinishedRun:
     params = {}
     for path in paths:
         model = load_model(path, experiment)
-        changed = differences(model.record, identity)
+        changed = differences(model.record, identity, "config.json says")
         if changed:
-            raise RunError(f"{path} is of another run ({'; '.join(changed)}). Remove it.")
+            raise RunError(f"{path} is of another run: it has {'; '.join(changed)}. Remove it.")
         params[model.record["method"]] = model.params
     directory, rows = _output_directory(workdir), _rows(workdir)
     return FinishedRun(directory, settings, identity["seed"], params, rows)
@@ -153,7 +153,7 @@ def _read_run(experiment: Experiment, workdir: Path) -> tuple[dict[str, Any], An
         raise RunError(f"{workdir} holds a run of several members; name one{example}.")
     settings = read_settings(experiment, path, values)
     asked = identity_of(experiment.name, identity["preset"], identity["seed"], settings)
-    check_same(workdir, asked)
+    check_same(workdir, asked, "config.json says")
     return asked, settings
 
 

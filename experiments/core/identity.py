@@ -40,6 +40,7 @@ OLDER = (
     "Use that version (0.1.0; results.json, if it exists, names its commit), or another --workdir. "
     f"`{invocation('report')}` still shows its results."
 )
+CUSTOM = "custom"  # the preset of runs that Python code starts
 MAX_SEED = 999_999  # larger seeds are those of test and validation tasks
 _REBUILD = "Remove it or repair it: the command of the run writes it again."
 
@@ -80,10 +81,17 @@ def identity_of(
     }
 
 
-def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Lists the settings in which two runs differ, as "NAME: saved VALUE, expected VALUE".
+def differences(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], asking: str = "the command says"
+) -> list[str]:
+    """Lists the settings in which two runs differ, as "NAME=SAVED, the command says ASKED".
 
     The presets may differ.
+
+    Args:
+        saved: the identity that a file records.
+        asked: the identity of the requested run.
+        asking: where the requested settings come from, with a verb.
     """
     missing = object()
     parts = [
@@ -100,14 +108,19 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
         for key in dict.fromkeys([*ours, *theirs])
     ]
 
-    def shown(value: Any) -> str:
-        return "no such setting" if value is missing else repr(value)
+    def described(key: str, theirs: Any, ours: Any) -> str:
+        name, verb = key, asking
+        if key in NUMBERS:
+            name, verb = key.upper(), "this process has"
+        has = f"no {name}" if theirs is missing else f"{name}={_shown(theirs)}"
+        return f"{has}, {verb} {'nothing' if ours is missing else _shown(ours)}"
 
-    return [
-        f"{key.upper() if key in NUMBERS else key}: saved {shown(theirs)}, expected {shown(ours)}"
-        for key, theirs, ours in pairs
-        if theirs != ours
-    ]
+    return [described(*pair) for pair in pairs if pair[1] != pair[2]]
+
+
+def _shown(value: Any) -> str:
+    """Formats a setting as its flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def numbers_of(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,8 +182,10 @@ def claim(workdir: Path, asked: Mapping[str, Any], write: bool = True) -> None:
         print(f"warning: {path} was missing; it is restored from {source}.", file=sys.stderr)
 
 
-def check_same(workdir: Path, asked: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Checks that every file that records a run records this one.
+def check_same(
+    workdir: Path, asked: Mapping[str, Any], asking: str = "the command says"
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Checks that every file that records a run records this one; `asking` as in `differences`.
 
     Returns:
         The files, each with the identity in it.
@@ -181,30 +196,43 @@ def check_same(workdir: Path, asked: Mapping[str, Any]) -> list[tuple[Path, dict
     """
     records = list(_records(workdir))
     for source, saved in records:
-        problem = misfit(saved, asked)
+        problem = misfit(saved, asked, asking)
         if problem:
             what = f"{workdir} holds" if source.name == "config.json" else f"{source} is of"
+            if problem != OLDER and (workdir / "results.json").exists():
+                problem += f" `{invocation('report')} {workdir}` shows its results."
             raise RunError(f"{what} {problem}")
     return records
 
 
-def misfit(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+def misfit(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], asking: str = "the command says"
+) -> str | None:
     """Describes the differences of two runs and a remedy, after "X is of"; None if equal."""
     if saved.get("format") != FORMAT:
         return OLDER
-    changed = differences(saved, asked)
+    if saved["experiment"] != asked["experiment"]:
+        return (
+            f"a run of {saved['experiment']}, not of {asked['experiment']}. Nothing was changed. "
+            "Use another --workdir."
+        )
+    changed = differences(saved, asked, asking)
     if not changed:
         return None
     same = "flags"
     if any(name.upper() in text for text in changed for name in NUMBERS):
         same = "settings of JAX (environment variables)"
+    elif CUSTOM not in (saved["preset"], asked["preset"]) and saved["preset"] != asked["preset"]:
+        same = f"flags (the run began with --preset={saved['preset']})"
     return (
-        f"a run with another configuration ({'; '.join(changed)}). Nothing was changed. "
+        f"a run with another configuration: the run has {'; '.join(changed)}. Nothing was changed. "
         f"Use another --workdir, or the same {same} to continue the saved run."
     )
 
 
-def check_info(asked: Mapping[str, Any], stage: str) -> Callable[[Mapping[str, Any]], str | None]:
+def check_info(
+    asked: Mapping[str, Any], stage: str, asking: str = "the command says"
+) -> Callable[[Mapping[str, Any]], str | None]:
     """Makes the check of a checkpoint's information for a stage of a run.
 
     The check describes another run or stage, and returns None for this one.
@@ -218,7 +246,7 @@ def check_info(asked: Mapping[str, Any], stage: str) -> Callable[[Mapping[str, A
                 f"stage {info['stage']!r} where that of stage {stage!r} is expected. "
                 "Nothing was changed. Restore the name of its folder."
             )
-        return misfit(info["run"], asked)
+        return misfit(info["run"], asked, asking)
 
     return check
 

@@ -76,8 +76,8 @@ class Progress:
     def __init__(self, stage: str, total: int, start: int, stream: TextIO | None = None):
         self._stream = sys.stderr if stream is None else stream
         self._stage, self._total, self._done = stage, total, start
-        self._started_at, self._first = time.monotonic(), start
-        self._last_line = self._started_at
+        self._started_at: float | None = None
+        self._first, self._last_line = start, time.monotonic()
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm(
@@ -90,9 +90,19 @@ class Progress:
                 dynamic_ncols=True,
             )
 
-    def advance(self, steps: int, **shown: float) -> None:
-        """Adds meta-steps and shows the latest metrics."""
+    def advance(self, steps: int, took_s: float, **shown: float) -> None:
+        """Adds meta-steps and shows the latest metrics.
+
+        Args:
+            steps: meta-steps of a dispatch.
+            took_s: seconds of the dispatch, without compiling.
+            shown: metrics by name.
+        """
         self._done += steps
+        if self._started_at is None:  # the clock excludes compiling, which precedes the dispatch
+            self._started_at = time.monotonic() - took_s
+            if self._bar is not None:
+                self._bar.start_t = self._bar.last_print_t = self._bar._time() - took_s
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)

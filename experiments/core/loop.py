@@ -130,7 +130,7 @@ class Loop:
             number += 1
             pace = {"meta_steps_per_s": count / max(running, 1e-9)}
             logbook.write(stage.name, state.step, {**summary, **pace})
-            progress.advance(count, **{name: summary[name] for name in stage.shown})
+            progress.advance(count, running, **{name: summary[name] for name in stage.shown})
             due = time.monotonic() - saved_at >= self.checkpoint_every_s
             due, stopping = distributed.any_of(distributed.is_first() and due, bool(stop.signal))
             if due or state.step == stage.num_meta_steps or stopping:

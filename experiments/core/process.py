@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -19,6 +20,10 @@ from .config import ConfigError
 # XLA has --xla_cpu_experimental_ynn_fusion_type from the first of these versions of jaxlib to
 # before the second: it is in the binaries of 0.10.0 to 0.11.2.
 HAS_YNN_FLAG = ((0, 10), (0, 11, 3))
+STOPPING = (
+    "\nstopping after this dispatch; Ctrl-C again stops at once (continues from the last "
+    "checkpoint)\n"
+)
 
 
 def num_cores() -> int:
@@ -227,6 +232,8 @@ class StopRequest:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
+        with contextlib.suppress(OSError):  # `print` may not be called in a handler
+            os.write(2, STOPPING.encode())
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():

@@ -21,6 +21,7 @@ from .environment import environment
 from .finished import FinishedRun, alone, load, load_params
 from .handout import Trained, hand_out
 from .identity import (
+    CUSTOM,
     RunError,
     check_info,
     check_same,
@@ -42,7 +43,7 @@ def run(
     workdir: Path,
     settings: Any,
     *,
-    preset: str = "custom",
+    preset: str = CUSTOM,
     seed: int = 0,
     num_seeds: int = 1,
     swept: members.Swept | None = None,

@@ -12,6 +12,8 @@ from absl import flags
 
 from .config import ConfigError, describe_range, field_kind, public_fields
 
+ITEMS = {int: "whole numbers", float: "numbers", str: "names"}  # of a list, in an error
+
 
 def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], module: str) -> None:
     """Defines the flags of a configuration, which `--help` lists under `module`."""
@@ -46,14 +48,21 @@ def define_flags(config_class: type, presets: Mapping[str, Mapping[str, Any]], m
         else:
             flags.DEFINE_string(field.name, default, text, module_name=module)
 
-    rest = [f.name for f in dataclasses.fields(config_class) if f.metadata.get("internal")]
+    rest = [f for f in dataclasses.fields(config_class) if f.metadata.get("internal")]
+    names = "".join(f"\n  {_described(field)}" for field in rest)
     flags.DEFINE_multi_string(
         "set",
         [],
-        "Changes a setting that has no flag, as NAME=VALUE; the default is rarely wrong. "
-        f"Names: {', '.join(rest)}",
+        "Changes a setting that has no flag, as NAME=VALUE; the default is rarely wrong. May be "
+        f"given several times. Names, with defaults:{names}",
         module_name=module,
     )
+
+
+def _described(field: dataclasses.Field[Any]) -> str:
+    """Describes an internal setting in a line: name, default and meaning."""
+    default = "" if field.default in (None, ()) else f"={_shown(field.default)}"
+    return f"{field.name}{default}: {field.metadata['help']}"
 
 
 def check_names(config_class: type, arguments: Sequence[str]) -> None:
@@ -70,6 +79,8 @@ def check_names(config_class: type, arguments: Sequence[str]) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -111,12 +122,17 @@ def overrides_from_flags(
     return given, swept
 
 
-def given_flags(config_class: type, values: flags.FlagValues) -> list[str]:
-    """Lists the flags on the command line that choose a run's settings: `--NAME`, `--set=NAME`."""
+def given_flags(
+    config_class: type, values: flags.FlagValues, used: Sequence[str] = ()
+) -> list[str]:
+    """Lists the flags on the command line that choose a run's settings: `--NAME`, `--set=NAME`.
+
+    Those `used` by a mode are left out.
+    """
     names = ("preset", "seed", "num_seeds", *(field.name for field in public_fields(config_class)))
     internal = [text.partition("=")[0] for text in values["set"].value]
     return [
-        *(f"--{name}" for name in names if values[name].present),
+        *(f"--{name}" for name in names if values[name].present and name not in used),
         *(f"--set={name}" for name in internal),
     ]
 
@@ -140,9 +156,8 @@ def _parse_setting(config_class: type, hints: Mapping[str, Any], text: str) -> t
     try:
         return name, kind(value)
     except ValueError:
-        raise ConfigError(
-            f"--set={name} must be of type {kind.__name__}; received {value!r}."
-        ) from None
+        expected = {int: "an integer", float: "a number"}.get(kind, kind.__name__)
+        raise ConfigError(f"--set={name} must be {expected}; received {value!r}.") from None
 
 
 def _parse_list(flag: str, parts: list[str], item: Any) -> tuple[Any, ...]:
@@ -150,8 +165,7 @@ def _parse_list(flag: str, parts: list[str], item: Any) -> tuple[Any, ...]:
         return tuple(item(part) for part in parts)
     except ValueError:
         raise ConfigError(
-            f"{flag} must be a list of {item.__name__} separated by commas; "
-            f"received {','.join(parts)!r}."
+            f"{flag} must be {ITEMS[item]} separated by commas; received {','.join(parts)!r}."
         ) from None
 
 

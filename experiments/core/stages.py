@@ -131,6 +131,9 @@ class Experiment:
             the names of the training classes. None writes no model files.
         modes: further modes, `mode(run: FinishedRun, **arguments)`, by name.
         mode_flags: the flags of each further mode: name, default and help.
+        mode_settings: the settings that each further mode takes from the command line, as
+            arguments of these names. It uses the run's values of the others.
+        reads_data: whether it reads a data set from --data_dir.
         cpu_threads: XLA's threads on a CPU; None for one a core. Programs of many kernels of
             microseconds each are faster with one.
         cpu_devices: `cpu_devices(config, num_members, cores)`, the number of JAX devices that a CPU
@@ -150,6 +153,8 @@ class Experiment:
     mode_flags: Mapping[str, tuple[tuple[str, Any, str], ...]] = dataclasses.field(
         default_factory=dict
     )
+    mode_settings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    reads_data: bool = False
     cpu_threads: int | None = None
     cpu_devices: Callable[[Any, int, int], int] | None = None
     small_kernels: bool = False

@@ -47,6 +47,8 @@ def images_experiment(
         blueprint=make_blueprint,
         modes={"adapt": adapt.adapt_to_images},
         mode_flags={"adapt": adapt.FLAGS},
+        mode_settings={"adapt": ("inner_lr",)},
+        reads_data=True,
         cpu_threads=1,
         cpu_devices=device_per_core,
     )

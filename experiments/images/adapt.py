@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,9 @@ from .figure import contact_sheet
 from .network import make_network
 
 FLAGS = (
-    ("support", "", "With --mode=adapt: folder with a folder of labelled images for each class."),
-    ("classify", "", "With --mode=adapt: folder of images to classify."),
-    ("adapt_steps", 10, "With --mode=adapt: gradient steps."),
+    ("support", "", "Folder with a folder of labelled images for each class."),
+    ("classify", "", "Folder of images to classify."),
+    ("adapt_steps", 10, "Gradient steps."),
 )
 CLOSEST = (
     "one_query",
@@ -36,7 +37,9 @@ CLOSEST = (
 )  # protocols, the closest to ours first
 
 
-def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> None:
+def adapt_to_images(
+    run: Any, support: str, classify: str, adapt_steps: int, inner_lr: float | None = None
+) -> None:
     """Adapts to labelled images and classifies others.
 
     Each image is classified alone: batch statistics are those of the support and that image.
@@ -48,11 +51,14 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
         support: folder with a folder of labelled images for each class.
         classify: folder of images to classify.
         adapt_steps: gradient steps.
+        inner_lr: alpha; by default that of the run.
 
     Raises:
         ConfigError: a folder is unusable or does not have N classes, or the run trained no MAML.
     """
     config = run.settings
+    if inner_lr is not None:
+        config = dataclasses.replace(config, inner_lr=inner_lr)
     if config.maml_name not in run.params:
         raise ConfigError("the run trained no MAML model (--methods) to adapt.")
     if not support or not classify:
@@ -88,7 +94,8 @@ def adapt_to_images(run: Any, support: str, classify: str, adapt_steps: int) -> 
         f"adapted to {len(labels)} images of {len(names)} classes in {adapt_steps} steps, "
         f"classified {len(files)} images\npredictions: {table}\ncontact sheet: {sheet}"
     )
-    print(expected_accuracy(config, run.rows, adapt_steps), end="")
+    if inner_lr is None:
+        print(expected_accuracy(config, run.rows, adapt_steps), end="")
 
 
 def expected_accuracy(config: Config, rows: Sequence[Mapping[str, Any]], steps: int) -> str:

@@ -107,18 +107,42 @@ def _check(config: Any, splits: dict[str, Any]) -> None:
         "val": 2 * config.num_shots,
         "test": config.num_shots + max(q or config.num_shots for q in config.eval_queries),
     }
+    needed = {name: count for name, count in needed.items() if name in splits}
     turns = 4 if config.rotations == "classes" else 1
-    try:
-        datasets.check_episodes(
-            splits,
-            -(-config.num_ways // turns),
-            {name: count for name, count in needed.items() if name in splits},
-        )
-    except datasets.DataError as error:
-        raise ConfigError(
-            f"{error} See --num_ways, --num_shots, --train_queries, and in the test "
-            "--set=eval_queries=N; for classes split at random, --set=split_fractions=A,B,C."
-        ) from None
+    problems, classes, images = datasets.images.episode_problems(
+        splits, -(-config.num_ways // turns), needed
+    )
+    if problems:
+        advice = _advice(config, classes * turns, images)
+        raise ConfigError(printable(f"{'; '.join(problems)}. {advice}", 4_000))
+
+
+def _advice(config: Any, classes: int, images: int) -> str:
+    """Suggests flags with which episodes fit.
+
+    Args:
+        config: of the run.
+        classes: the fewest of a split.
+        images: the fewest of a class.
+    """
+    if classes < 2 or images < 2:
+        return "Episodes need 2 or more classes in each split, and 2 or more images of a class."
+    few_classes, shots = classes < config.num_ways, min(config.num_shots, images // 2)
+    of_images = []
+    if shots < config.num_shots:
+        of_images.append(f"--num_shots={shots}")
+    if shots + config.train_queries > images:
+        of_images.append(f"--train_queries={images - shots}")
+    if shots + max(q or shots for q in config.eval_queries) > images:
+        of_images.append(f"--set=eval_queries={images - shots}")
+    what = [f"{images} images a class"] if of_images else []
+    flags = of_images
+    if few_classes:
+        what, flags = [f"{classes} classes a split", *what], [f"--num_ways={classes}", *flags]
+    text = f"For {' and '.join(what)}: {' '.join(flags)}"
+    if config.dataset == "folder" and few_classes:
+        text += " (--set=split_fractions=A,B,C changes the shares of classes split at random)"
+    return text
 
 
 def _describe(config: Any, splits: dict[str, Any]) -> None:

@@ -32,14 +32,13 @@ FLAGS = (
     (
         "film_goal",
         "",
-        "With --mode=render: the goal, metres a second for a velocity, -1 or 1 for a direction. "
+        "The goal, metres a second for a velocity, -1 or 1 for a direction. "
         "Default: an example of the task.",
     ),
     (
         "film_updates",
         "0,1,3",
-        "With --mode=render: numbers of gradient steps to show side by side; 0 is before "
-        "adaptation.",
+        "Numbers of gradient steps to show side by side; 0 is before adaptation.",
     ),
 )
 

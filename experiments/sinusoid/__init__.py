@@ -18,15 +18,21 @@ from .evaluation import evaluate
 from .stages import make_problem, make_stages
 
 
-def adapt_to_points(run: Any, support: str, predict_at: str, adapt_steps: int) -> None:
-    """Adapts a run's MAML model to a user's points; see `user_points.adapt_to_points`."""
+def adapt_to_points(
+    run: Any, support: str, predict_at: str, adapt_steps: int, inner_lr: float | None = None
+) -> None:
+    """Adapts a run's MAML model to a user's points; see `user_points.adapt_to_points`.
+
+    `inner_lr` is by default that of the run.
+    """
     name = next((m for m in ADAPTED if m in run.params), None)
     if name is None:
         raise user_points.PointsError("the run trained no MAML model (--methods) to adapt.")
     config = run.settings
     network, params = make_network(config), run.params[name]
+    inner_lr = config.inner_lr if inner_lr is None else inner_lr
     user_points.adapt_to_points(
-        network, params, config.inner_lr, adapt_steps, support, predict_at, run.workdir
+        network, params, inner_lr, adapt_steps, support, predict_at, run.workdir
     )
 
 
@@ -87,15 +93,16 @@ EXPERIMENT = Experiment(
     modes={"adapt": adapt_to_points},
     mode_flags={
         "adapt": (
-            ("support", "", "With --mode=adapt: CSV file with columns x,y to adapt to."),
+            ("support", "", "CSV file with columns x,y to adapt to."),
             (
                 "predict_at",
                 "",
-                "With --mode=adapt: CSV file with a column x to predict at. Default: an even grid.",
+                "CSV file with a column x to predict at. Default: an even grid.",
             ),
-            ("adapt_steps", 10, "With --mode=adapt: gradient steps."),
+            ("adapt_steps", 10, "Gradient steps."),
         )
     },
+    mode_settings={"adapt": ("inner_lr",)},
     cpu_threads=1,
     cpu_devices=cpu_devices,
 )

@@ -15,6 +15,7 @@ import importlib.util
 import io
 import logging
 import shutil
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ with contextlib.suppress(ImportError):
 
 File = tuple[str, str, bytes]  # class, name of the example, content
 PACKAGES = ("tensorflow_datasets", "array_record")
+LONG_S = 5.0  # of decoding, for a warning that it is repeated
 MOST_BROKEN = 5  # broken files that an error names
 NAME, FORMAT = "image_classes", "1.1.0"  # of the cache
 TIMEOUT_S = 30.0  # of a download, without an answer
@@ -58,8 +60,8 @@ def load(source: Source, reading: Reading, cache_dir: str | Path) -> dict[str, I
     """Loads the splits of a source, from the cache where it holds them.
 
     If the cache is damaged, this warns, keeps the damaged folder under another name, and deletes it
-    once a new cache is complete. Without the packages of the extra `data` this warns and decodes
-    the source's files on each call.
+    once a new cache is complete. Without the packages of the extra `data` this decodes the source's
+    files on each call, and warns if that takes more than `LONG_S` seconds.
 
     Raises:
         DataError: the source's content is invalid.
@@ -68,15 +70,19 @@ def load(source: Source, reading: Reading, cache_dir: str | Path) -> dict[str, I
     cache_dir = Path(cache_dir)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        note(
-            "decoded images are not cached, so every start decodes the files again. The cache "
-            f"needs {', '.join(missing)} (pip install 'maml-jax[data]')."
-        )
         splits = source.files(functools.partial(download, cache_dir / "downloads"))
-        return {
+        begun = time.monotonic()
+        images = {
             split: stack(decoded(files, reading), _where(source, split))
             for split, files in splits.items()
         }
+        took = time.monotonic() - begun
+        if took > LONG_S:
+            note(
+                f"decoding the images took {took:.0f} s, which each start repeats: they are not "
+                f"cached. The cache needs {', '.join(missing)} (pip install 'maml-jax[data]')."
+            )
+        return images
     folder = cache_dir / NAME / _config_name(source, reading) / FORMAT
     damaged = folder.with_name(f"{FORMAT}.damaged")
     if folder.exists():

@@ -196,20 +196,44 @@ def check_episodes(
         ...
         maml_jax.classification.datasets.messages.DataError: split 'train' has 3 classes ...
     """
+    problems, fewest_classes, fewest_examples = episode_problems(splits, num_ways, needed)
+    if not problems:
+        return
+    advice = []
+    if fewest_classes < num_ways:
+        advice.append(f"num_ways={fewest_classes} or less")
+    if fewest_examples < max(needed.values()):
+        advice.append(f"num_shots and num_queries that add up to {fewest_examples} or less")
+    raise DataError(f"{'; '.join(problems)}. Use {', and '.join(advice)}; or add images.")
+
+
+def episode_problems(
+    splits: Mapping[str, ImageClasses], num_ways: int, needed: Mapping[str, int]
+) -> tuple[list[str], int, int]:
+    """Describes what each split lacks for episodes; arguments as of `check_episodes`.
+
+    Returns:
+        The descriptions, and the fewest classes of a split and examples of a class.
+    """
+    problems = []
     for split, per_class in needed.items():
         classes = splits[split]
         if len(classes.names) < num_ways:
-            raise DataError(
-                f"split {split!r} has {len(classes.names)} classes ({listed(classes.names)}); "
-                f"{num_ways}-way episodes need {num_ways} or more."
+            problems.append(
+                f"split {split!r} has {len(classes.names)} classes "
+                f"({listed(sorted(classes.names))}); {num_ways}-way episodes need {num_ways} or "
+                "more"
             )
-        few = [
-            f"{name} ({count})"
-            for name, count in zip(classes.names, classes.counts, strict=True)
-            if count < per_class
-        ]
+        counts = zip(classes.names, classes.counts, strict=True)
+        few = [f"{name} ({count})" for name, count in sorted(counts) if count < per_class]
         if few:
-            raise DataError(
-                f"an episode takes {per_class} examples of a class (shots and queries); split "
-                f"{split!r} has classes with fewer: {listed(few)}."
+            problems.append(
+                f"split {split!r}: an episode takes {per_class} examples of a class (shots and "
+                f"queries), and these have fewer: {listed(few)}"
             )
+    chosen = [splits[split] for split in needed]
+    return (
+        problems,
+        min((len(classes.names) for classes in chosen), default=num_ways),
+        min((int(count) for classes in chosen for count in classes.counts), default=0),
+    )
