@@ -8,8 +8,8 @@ RUNS   ?= runs
 PEERS  := .venv-peers
 PEER_TESTS ?= not slow
 NEWEST := .venv-newest
-CORE_TESTS := $(addprefix tests/test_,maml.py meta_gradient.py derivative_rules.py training.py \
-  over_members.py evaluation.py memory.py nonfinite.py bad_input.py contract.py)
+CORE_TESTS := $(patsubst %,tests/test_%.py,maml meta_gradient derivative_rules training memory \
+  nonfinite evaluation)
 
 .PHONY: help demo test test-all test-peers test-newest lint types format bench bench-peers clean
 .DEFAULT_GOAL := help
