@@ -60,6 +60,7 @@ def written(tmp_path):
 
 def test_what_a_model_offers(written):
     model = load_model(written)
+    assert re.fullmatch(r"Model\(sinusoid, maml, [\d,]+ parameters\)", repr(model))
     assert model.settings == SETTINGS
     assert (model.record["meta_step"], model.record["rows"][0]["mean"]) == (7, 1.5)
     once, twice = model.adapt(POINTS), model.adapt(POINTS, 2, 0.1)

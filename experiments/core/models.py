@@ -22,7 +22,7 @@ from .model_files import FOLDER, read_params, read_record
 from .stages import Blueprint, Experiment, experiment_named
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """A trained model, ready to adapt to new tasks.
 
@@ -37,6 +37,12 @@ class Model:
     blueprint: Blueprint
     settings: Any
     record: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """Names the model; the fields would fill pages."""
+        record, leaves = self.record, jax.tree.leaves(self.params)
+        size = sum(leaf.size for leaf in leaves)
+        return f"Model({record['experiment']}, {record['method']}, {size:,} parameters)"
 
     @property
     def network(self) -> Any:
