@@ -13,7 +13,10 @@ tolerance is that of float32, they use float64 or the fixture `full_precision`.
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 from jaxlib.version import __version_info__
 
@@ -52,6 +55,19 @@ PATIENCE_S = 3000
 # In this process, too, runs that are repeated, resumed or loaded compile the same programs.
 jax.config.update("jax_compilation_cache_dir", PROGRAMS)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def start_python(arguments, environment):
+    """Starts Python in the repository, with pipes for its output."""
+    root = Path(__file__).resolve().parents[1]
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=root,
+        env={**environment, "PYTHONPATH": str(root)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 import os
 import stat
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 import filelock
 import pytest
-from conftest import PATIENCE_S, QUICK
+from conftest import PATIENCE_S, QUICK, start_python
 
 from experiments.core import compilation, places
 
@@ -55,14 +53,7 @@ def start(cache, *arguments, **variables):
     # Compiled in XLA's quickest way, few programs take the 0.1 s from which they are kept.
     short = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.02"}
     environment |= {"MAML_JAX_CACHE": str(cache), "XLA_FLAGS": QUICK, **short, **variables}
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return start_python(arguments, environment)
 
 
 def finish(process):

@@ -5,15 +5,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import distributed_worker
 import numpy as np
 import pytest
-from conftest import PATIENCE_S, QUICK
+from conftest import PATIENCE_S, QUICK, start_python
 
 from experiments.core.logbook import read_metrics
 
@@ -38,14 +36,7 @@ def free_port():
 
 def launch(arguments, **variables):
     environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", **variables}
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return start_python(arguments, environment)
 
 
 IMAGE_FLAGS = [
